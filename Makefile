@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := $(if $(UNPINNED),,-c constraints.txt)
+
+.PHONY: demo test truth bench lint clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[test,dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## install and attack the bundled classifier
+	$(BIN)/robust attack
+
+test: $(VENV)/.installed-test  ## the default suite
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+truth: $(VENV)/.installed-test  ## checks against published facts (needs ROBUST_SHARED)
+	$(BIN)/python -m pytest -m truth -s
+
+bench: $(VENV)/.installed-test  ## speed side by side with a bare loop and with peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]'
+	$(BIN)/python benchmarks/attack_speed.py
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,46 @@
+"""FGSM: Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial examples" (ICLR 2015)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from robustbench_local.attacks.attack import Model, State, run
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.attacks.threat_model import ThreatModel
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM:
+    """One step of length eps from the image itself, along the steepest direction of the norm.
+
+    loss: "cross-entropy" or "margin".
+    """
+
+    name: ClassVar[str] = "fgsm"
+    steps: ClassVar[int] = 1
+    restarts: ClassVar[int] = 1
+    loss: str = "cross-entropy"
+
+    def __post_init__(self) -> None:
+        PGD(loss=self.loss)  # the same losses are allowed
+
+    def _single_step(self, threat_model: ThreatModel) -> PGD:
+        return PGD(steps=1, step_size=threat_model.eps, loss=self.loss, random_start=False)
+
+    def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State:
+        return self._single_step(threat_model).start(threat_model, images, labels, keys)
+
+    def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        return self._single_step(threat_model).step(model, threat_model, state)
+
+
+def fgsm(
+    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, loss: str = "cross-entropy"
+) -> Tensor:
+    """Adversarial images by one gradient step: of each image and its step, the one nearer to success.
+
+    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
+    labels: int64 [N]. Returns float [N, ...] in ball and box. Raises ValueError for an unknown loss.
+    """
+    return run(FGSM(loss=loss), classifier, threat_model, images, labels)

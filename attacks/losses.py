@@ -1,0 +1,32 @@
+"""What attacks climb: per-sample losses of logits, shared by all attacks.
+
+Every loss takes logits float [rows, classes] and classes int64 [rows] and gives float [rows]: the higher, the less the
+model believes in those classes. An untargeted attack climbs the loss of the labels, a targeted one descends the loss
+of its target.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def logit_margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """Logit of the class minus the highest other logit: positive exactly where the class is predicted."""
+    own = logits.gather(1, classes[:, None]).squeeze(1)
+    others = logits.scatter(1, classes[:, None], float("-inf")).amax(1)
+    return own - others
+
+
+def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """-log softmax(logits)[class] (Goodfellow et al., ICLR 2015; Madry et al., ICLR 2018)."""
+    return F.cross_entropy(logits, classes, reduction="none")
+
+
+def margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """Minus the logit margin (the f6 of Carlini and Wagner, S&P 2017): a gradient that softmax cannot saturate."""
+    return -logit_margin(logits, classes)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": cross_entropy, "margin": margin}

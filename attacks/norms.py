@@ -1,0 +1,144 @@
+"""What a norm knows: lengths, projections, steepest directions and random starts. Nothing else asks which norm it is.
+
+Shapes: images, points, perturbations and gradients are float32 [rows, ...] of any image rank; lengths are [rows].
+Units: pixels in the box, so `eps` is in the units of the images.
+"""
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from robustbench_local.attacks import randomness
+from torch import Tensor
+
+Box = tuple[float, float]
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """[rows] -> [rows, 1, 1, ...], ready to multiply `like`."""
+    return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def _longest(lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    """Lengths that can be divided by: zero becomes the smallest positive number."""
+    return lengths.clamp_min(torch.finfo(dtype).tiny)
+
+
+class Norm(ABC):
+    """One ℓp norm. Every method treats each row by itself."""
+
+    name: str
+
+    @abstractmethod
+    def distance(self, perturbation: Tensor) -> Tensor:
+        """Length of every row's perturbation, [rows]."""
+
+    @abstractmethod
+    def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
+        """Points inside the ball of radius eps around images and inside the box; those that are there already stay."""
+
+    @abstractmethod
+    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:
+        """The step of that length along which the loss rises fastest; 0 where the gradient is 0."""
+
+    @abstractmethod
+    def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
+        """A perturbation drawn uniformly from the ball, one for each key."""
+
+
+class Linf(Norm):
+    name = "linf"
+
+    def distance(self, perturbation: Tensor) -> Tensor:
+        return perturbation.flatten(1).abs().amax(1)
+
+    def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
+        return (images + (points - images).clamp(-eps, eps)).clamp(*box)
+
+    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:  # noqa: ARG002
+        return length * gradient.sign()
+
+    def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
+        return eps * (2 * randomness.uniform(keys, images.shape[1:]) - 1)
+
+
+class L2(Norm):
+    name = "l2"
+
+    def distance(self, perturbation: Tensor) -> Tensor:
+        return perturbation.flatten(1).norm(dim=1)
+
+    def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
+        """First onto the ball, then into the box: clipping moves every pixel towards its image, so it stays inside."""
+        perturbation = points - images
+        lengths = _longest(self.distance(perturbation), perturbation.dtype)
+        return (images + perturbation * per_row((eps / lengths).clamp(max=1), perturbation)).clamp(*box)
+
+    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:  # noqa: ARG002
+        # Scaled by the largest entry first: the square of a tiny gradient would vanish in float32.
+        scaled = gradient / per_row(_longest(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
+        return scaled * per_row(length / _longest(self.distance(scaled), gradient.dtype), gradient)
+
+    def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
+        shape = images.shape[1:]
+        direction = randomness.normal(keys, shape)
+        radius = eps * randomness.uniform(keys, (1,), draw=2 * math.prod(shape)).squeeze(1) ** (1 / math.prod(shape))
+        return direction * per_row(radius / _longest(self.distance(direction), direction.dtype), direction)
+
+
+class L1(Norm):
+    """Steps are sparse, as in Tramèr and Boneh, "Adversarial training and robustness for multiple perturbations"
+    (NeurIPS 2019): spread over at least a hundredth of the pixels, those with the largest gradients."""
+
+    name = "l1"
+    share = 0.01
+
+    def distance(self, perturbation: Tensor) -> Tensor:
+        return perturbation.flatten(1).abs().sum(1)
+
+    def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
+        """The nearest point of ball and box together (Croce and Hein, "Mind the box", ICML 2021).
+
+        It is sign(δ) · clip(|δ| - λ, 0, room) with the smallest λ >= 0 that keeps the length within eps. One after the
+        other would not do: what the box cuts off would be lost to the pixels that can still use it.
+        """
+        perturbation = (points - images).flatten(1)
+        sizes = perturbation.abs().double()
+        room = torch.where(perturbation > 0, box[1] - images.flatten(1), images.flatten(1) - box[0]).double()
+        # As λ falls, pixel i grows from λ = |δ_i| on and stops growing at λ = |δ_i| - room_i.
+        marks, order = torch.cat([sizes, sizes - room], dim=1).sort(dim=1, descending=True)
+        growing = torch.where(order < sizes.shape[1], 1.0, -1.0).double().cumsum(1)
+        steps = growing[:, :-1] * (marks[:, :-1] - marks[:, 1:])
+        lengths = torch.cat([torch.zeros_like(marks[:, :1]), steps.cumsum(1)], dim=1)
+        last = ((lengths <= eps).sum(1, keepdim=True) - 1).clamp_min(0)
+        slope = growing.gather(1, last).clamp_min(1)
+        threshold = (marks.gather(1, last) - (eps - lengths.gather(1, last)) / slope).clamp_min(0)
+        moved = torch.minimum((sizes - threshold).clamp_min(0), room).to(perturbation.dtype) * perturbation.sign()
+        return (images + moved.view_as(images)).clamp(*box)
+
+    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:
+        """Pixels in falling order of their gradients, each up to its share of the length or the edge of the box.
+
+        A pixel that is nearly at the edge would otherwise take its share of the step again and again and not move.
+        """
+        flat, places = gradient.flatten(1), points.flatten(1)
+        room = torch.where(flat > 0, box[1] - places, places - box[0])
+        most = room.clamp(0, length / max(1, round(self.share * flat.shape[1])))
+        order = flat.abs().argsort(dim=1, descending=True)
+        most = most.gather(1, order)
+        before = most.cumsum(1) - most
+        taken = torch.minimum(most, (length - before).clamp_min(0))
+        return (torch.zeros_like(flat).scatter(1, order, taken) * flat.sign()).view_as(gradient)
+
+    def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
+        shape = images.shape[1:]
+        count = math.prod(shape)
+        # Exponential sizes with random signs, scaled to length 1, are uniform on the sphere of the ℓ1 ball.
+        sizes = -torch.log1p(-randomness.uniform(keys, shape))
+        signs = torch.where(randomness.uniform(keys, shape, draw=1) < 0.5, -1.0, 1.0)
+        radius = eps * randomness.uniform(keys, (1,), draw=2 * count).squeeze(1) ** (1 / count)
+        return sizes * signs * per_row(radius / _longest(self.distance(sizes), sizes.dtype), sizes)
+
+
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1())}

@@ -1,0 +1,79 @@
+"""What the attacker may do."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from robustbench_local.attacks import losses
+from robustbench_local.attacks.norms import NORMS, Box, Norm
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A ball around every image, the box of valid pixels, and what counts as success.
+
+    norm: "linf", "l2" or "l1". eps: the ball's radius in pixel units, a number or a text such as "8/255".
+    box: lowest and highest pixel value. target: the class that images must be taken for; without one, any wrong class
+    will do. source: with a target, the class whose images are attacked; without one, every class but the target.
+    Raises ValueError for an unknown norm, an eps that is not a finite number of at least 0, or an L∞ eps wider than the
+    box, which is what 8 written for 8/255 looks like.
+    """
+
+    norm: str
+    eps: float
+    box: Box = (0.0, 1.0)
+    target: int | None = None
+    source: int | None = None
+    eps_text: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
+        text = str(self.eps)
+        try:
+            eps = float(Fraction(self.eps))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            eps = math.nan
+        if not eps >= 0:
+            raise ValueError(f"eps is {text!r}, but must be a number of at least 0, such as 0.03 or 8/255")
+        width = self.box[1] - self.box[0]
+        if self.norm == "linf" and eps > width:
+            raise ValueError(
+                f"L∞ eps is {text}, wider than the whole range of a pixel ({width:g}): eps is in units of pixels in "
+                f"[{self.box[0]:g}, {self.box[1]:g}], so write {text}/255 if grey levels were meant"
+            )
+        if self.source is not None and self.target is None:
+            raise ValueError("a source class needs a target class: say which class its images must be taken for")
+        if self.target is not None and self.target == self.source:
+            raise ValueError(f"source and target are both class {self.target}: an image of it is that already")
+        object.__setattr__(self, "eps", eps)
+        object.__setattr__(self, "eps_text", self.eps_text or text)
+
+    @property
+    def geometry(self) -> Norm:
+        return NORMS[self.norm]
+
+    def project(self, points: Tensor, images: Tensor) -> Tensor:
+        """The points moved into the ball around their images and into the box."""
+        return self.geometry.project(points, images, self.eps, self.box)
+
+    def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """How far the attacker is from success, [rows] in logits: negative exactly where it has succeeded."""
+        if self.target is None:
+            return losses.logit_margin(logits, labels)
+        return -losses.logit_margin(logits, torch.full_like(labels, self.target))
+
+    def climb(self, loss: str, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of that name with the sign that leads to success when it is climbed, [rows]."""
+        if self.target is None:
+            return losses.LOSSES[loss](logits, labels)
+        return -losses.LOSSES[loss](logits, torch.full_like(labels, self.target))
+
+    def attackable(self, labels: Tensor) -> Tensor:
+        """Which samples this threat speaks of, bool [rows]."""
+        if self.target is None:
+            return torch.ones_like(labels, dtype=torch.bool)
+        return labels == self.source if self.source is not None else labels != self.target

@@ -1,0 +1,170 @@
+"""FGSM and PGD against linear models, whose best adversarial example is known in closed form."""
+import pytest
+import torch
+from robustbench_local.attacks import ATTACKS, FGSM, PGD, ThreatModel, fgsm, pgd, run
+from robustbench_local.attacks.attack import spec
+from robustbench_local.attacks.losses import LOSSES, logit_margin
+from torch import nn
+
+SHAPE = (3, 6, 6)
+
+
+class Linear(nn.Module):
+    """Two classes; the margin of class 0 falls by w·δ."""
+
+    def __init__(self, weight, bias=2.0):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, images):
+        score = (images * self.weight).flatten(1).sum(1) - self.bias
+        return torch.stack([-score, score], 1)
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(SHAPE, generator=generator)
+    images = 0.25 + 0.5 * torch.rand((8, *SHAPE), generator=generator)
+    return Linear(weight, bias=5.0), images, torch.zeros(8, dtype=torch.int64)
+
+
+def best_perturbation(norm, weight, images, eps):
+    """The δ in ball and box that maximises w·δ, [rows, ...]; for ℓ2 only where the box does not bind."""
+    room = torch.where(weight > 0, 1 - images, images)
+    if norm == "linf":
+        return weight.sign() * room.clamp(max=eps)
+    if norm == "l2":
+        return (eps * weight / weight.norm()).expand_as(images)
+    order = weight.abs().flatten().argsort(descending=True)
+    sizes = room.flatten(1)[:, order]
+    spent = sizes.cumsum(1) - sizes
+    filled = torch.minimum(sizes, (eps - spent).clamp(min=0))
+    best = torch.zeros_like(sizes).scatter(1, order.expand_as(sizes), filled)
+    return best.view_as(images) * weight.sign()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("norm", "eps", "step_size", "share"),
+    [("linf", 0.1, None, 1.0), ("linf", 0.6, None, 1.0), ("l2", 0.4, None, 0.97), ("l2", 0.4, 0.1, 1.0),
+     ("l1", 3.0, None, 0.9), ("l1", 3.0, 0.1, 0.99)],
+)
+def test_pgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, step_size, share, loss):
+    model, images, labels = problem
+    found = pgd(model, images, labels, ThreatModel(norm, eps), steps=200, step_size=step_size, loss=loss)
+    gain = ((found - images) * model.weight).flatten(1).sum(1)
+    best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
+    assert (gain <= best * (1 + 1e-5)).all(), "nothing beats the optimum"
+    assert (gain >= best * (share - 1e-4)).all()
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.4), ("l1", 3.0)])
+def test_fgsm_is_exact_on_a_linear_model(problem, norm, eps):
+    model, images, labels = problem
+    found = fgsm(model, images, labels, ThreatModel(norm, eps))
+    assert torch.allclose(found - images, best_perturbation(norm, model.weight, images, eps), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_targeted_moves_towards_its_target(problem, norm):
+    model, images, labels = problem
+    towards = pgd(model, images, labels, ThreatModel(norm, 0.2, target=1), steps=20)
+    assert (logit_margin(model(towards), labels + 1) > logit_margin(model(images), labels + 1)).all()
+    away = pgd(model, images, labels, ThreatModel(norm, 0.2), steps=20)
+    assert torch.allclose(model(towards), model(away), rtol=1e-3), "with two classes both goals are one"
+
+
+def small_net():
+    generator = torch.Generator().manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return net
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_results_lie_in_ball_and_box_and_never_nearer_to_failure(name, norm):
+    net, threat_model = small_net(), ThreatModel(norm, 0.3)
+    images = torch.rand((16, *SHAPE), generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    labels = net(images).argmax(1)
+    found = run(ATTACKS[name](), net, threat_model, images, labels)
+    assert (threat_model.geometry.distance((found - images).double()) <= 0.3 + 1e-6).all()
+    assert found.min() >= 0 and found.max() <= 1
+    assert (logit_margin(net(found), labels) <= logit_margin(net(images), labels) + 1e-4).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_sample_does_not_care_about_its_neighbours(norm):
+    net, threat_model = small_net().double(), ThreatModel(norm, 0.05)
+    images = torch.rand((12, *SHAPE), generator=torch.Generator().manual_seed(2)).double()
+    labels = net(images).argmax(1)
+    together = pgd(net, images, labels, threat_model, steps=10, restarts=3, seed=4)
+    chosen = torch.tensor([11, 3, 7])
+    apart = pgd(net, images[chosen], labels[chosen], threat_model, steps=10, restarts=3, seed=4, indices=chosen)
+    assert torch.allclose(together[chosen], apart, atol=1e-12)
+
+
+def test_seeds_and_restarts_start_elsewhere():
+    threat_model, images = ThreatModel("linf", 0.1), torch.full((1, *SHAPE), 0.5)
+    flat = lambda images: images.flatten(1)[:, :2] * 0  # noqa: E731 – no gradient: points stay where they start
+    starts = [pgd(flat, images, torch.zeros(1, dtype=torch.int64), threat_model, steps=1, seed=seed) for seed in (0, 1)]
+    assert not torch.equal(*starts)
+
+
+def test_more_restarts_never_hurt():
+    net, threat_model = small_net(), ThreatModel("linf", 0.02)
+    images = torch.rand((64, *SHAPE), generator=torch.Generator().manual_seed(3))
+    labels = net(images).argmax(1)
+    margins = [
+        logit_margin(net(pgd(net, images, labels, threat_model, steps=3, restarts=restarts)), labels)
+        for restarts in (1, 4)
+    ]
+    assert (margins[1] <= margins[0] + 1e-5).all() and (margins[1] < 0).sum() >= (margins[0] < 0).sum()
+
+
+def test_model_and_generators_come_back_as_they_were():
+    net = small_net().train()
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    before = ({name: tensor.clone() for name, tensor in net.state_dict().items() if "running" not in name},
+              [module.training for module in net.modules()], [p.requires_grad for p in net.parameters()])
+    state = torch.get_rng_state()
+    pgd(net, torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64),
+        ThreatModel("linf", 0.1), steps=3)
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before[0].items())
+    assert [module.training for module in net.modules()] == before[1]
+    assert [p.requires_grad for p in net.parameters()] == before[2]
+    assert all(p.grad is None for p in net.parameters()) and torch.equal(state, torch.get_rng_state())
+
+
+def test_works_on_any_image_rank():
+    images, labels = torch.rand(5, 7), torch.zeros(5, dtype=torch.int64)
+    weight = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    for norm in ("linf", "l2", "l1"):
+        assert pgd(Linear(weight), images, labels, ThreatModel(norm, 0.1), steps=3).shape == images.shape
+
+
+def test_a_model_without_gradients_is_survived_not_crashed():
+    stuck = lambda images: images.detach().flatten(1)[:, :3].round()  # noqa: E731
+    images = torch.rand(4, *SHAPE)
+    found = pgd(stuck, images, torch.zeros(4, dtype=torch.int64), ThreatModel("linf", 0.1), steps=2)
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"loss": "ce"}, "cross-entropy"),
+     ({"step_size": -1}, "step_size"), ({"restarts": 2, "random_start": False}, "random start")],
+)
+def test_bad_settings_are_named(settings, word):
+    with pytest.raises(ValueError, match=word):
+        PGD(**settings)
+
+
+def test_spec_is_what_the_command_line_writes():
+    assert spec(PGD()) == "pgd"
+    assert spec(PGD(steps=10, step_size=0.5)) == "pgd:steps=10,step-size=0.5"
+    assert spec(FGSM(loss="margin")) == "fgsm:loss=margin"

@@ -1,0 +1,53 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from robustbench_local.attacks import ThreatModel
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5), ("1e-2", 0.01), (0, 0.0)])
+def test_eps_is_parsed(text, value):
+    assert ThreatModel("linf", text).eps == value
+
+
+def test_the_text_of_eps_is_kept():
+    assert ThreatModel("linf", "8/255").eps_text == "8/255"
+    assert ThreatModel("linf", "8/255") == ThreatModel("linf", 8 / 255)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("l3", 0.1), "linf, l2, l1"), (("linf", "8"), "8/255"), (("linf", "-0.1"), "at least 0"),
+        (("linf", "nan"), "at least 0"), (("l2", "x"), "'x'"), (("l2", "1/0"), "1/0"), (("l2", float("inf")), "inf"),
+    ],
+)
+def test_bad_threat_models_are_refused(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        ThreatModel(*arguments)
+
+
+def test_l2_may_be_longer_than_a_pixel_is_wide():
+    assert ThreatModel("l2", 8).eps == 8
+
+
+def test_source_and_target():
+    labels = torch.tensor([0, 1, 2, 1])
+    assert ThreatModel("linf", 0.1).attackable(labels).all()
+    assert ThreatModel("linf", 0.1, target=1).attackable(labels).tolist() == [True, False, True, False]
+    assert ThreatModel("linf", 0.1, target=1, source=2).attackable(labels).tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match="needs a target"):
+        ThreatModel("linf", 0.1, source=1)
+    with pytest.raises(ValueError, match="both class 1"):
+        ThreatModel("linf", 0.1, source=1, target=1)
+
+
+@pytest.mark.parametrize("room", ["attacks", "defenses"])
+def test_the_rooms_refuse_a_foreign_name(room):
+    """Started from the checkout, `import attacks` would shadow a user's own package of that name."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", f"import {room}"]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0 and f"robustbench_local.{room}" in ran.stderr
