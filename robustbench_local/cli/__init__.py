@@ -1,0 +1,71 @@
+"""`robust`: each command is imported when it is asked for, so that help answers in a blink."""
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from robustbench_local import __version__
+from robustbench_local.errors import UserError, nearest
+
+COMMANDS = {
+    "attack": "Attack a classifier and report its clean and robust accuracy.",
+    "defend": "Train a more robust classifier.",
+    "doctor": "Check that a model and its data can be evaluated together.",
+    "gate": "Pass or fail a result file by its limits: for CI.",
+    "list": "List models, datasets, attacks, defenses or configs.",
+}
+
+
+class Commands(click.Group):
+    """Names and one-line helps without imports; the command's own module behind each name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"robustbench_local.cli.{name}"), f"{name}_command")
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"There is no command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="robust")
+def cli() -> None:
+    """How well does an image classifier stand up to an adversary?
+
+    \b
+    robust attack                        the bundled digits classifier, in seconds
+    robust attack MODEL --data cifar10   a classifier of your own
+    robust gate runs/x.json --min-robust 0.40
+    """
+
+
+def main() -> None:
+    """The entry point: what a user can cause ends in one sentence and exit code 2."""
+    try:
+        code = cli.main(standalone_mode=False, prog_name="robust")
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except UserError as error:
+        click.echo(f"robust: {error}", err=True)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("robust: interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import click
+
+KINDS = ("models", "datasets", "attacks", "defenses", "configs")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+def list_command(kind: str) -> None:
+    """List what there is of KIND, one name a line, on stdout.
+
+    \b
+    robust list attacks
+    robust list models | grep resnet
+    """
+    for name, note in globals()[f"_{kind}"]():
+        click.echo(f"{name:<32} {note}".rstrip())
+
+
+def _models() -> list[tuple[str, str]]:
+    from robustbench_local.models import list_models
+
+    return [(name, f"{group}: {note}" if note else group) for group, name, note in list_models()]
+
+
+def _datasets() -> list[tuple[str, str]]:
+    from robustbench_local.data import list_datasets
+
+    return list_datasets()
+
+
+def _attacks() -> list[tuple[str, str]]:
+    import dataclasses
+
+    from robustbench_local.art_attacks import art_attack, art_names
+    from robustbench_local.attacks import ATTACKS
+    from robustbench_local.attacks.suites import SUITES
+
+    def settings(kind: type) -> str:
+        return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))
+
+    rows = [(name, settings(kind)) for name, kind in ATTACKS.items()]
+    rows += [(f"art/{name}", settings(art_attack(name))) for name in art_names()]
+    return rows + [(f"{name}/{version}", "suite") for name, versions in SUITES.items() for version in versions]
+
+
+def _defenses() -> list[tuple[str, str]]:
+    from robustbench_local.defenses import OBJECTIVES
+
+    return [(name, (kind.__doc__ or "").strip().splitlines()[0]) for name, kind in OBJECTIVES.items()]
+
+
+def _configs() -> list[tuple[str, str]]:
+    from importlib.resources import files
+
+    folder = files("robustbench_local.configs")
+    found = sorted(item.name for item in folder.iterdir() if item.name.endswith(".yaml"))
+    first_lines = [folder.joinpath(name).read_text(encoding="utf-8").splitlines()[0] for name in found]
+    return [(name.removesuffix(".yaml"), line.lstrip("# ")) for name, line in zip(found, first_lines, strict=True)]

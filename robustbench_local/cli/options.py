@@ -1,0 +1,147 @@
+"""Options that several commands share, and what they stand for."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from robustbench_local.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from robustbench_local.attacks import ThreatModel
+    from robustbench_local.data.dataset import Dataset
+    from robustbench_local.models import Classifier
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _all(options: list[Callable[[F], F]]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _config(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
+    """Settings of a YAML file become the defaults of the command, so flags win over them."""
+    if value is not None:
+        ctx.default_map = {**(ctx.default_map or {}), **_read_config(ctx.command, value)}
+    return value
+
+
+def _read_config(command: click.Command, path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read --config {path}: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected lines of 'option: value', named like the command's own options")
+    known = {parameter.name for parameter in command.params} - {"config"}
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    unknown = [f"{key!r}{nearest(key, [name for name in known if name])}" for key in settings if key not in known]
+    if unknown:
+        raise UserError(f"--config {path}: {command.name} has no option {', '.join(unknown)}")
+    return settings
+
+
+config_option = click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True, callback=_config,
+    help="YAML file of options, named as here; flags win over it.",
+)
+
+model_options = _all([
+    click.argument("model", required=False),
+    click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
+    click.option("--arch", help="Architecture of a file that holds weights alone."),
+    click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
+    click.option("--num-classes", type=click.IntRange(min=2), help="Classes of the architecture, where not inferred."),
+])
+
+data_options = _all([
+    click.option("--data", metavar="SPEC", help="Data set; 'robust list datasets' shows them.  [default: digits]"),
+    click.option("--split", default="test", show_default=True, help="Split of the data set."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.  [default: data]"),
+    click.option("--download", is_flag=True, help="Fetch the data set where it is missing."),
+    click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
+])
+
+threat_options = _all([
+    click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), default="linf", show_default=True,
+                 help="Norm of the ball."),
+    click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
+    click.option("--target", type=int, help="Class that images must be taken for."),
+    click.option("--source", type=int, help="With --target: the class whose images are attacked."),
+])
+
+run_options = _all([
+    click.option("--samples", type=click.IntRange(min=1), help="Seeded, stratified subset.  [default: all]"),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
+    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]"),
+    click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", help="Images at a time."),
+])
+
+
+def batch_size(text: str) -> int | None:
+    """`auto` as None, a number as itself."""
+    if text == "auto":
+        return None
+    if not str(text).isdecimal() or int(text) < 1:
+        raise UserError(f"--batch-size is {text!r}, but must be auto or a whole number of at least 1")
+    return int(text)
+
+
+def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
+    """The classifier and the data set that the shared options name."""
+    from robustbench_local.data import load_dataset
+    from robustbench_local.models import load_classifier
+
+    spec = options["data"]
+    if options["model"] is None:
+        if options["checkpoint"] is not None or options["arch"] is not None:
+            raise UserError("name the model: 'robust attack FILE --arch NAME', or a factory with --checkpoint FILE")
+        if spec not in (None, "digits"):
+            raise UserError(f"name the model that is to be attacked on {spec}: without one, the bundled digits-cnn is")
+    if spec is None and not (options["model"] or "digits-cnn").startswith("digits-cnn"):
+        raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
+    classifier = load_classifier(
+        options["model"] or "digits-cnn", checkpoint=options["checkpoint"], arch=options["arch"],
+        normalize=options["normalize"], num_classes=options["num_classes"],
+    )
+    dataset = load_dataset(
+        spec or "digits", split=options["split"], data_dir=options["data_dir"], download=options["download"],
+        resize=_resize(options["resize"]) if options["resize"] else classifier.resize,
+        class_names=classifier.class_names,
+    )
+    return classifier, dataset
+
+
+def _resize(text: str) -> Any:
+    from robustbench_local.models import Resize
+
+    size, colon, crop = text.partition(":")
+    if not size.isdecimal() or (colon and not crop.isdecimal()) or int(size) < 1 or (colon and int(crop) < 1):
+        raise UserError(f"--resize is {text!r}, but is written SIZE or SIZE:CROP in pixels, such as 256:224")
+    return Resize(int(size), int(crop or size), "bilinear")
+
+
+def load_threat_model(options: dict[str, Any]) -> ThreatModel:
+    """The threat model; eps by data set where it is not given."""
+    from robustbench_local.attacks import ThreatModel
+    from robustbench_local.data import default_eps
+
+    eps = options["eps"] if options["eps"] is not None else default_eps(options["data"] or "digits", options["norm"])
+    if eps is None:
+        raise UserError(
+            f"there is no usual {options['norm']} eps for {options['data']}: give --eps, in units of pixels in [0, 1]"
+        )
+    try:
+        return ThreatModel(options["norm"], str(eps), target=options["target"], source=options["source"])
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,56 @@
+"""Writing files so that a reader finds the old one or the new one, never half of one."""
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from robustbench_local.errors import UserError
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into a sentence for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --output") from None
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of `path` and prove that a file can be made in it, before hours are spent on what goes there.
+
+    Raises UserError when it cannot.
+    """
+    with writable(path):
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder; name a file in it with --output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Replace the file in one move, after its new content has reached the disk.
+
+    Raises UserError when it cannot be written; the old file is intact then.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes private files; the result is an ordinary one.
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(name).chmod(0o666 & ~mask)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,68 @@
+"""Counting what a run costs: forward and backward passes in images, seconds, memory."""
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_local.models.classifier import Classifier
+
+
+class Metered(nn.Module):
+    """A model that counts the images that pass through it, forward and backward, whoever calls it."""
+
+    model: Classifier
+
+    def __init__(self, model: Classifier):
+        super().__init__()
+        self.model = model
+        self.forward_passes = 0
+        self.backward_passes = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        self.forward_passes += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward_passes += len(gradient)
+
+    def train(self, mode: bool = True) -> Metered:  # noqa: ARG002 – evaluation never trains
+        return self
+
+
+@dataclass
+class Meter:
+    """What has been spent since the meter was made."""
+
+    model: Metered
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._forward, self._backward = self.model.forward_passes, self.model.backward_passes
+
+    @property
+    def forward_passes(self) -> int:
+        return self.model.forward_passes - self._forward
+
+    @property
+    def backward_passes(self) -> int:
+        return self.model.backward_passes - self._backward
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's allocations at their highest on a GPU, the process's resident set elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,72 @@
+"""How options are written: numbers as fractions, and `name:key=value,key=value` for anything with settings."""
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, TypeVar
+
+from robustbench_local.errors import UserError, nearest
+from robustbench_local.numbers import parse_number
+
+T = TypeVar("T")
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, str]]:
+    """`pgd:steps=50,step-size=2/255` -> ("pgd", {"steps": "50", "step_size": "2/255"}).
+
+    Raises UserError where a setting is not `key=value` or is given twice.
+    """
+    name, colon, rest = text.partition(":")
+    settings: dict[str, str] = {}
+    for part in rest.split(",") if colon else []:
+        key, equals, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key or not value.strip():
+            raise UserError(f"{text!r}: settings are written key=value and separated by commas, not {part!r}")
+        if key in settings:
+            raise UserError(f"{text!r}: {key} is given twice")
+        settings[key] = value.strip()
+    return name.strip(), settings
+
+
+def build(kind: type[T], settings: dict[str, str], where: str) -> T:
+    """An instance of a dataclass of settings from their texts.
+
+    Raises UserError that names the setting for an unknown key, a text of the wrong type, or a value that the dataclass
+    itself refuses.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in settings:
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UserError(f"{where}: there is no setting {key!r} (there are: {known}).{nearest(key, fields)}")
+    values = {key: _convert(text, fields[key], f"{where}: {key}") for key, text in settings.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _convert(text: str, kind: Any, where: str) -> Any:
+    """The text as a value of the annotated type."""
+    if isinstance(kind, types.UnionType):
+        if text.lower() == "none" and type(None) in kind.__args__:
+            return None
+        kind = next(choice for choice in kind.__args__ if choice is not type(None))
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{where} is {text!r}, but must be true or false")
+        return text.lower() == "true"
+    try:
+        number = parse_number(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if kind is int:
+        if not number.is_integer():
+            raise UserError(f"{where} is {text!r}, but must be a whole number")
+        return int(number)
+    return number

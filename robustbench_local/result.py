@@ -1,0 +1,225 @@
+"""The result file: `schema: "robustbench-local/result/1"`. Rates are fractions, each beside its n and its interval."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError
+
+from robustbench_local.errors import UserError
+from robustbench_local.statistics import wilson
+
+SCHEMA = "robustbench-local/result/1"
+Fraction = Field(ge=0, le=1)
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Confidence(Part):
+    level: float = Field(gt=0, lt=1)
+    method: str
+    low: float = Fraction
+    high: float = Fraction
+
+
+class Accuracy(Part):
+    value: float = Fraction
+    correct: NonNegativeInt
+    n: int = Field(ge=1)
+    confidence: Confidence
+
+    @classmethod
+    def of(cls, correct: int, n: int, level: float = 0.95) -> Accuracy:
+        low, high = wilson(correct, n, level)
+        confidence = Confidence(level=level, method="wilson", low=low, high=high)
+        return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
+
+
+class ModelInfo(Part):
+    name: str
+    sha256: str
+    classes: int
+    parameters: int
+    normalization: dict[str, list[float]] | None
+
+
+class DataInfo(Part):
+    name: str
+    split: str
+    n: int
+    available: int
+    sha256: str
+    subset_seed: int | None = Field(description="seed of the stratified subset; null when the whole split was taken")
+    lossy: bool = Field(description="pixels come from lossy files such as JPEG")
+
+
+class TargetedGoal(Part):
+    source: int | None
+    target: int
+
+
+class ThreatModelInfo(Part):
+    norm: str
+    eps: NonNegativeFloat
+    eps_text: str
+    box: tuple[float, float]
+    goal: Literal["untargeted"] | TargetedGoal
+
+
+class Protocol(Part):
+    name: str
+    version: int | None
+    sha256: str
+
+
+class AttackReport(Part):
+    name: str
+    parameters: dict[str, Any]
+    restarts: int
+    attacked: NonNegativeInt
+    fooled: NonNegativeInt
+    unconfirmed: NonNegativeInt = Field(description="successes of the search that the float32 model did not confirm")
+    robust_accuracy_after: float = Fraction
+    forward_passes: NonNegativeInt
+    backward_passes: NonNegativeInt
+    seconds: NonNegativeFloat
+
+
+class Diagnostic(Part):
+    check: str
+    status: Literal["pass", "warn", "fail", "skipped"]
+    value: float | str | None = None
+    threshold: float | str | None = None
+    advice: str = ""
+
+
+class Verdict(Part):
+    status: Literal["trusted", "doubtful", "not-trusted", "not-assessed"]
+    reasons: list[str]
+
+
+class Cost(Part):
+    forward_passes: NonNegativeInt
+    backward_passes: NonNegativeInt
+    forward_passes_per_image: NonNegativeFloat
+    backward_passes_per_image: NonNegativeFloat
+    seconds: NonNegativeFloat
+    image_steps_per_second: NonNegativeFloat
+    peak_memory_bytes: NonNegativeInt
+
+
+class ClassReport(Part):
+    label: int
+    name: str | None
+    clean_accuracy: Accuracy
+    robust_accuracy: Accuracy
+
+
+class Result(BaseModel):
+    """The outcome of one evaluation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_: Literal["robustbench-local/result/1"] = Field(default=SCHEMA, alias="schema")
+    created: str
+    model: ModelInfo
+    data: DataInfo
+    threat_model: ThreatModelInfo
+    protocol: Protocol
+    clean_accuracy: Accuracy
+    robust_accuracy: Accuracy
+    certified_accuracy: Accuracy | None = None
+    per_class: list[ClassReport]
+    attacks: list[AttackReport]
+    diagnostics: list[Diagnostic]
+    verdict: Verdict
+    samples_file: str | None = Field(description="relative to this file")
+    cost: Cost
+    environment: dict[str, str]
+    config: dict[str, Any]
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+class Distance(Part):
+    linf: NonNegativeFloat
+    l2: NonNegativeFloat
+    l1: NonNegativeFloat
+
+
+class SampleRecord(Part):
+    """One line of the per-sample record."""
+
+    index: int
+    input_sha256: str
+    label: int
+    clean_prediction: int
+    adversarial_prediction: int | None = Field(description="what the verified adversarial example is taken for")
+    robust: bool
+    broken_by: str | None
+    restart: int | None
+    step: int | None
+    distance: Distance | None
+    clean_margin: float
+    margin: float = Field(description="the smallest margin seen; below 0 where the attacker succeeded")
+
+
+def json_schema() -> str:
+    """The JSON Schema of the result file, as committed in docs/result.schema.json."""
+    return json.dumps(Result.model_json_schema(by_alias=True), indent=2) + "\n"
+
+
+def read_result(path: Path) -> Result:
+    """A result file as a typed value.
+
+    Raises UserError when it is missing, is no JSON, or departs from the schema.
+    """
+    text = _read(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): give the result file that 'robust attack' wrote") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else None
+        raise UserError(f"{path} is not a result file: its schema is {found!r}, expected {SCHEMA!r}")
+    try:
+        return Result.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is not a valid result file: {where}: {first['msg']}") from None
+
+
+def read_samples(result: Result, path: Path) -> list[SampleRecord]:
+    """The per-sample record that lies beside a result file.
+
+    Raises UserError when it is missing, damaged, or outside the result's own folder.
+    """
+    if result.samples_file is None or Path(result.samples_file).name != result.samples_file:
+        raise UserError(f"{path} names no per-sample record in its own folder (samples_file: {result.samples_file!r})")
+    record = path.parent / result.samples_file
+    samples = []
+    for number, line in enumerate(_read(record).splitlines(), start=1):
+        try:
+            samples.append(SampleRecord.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{record}, line {number} is not a sample record: {where} {first['msg']}") from None
+    return samples
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise UserError(f"cannot read {path}: {reason}") from None
+
+
+if __name__ == "__main__":
+    Path("docs/result.schema.json").write_text(json_schema(), encoding="utf-8")

@@ -1,0 +1,55 @@
+"""What people see of training: a line for every epoch and a bar for the running one, on stderr."""
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from robustbench_local.training import EpochReport, TrainingObserver
+
+
+class EpochTable(TrainingObserver):
+    """Epoch, loss and its parts, hold-out accuracies, images a second; on a terminal also the time left."""
+
+    def __init__(self, screen: Console):
+        self._screen = screen
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(),
+            console=screen, transient=True, disable=not screen.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._epochs = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, epochs: int, images: int) -> None:
+        self._epochs = epochs
+        self._task = self._progress.add_task(f"epoch 1 of {epochs}", total=epochs * images, loss="")
+        self._screen.print(f"{epochs} epochs of {images:,} images; accuracies are those on the held-out images")
+
+    def advance(self, images: int, loss: float) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, advance=images, loss=f"{loss:.3f}")
+
+    def epoch(self, report: EpochReport) -> None:
+        columns = [f"epoch {report.epoch:>3}", f"loss {report.loss:.3f}"]
+        if len(report.parts) > 1:
+            columns += [f"{name} {value:.3f}" for name, value in report.parts.items()]
+        columns.append(f"clean {report.clean_accuracy.value:6.1%}")
+        if report.robust_accuracy is not None:
+            columns.append(f"robust {report.robust_accuracy.value:6.1%}")
+        columns.append(f"{report.images_per_second:,.0f} images/s")
+        columns += ["best so far"] * report.chosen
+        self._screen.print("   ".join(columns), markup=False, soft_wrap=True)
+        if self._task is not None and report.epoch < self._epochs:
+            self._progress.update(self._task, description=f"epoch {report.epoch + 1} of {self._epochs}")

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from robustbench_local.models import build_architecture
+from robustbench_local.result import read_result, read_samples
+
+
+def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):
+    ended = robust("attack")
+    assert ended.code == 0 and ended.out == ""
+    assert "digits-cnn on digits (360 of 360 images), L∞ 0.1" in ended.err
+    assert all(word in ended.err for word in ("clean", "after fgsm", "after pgd", "robust", "fast/1", "result: runs/"))
+    (output,) = (tmp_path / "runs").glob("*.json")
+    result = read_result(output)
+    assert result.protocol.name == "fast" and result.threat_model.eps == 0.1 and result.data.n == 360
+    assert len(read_samples(result, output)) == 360
+
+
+def test_json_is_alone_on_stdout(robust, tmp_path):
+    ended = robust("attack", "--samples", 40, "--json", "--output", "r.json")
+    assert ended.code == 0 and json.loads(ended.out) == json.loads((tmp_path / "r.json").read_text())
+
+
+def test_attacks_by_name_are_recorded(robust, tmp_path):
+    ended = robust("attack", "digits-cnn-robust", "--samples", 50, "--attack", "fgsm", "--attack",
+                   "pgd:steps=5,restarts=2,step-size=2/255", "--norm", "l2", "--eps", "1/2", "--output", "r.json")
+    assert ended.code == 0
+    result = read_result(tmp_path / "r.json")
+    assert [attack.name for attack in result.attacks] == ["fgsm", f"pgd:steps=5,restarts=2,step-size={2 / 255}"]
+    assert result.protocol.name == "custom" and result.threat_model.eps_text == "1/2" and result.data.subset_seed == 0
+
+
+def test_config_file_gives_defaults_and_flags_win(robust, tmp_path):
+    (tmp_path / "c.yaml").write_text("data: digits\neps: 0.05\nsamples: 30\nattack: [fgsm]\n")
+    assert robust("attack", "--config", "c.yaml", "--eps", "0.2", "--output", "r.json").code == 0
+    result = read_result(tmp_path / "r.json")
+    assert (result.threat_model.eps, result.data.n, result.attacks[0].name) == (0.2, 30, "fgsm")
+
+
+def test_a_checkpoint_and_an_image_folder(robust, tmp_path):
+    torch.manual_seed(0)
+    save_file(build_architecture("cnn-small").state_dict(), tmp_path / "net.safetensors")
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    ended = robust("attack", "net.safetensors", "--arch", "cnn-small", "--data", "imagefolder:photos", "--eps", "8/255",
+                   "--output", "r.json")
+    assert ended.code == 0, ended.err
+    assert read_result(tmp_path / "r.json").data.n == 6
+
+
+FACTORY = """
+import torch
+from torch import nn
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+def colour(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
+def softmaxed(): return nn.Sequential(net(), nn.Softmax(1))
+def broken():
+    model = net()
+    model[1].weight.data[0, 0] = float("nan")
+    return model
+def slow():
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+        def forward(self, x):
+            import time; time.sleep(0.02)
+            return self.net(x)
+    return Slow()
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """One folder with everything that a user can get wrong."""
+    (tmp_path / "f.py").write_text(FACTORY)
+    digits = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
+    labels = np.arange(20) % 10
+    np.savez(tmp_path / "good.npz", images=digits, labels=labels)
+    np.savez(tmp_path / "grey_levels.npz", images=digits * 255, labels=labels)
+    np.savez(tmp_path / "normalised.npz", images=digits * 4 - 2, labels=labels)
+    np.savez(tmp_path / "labels.npz", images=digits, labels=labels + 1)
+    np.savez(tmp_path / "empty.npz", images=digits[:0], labels=labels[:0])
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html><html>sign in</html>")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
+    save_file(build_architecture("cnn-small").state_dict(), tmp_path / "small.safetensors")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad.yaml").write_text("epss: 0.1\n")
+    (tmp_path / "tag.yaml").write_text("eps: !!python/object/apply:os.system ['touch pwned']\n")
+    return tmp_path
+
+
+GOOD = ("--data", "npz:good.npz", "--eps", "0.1")
+BAD = {
+    "no such model": (["digit-cnn"], "digits-cnn"),
+    "missing model file": (["gone.pt", "--arch", "cnn-small", *GOOD], "gone.pt"),
+    "missing factory file": (["gone.py:net", *GOOD], "gone.py"),
+    "missing factory": (["f.py:nett", *GOOD], "'net'"),
+    "missing data": (["f.py:net", "--data", "npz:gone.npz", "--eps", "0.1"], "gone.npz"),
+    "unknown data": (["f.py:net", "--data", "cifra10"], "cifar10"),
+    "wrong architecture": (["small.safetensors", "--arch", "cnn-medium", *GOOD], "small.safetensors"),
+    "web page": (["page.pt", "--arch", "cnn-small", *GOOD], "web page"),
+    "grey levels": (["f.py:net", "--data", "npz:grey_levels.npz", "--eps", "0.1"], "255"),
+    "normalised": (["f.py:net", "--data", "npz:normalised.npz", "--eps", "0.1"], "--normalize"),
+    "labels": (["f.py:net", "--data", "npz:labels.npz", "--eps", "0.1"], "label 10"),
+    "empty": (["f.py:net", "--data", "npz:empty.npz", "--eps", "0.1"], "empty"),
+    "NaN weights": (["f.py:broken", *GOOD], "NaN"),
+    "grey into colour": (["f.py:colour", *GOOD], "3 channels"),
+    "eps of grey levels": (["f.py:net", "--data", "npz:good.npz", "--eps", "8"], "8/255"),
+    "eps missing": (["f.py:net", "--data", "npz:good.npz"], "--eps"),
+    "eps no number": (["f.py:net", "--data", "npz:good.npz", "--eps", "small"], "small"),
+    "unknown attack": (["--attack", "pdg"], "'pgd'"),
+    "unknown setting": (["--attack", "pgd:step=3"], "'steps'"),
+    "unknown suite": (["--suite", "fats"], "'fast'"),
+    "suite and attack": (["--suite", "fast", "--attack", "pgd"], "not both"),
+    "unwritable": (["--output", "file/r.json"], "file/r.json"),
+    "output is a folder": (["--output", "photos"], "folder"),
+    "corrupt image": (["f.py:net", "--data", "imagefolder:photos", "--eps", "0.1"], "torn.png"),
+    "batch size": (["--batch-size", "0"], "--batch-size"),
+    "samples": (["--samples", "1000"], "360"),
+    "device": (["--device", "gpu9"], "--device"),
+    "source without target": (["--source", "3"], "target"),
+    "target that does not exist": (["--target", "12"], "12"),
+    "config with an unknown option": (["--config", "bad.yaml"], "'eps'"),
+    "config with a tag": (["--config", "tag.yaml"], "tag.yaml"),
+    "model forgotten": (["--data", "cifar10"], "name the model"),
+    "unknown option": (["--epss", "0.1"], "--eps"),
+    "normalize": (["f.py:net", *GOOD, "--normalize", "imagnet"], "imagenet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(robust, files, case):
+    arguments, word = BAD[case]
+    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
+    ended = robust("attack", *arguments)
+    assert ended.code == 2, ended.err
+    assert word in ended.err and "Traceback" not in ended.err
+    assert len(ended.err.strip().splitlines()) <= (12 if case == "wrong architecture" else 4), ended.err
+    after = {path: path.stat().st_mtime_ns for path in files.rglob("*") if "__pycache__" not in str(path)}
+    assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}, "nothing written"
+
+
+def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
+    ended = robust("attack", "f.py:softmaxed", *GOOD, "--output", "r.json")
+    assert ended.code == 0 and "softmax" in ended.err
+    assert read_result(files / "r.json").verdict.status == "doubtful"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_keeps_what_was_decided(files):
+    command = [sys.executable, "-m", "robustbench_local", "attack", "f.py:slow", *GOOD, "--output", "r.json",
+               "--attack", "fgsm", "--attack", "pgd:steps=2000", "--batch-size", "5"]
+    process = subprocess.Popen(command, cwd=files, stderr=subprocess.PIPE, text=True)
+    partial = files / "r.samples.jsonl.partial"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (partial.exists() and partial.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and "r.samples.jsonl.partial" in err
+    assert [json.loads(line)["index"] for line in partial.read_text().splitlines()] and not (files / "r.json").exists()

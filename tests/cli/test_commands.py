@@ -1,0 +1,95 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustbench_local.cli import COMMANDS
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, robustbench_local.cli as c\n"
+        "sys.argv = ['robust', '--help']\n"
+        "try: c.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'pydantic', 'rich', 'art'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_shows_an_example(robust, command):
+    ended = robust(command, "--help")
+    assert ended.code == 0 and f"robust {command}" in ended.out.replace("Usage: robust", "")
+
+
+def test_unknown_commands_name_the_nearest(robust):
+    ended = robust("atack")
+    assert ended.code == 2 and "'attack'" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("models", ["digits-cnn", "digits-cnn-robust", "resnet18", "wide-resnet-28-10", "torchvision/resnet50"]),
+     ("datasets", ["digits", "cifar10", "imagefolder:PATH", "npz:PATH"]),
+     ("attacks", ["fgsm", "pgd", "art/DeepFool", "fast/1"]),
+     ("defenses", ["pgd-at", "standard"]), ("configs", ["digits-cnn-robust"])],
+)
+def test_lists(robust, kind, expected):
+    ended = robust("list", kind)
+    names = [line.split()[0] for line in ended.out.splitlines()]
+    assert ended.code == 0 and set(expected) <= set(names)
+
+
+@pytest.fixture
+def results(robust):
+    for model in ("digits-cnn", "digits-cnn-robust"):
+        assert robust("attack", model, "--output", f"{model}.json").code == 0
+    return robust
+
+
+def test_gate_exit_codes(results):
+    robust = results
+    assert robust("gate", "digits-cnn-robust.json", "--min-robust", "0.40", "--min-clean", "0.80").code == 0
+    failed = robust("gate", "digits-cnn.json", "--min-robust", "0.40", "--min-clean", "0.80")
+    assert failed.code == 3 and "gate: fail" in failed.err
+    value = json.loads(Path("digits-cnn-robust.json").read_text())["robust_accuracy"]["value"]
+    undecided = robust("gate", "digits-cnn-robust.json", "--min-robust", value - 0.005)
+    assert undecided.code == 4 and "samples would decide" in undecided.err
+    drop = ("--baseline", "digits-cnn-robust.json", "--max-drop", "0.02")
+    assert robust("gate", "digits-cnn-robust.json", *drop).code == 0
+    assert robust("gate", "digits-cnn.json", *drop).code == 3
+    assert robust("attack", "--samples", 50, "--output", "fewer.json").code == 0
+    assert robust("gate", "fewer.json", *drop).code == 5
+    decision = json.loads(robust("gate", "digits-cnn.json", "--min-robust", "0.4", "--json").out)
+    assert decision["outcome"] == "fail" and decision["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["gone.json", "--min-robust", "0.4"], "gone.json"), (["digits-cnn.json"], "--min-robust"),
+     (["digits-cnn.json", "--min-robust", "40"], "0.40"), (["digits-cnn.json", "--max-drop", "0.1"], "--baseline"),
+     (["digits-cnn.samples.jsonl", "--min-robust", "0.4"], "not JSON"),
+     (["digits-cnn.json", "--min-robust", "x"], "'x'")],
+)
+def test_gate_refuses_bad_input(results, arguments, word):
+    ended = results("gate", *arguments)
+    assert ended.code == 2 and word in ended.err and "Traceback" not in ended.err
+
+
+def test_doctor_says_what_it_found(robust, tmp_path):
+    assert "clean accuracy" in robust("doctor").err
+    (tmp_path / "f.py").write_text(
+        "from robustbench_local import load_classifier\n"
+        "from torch import nn\n"
+        "class Half(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.inner = load_classifier('digits-cnn').module\n"
+        "    def forward(self, x): return self.inner(x * 0.5 + 0.5)\n"
+    )
+    ended = robust("doctor", "f.py:Half", "--data", "digits")
+    assert ended.code == 0 and "--normalize 0.5:0.5" in ended.err
