@@ -5,9 +5,11 @@ import sys
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from robustbench_local.gate import Decision, Outcome
 from robustbench_local.observer import Observer
@@ -57,9 +59,8 @@ class ProgressObserver(Observer):
         )
 
 
-def percent(accuracy: Accuracy) -> str:
-    low, high = accuracy.confidence.low, accuracy.confidence.high
-    return f"{accuracy.value:6.1%}  [{low:.1%}, {high:.1%}]"
+def _cells(accuracy: Accuracy) -> tuple[str, str]:
+    return f"{accuracy.value:.1%}", f"[{accuracy.confidence.low:.1%}, {accuracy.confidence.high:.1%}]"
 
 
 def show_result(screen: Console, result: Result) -> None:
@@ -69,24 +70,25 @@ def show_result(screen: Console, result: Result) -> None:
     table = Table(
         title=f"{result.model.name} on {result.data.name} ({result.data.n} of {result.data.available} images), "
         f"{NORMS[threat.norm]} {threat.eps_text}{goal}",
-        title_justify="left", title_style="bold",
+        title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )
-    for name, side in (("", "left"), ("accuracy", "right"), ("95 % interval", "right"), ("fooled", "right"),
-                       ("forward", "right"), ("backward", "right"), ("seconds", "right")):
-        table.add_column(name, justify=side, no_wrap=bool(name))  # type: ignore[arg-type]
-    table.add_row("clean", *percent(result.clean_accuracy).split("  ", 1), "", f"{result.clean_accuracy.n:,}", "", "")
+    table.add_column("after", min_width=18)
+    for name in ("accuracy", "95 % interval", "fooled", "passes", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("the clean pass", *_cells(result.clean_accuracy), "", f"{result.clean_accuracy.n:,}", "")
     for attack in result.attacks:
-        after = Accuracy.of(round(attack.robust_accuracy_after * result.data.n), result.data.n)
         table.add_row(
-            f"after {attack.name}", *percent(after).split("  ", 1), f"{attack.fooled} of {attack.attacked}",
-            f"{attack.forward_passes:,}", f"{attack.backward_passes:,}", f"{attack.seconds:.1f}",
+            Text(attack.name.replace(",", ", ").replace(":", ": ")),
+            *_cells(Accuracy.of(round(attack.robust_accuracy_after * result.data.n), result.data.n)),
+            f"{attack.fooled} of {attack.attacked}", f"{attack.forward_passes + attack.backward_passes:,}",
+            f"{attack.seconds:.1f}",
         )
     cost = result.cost
     table.add_section()
     fooled = result.clean_accuracy.correct - result.robust_accuracy.correct
     table.add_row(
-        "robust", *percent(result.robust_accuracy).split("  ", 1), f"{fooled} of {result.clean_accuracy.correct}",
-        f"{cost.forward_passes:,}", f"{cost.backward_passes:,}", f"{cost.seconds:.1f}", style="bold",
+        "all: robust", *_cells(result.robust_accuracy), f"{fooled} of {result.clean_accuracy.correct}",
+        f"{cost.forward_passes + cost.backward_passes:,}", f"{cost.seconds:.1f}", style="bold",
     )
     screen.print(table)
     protocol = result.protocol
@@ -94,6 +96,7 @@ def show_result(screen: Console, result: Result) -> None:
     screen.print(
         f"protocol {suite} ({protocol.sha256[:12]}), seed {result.config['seed']}, device {result.config['device']}; "
         f"no attack of this protocol fooled the robust ones – another might.", style="dim", markup=False,
+        soft_wrap=True,
     )
     show_findings(screen, [finding for finding in result.diagnostics if finding.status in ("warn", "fail")])
 
@@ -103,7 +106,7 @@ def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
     for finding in findings:
         value = f" ({finding.value:.4g})" if isinstance(finding.value, float) else f" ({finding.value})"
         screen.print(f"[{COLOURS[finding.status]}]{finding.status}[/]", end="  ")
-        screen.print(f"{finding.check}{value}{': ' if finding.advice else ''}{finding.advice}", markup=False)
+        screen.print(f"{finding.check}{value}{': ' if finding.advice else ''}{finding.advice}", markup=False, soft_wrap=True)
 
 
 def show_decision(screen: Console, decision: Decision) -> None:
@@ -112,7 +115,7 @@ def show_decision(screen: Console, decision: Decision) -> None:
     for check in decision.checks:
         word = check.outcome.name.lower().replace("_", " ")
         screen.print(f"[{marks[check.outcome]}]{word:<14}[/]", end="")
-        screen.print(f"{check.limit}: {check.sentence}", markup=False)
+        screen.print(f"{check.limit}: {check.sentence}", markup=False, soft_wrap=True)
     outcome = decision.outcome
     screen.print(f"gate: [{marks[outcome]}]{outcome.name.lower().replace('_', ' ')}[/]", style="bold")
 

@@ -92,11 +92,10 @@ def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
             f"{classifier.name} cannot take the {shape} images of {dataset.name} ({reason}): "
             "check --arch, --data and --resize"
         ) from None
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if len(logits) != len(images):
         raise UserError(
-            f"{classifier.name} gave {got} for {len(images)} images, but a classifier gives one row of logits for "
-            "each: wrap the model so that its forward returns [images, classes]"
+            f"{classifier.name} gave {len(logits)} rows of logits for {len(images)} images: its forward must return "
+            "one row for each"
         )
     if not torch.isfinite(logits).all():
         raise UserError(f"{classifier.name} gives NaN or infinite logits on {dataset.name}: it cannot be evaluated")

@@ -48,8 +48,8 @@ def attack_command(**options: Any) -> None:
     from robustbench_local.record import partial_path
 
     attacks = [resolve_attack(text) for text in options["attacks"]] or None
-    threat_model = load_threat_model(options)
     classifier, dataset = load_model_and_data(options)
+    threat_model = load_threat_model(options)
     output = options["output"] or _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
     screen = console()
     try:

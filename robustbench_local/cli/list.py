@@ -52,9 +52,6 @@ def _defenses() -> list[tuple[str, str]]:
 
 
 def _configs() -> list[tuple[str, str]]:
-    from importlib.resources import files
+    from robustbench_local.recipes import list_recipes
 
-    folder = files("robustbench_local.configs")
-    found = sorted(item.name for item in folder.iterdir() if item.name.endswith(".yaml"))
-    first_lines = [folder.joinpath(name).read_text(encoding="utf-8").splitlines()[0] for name in found]
-    return [(name.removesuffix(".yaml"), line.lstrip("# ")) for name, line in zip(found, first_lines, strict=True)]
+    return list_recipes()

@@ -43,12 +43,13 @@ def _read_config(command: click.Command, path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read --config {path}: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected lines of 'option: value', named like the command's own options")
-    known = {parameter.name for parameter in command.params} - {"config"}
-    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
-    unknown = [f"{key!r}{nearest(key, [name for name in known if name])}" for key in settings if key not in known]
+    names = {parameter.opts[0].lstrip("-"): str(parameter.name) for parameter in command.params}
+    del names["config"]
+    settings = {str(key).replace("_", "-"): value for key, value in content.items()}
+    unknown = [f"{key!r}.{nearest(key, names)}" for key in settings if key not in names]
     if unknown:
-        raise UserError(f"--config {path}: {command.name} has no option {', '.join(unknown)}")
-    return settings
+        raise UserError(f"--config {path}: {command.name} has no option {' '.join(unknown)}")
+    return {names[key]: value for key, value in settings.items()}
 
 
 config_option = click.option(
@@ -108,12 +109,13 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
             raise UserError("name the model: 'robust attack FILE --arch NAME', or a factory with --checkpoint FILE")
         if spec not in (None, "digits"):
             raise UserError(f"name the model that is to be attacked on {spec}: without one, the bundled digits-cnn is")
-    if spec is None and not (options["model"] or "digits-cnn").startswith("digits-cnn"):
-        raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
+    name = options["model"] or "digits-cnn"
     classifier = load_classifier(
-        options["model"] or "digits-cnn", checkpoint=options["checkpoint"], arch=options["arch"],
-        normalize=options["normalize"], num_classes=options["num_classes"],
+        name, checkpoint=options["checkpoint"], arch=options["arch"], normalize=options["normalize"],
+        num_classes=options["num_classes"],
     )
+    if spec is None and not name.startswith("digits-cnn"):
+        raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
     dataset = load_dataset(
         spec or "digits", split=options["split"], data_dir=options["data_dir"], download=options["download"],
         resize=_resize(options["resize"]) if options["resize"] else classifier.resize,

@@ -1,10 +1,11 @@
 """FGSM and PGD against linear models, whose best adversarial example is known in closed form."""
 import pytest
 import torch
+from torch import nn
+
 from robustbench_local.attacks import ATTACKS, FGSM, PGD, ThreatModel, fgsm, pgd, run
 from robustbench_local.attacks.attack import spec
 from robustbench_local.attacks.losses import LOSSES, logit_margin
-from torch import nn
 
 SHAPE = (3, 6, 6)
 

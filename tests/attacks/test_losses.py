@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.losses import LOSSES, logit_margin
 

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from robustbench_local.attacks.norms import NORMS
 from robustbench_local.attacks.randomness import sample_keys
 

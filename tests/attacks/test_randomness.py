@@ -1,6 +1,7 @@
 import torch
-from robustbench_local.attacks.randomness import hash_indices, normal, sample_keys, uniform
 from scipy import stats
+
+from robustbench_local.attacks.randomness import hash_indices, normal, sample_keys, uniform
 
 
 def test_numbers_never_change():

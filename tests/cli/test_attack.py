@@ -19,7 +19,7 @@ def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):
     ended = robust("attack")
     assert ended.code == 0 and ended.out == ""
     assert "digits-cnn on digits (360 of 360 images), L∞ 0.1" in ended.err
-    assert all(word in ended.err for word in ("clean", "after fgsm", "after pgd", "robust", "fast/1", "result: runs/"))
+    assert all(word in ended.err for word in ("clean", "fgsm", "pgd", "robust", "fast/1", "result: runs/"))
     (output,) = (tmp_path / "runs").glob("*.json")
     result = read_result(output)
     assert result.protocol.name == "fast" and result.threat_model.eps == 0.1 and result.data.n == 360

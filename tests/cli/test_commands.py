@@ -54,7 +54,7 @@ def results(robust):
 def test_gate_exit_codes(results):
     robust = results
     assert robust("gate", "digits-cnn-robust.json", "--min-robust", "0.40", "--min-clean", "0.80").code == 0
-    failed = robust("gate", "digits-cnn.json", "--min-robust", "0.40", "--min-clean", "0.80")
+    failed = robust("gate", "digits-cnn.json", "--min-robust", "0.60", "--min-clean", "0.80")
     assert failed.code == 3 and "gate: fail" in failed.err
     value = json.loads(Path("digits-cnn-robust.json").read_text())["robust_accuracy"]["value"]
     undecided = robust("gate", "digits-cnn-robust.json", "--min-robust", value - 0.005)
@@ -64,7 +64,7 @@ def test_gate_exit_codes(results):
     assert robust("gate", "digits-cnn.json", *drop).code == 3
     assert robust("attack", "--samples", 50, "--output", "fewer.json").code == 0
     assert robust("gate", "fewer.json", *drop).code == 5
-    decision = json.loads(robust("gate", "digits-cnn.json", "--min-robust", "0.4", "--json").out)
+    decision = json.loads(robust("gate", "digits-cnn.json", "--min-robust", "0.6", "--json").out)
     assert decision["outcome"] == "fail" and decision["exit_code"] == 3
 
 

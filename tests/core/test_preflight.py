@@ -62,7 +62,7 @@ def test_guessing_is_warned_of():
         (Net(), data(classes=5), "label 4"),
         (Net(lambda logits, net: logits / 0), data(), "infinite"),
         (Net(classes=1), data(classes=1), "at least two"),
-        (Net(lambda logits, net: logits[:, None]), data(), "one row of logits"),
+        (Net(lambda logits, net: logits[:, None]), data(), "one row per image"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), data(), "3 channels"),
         (nn.Sequential(nn.Flatten(), nn.Linear(49, 4)), data(), "1×6×6"),
     ],

@@ -1,0 +1,103 @@
+"""`npz:PATH`: images and labels in one numpy archive."""
+from __future__ import annotations
+
+import pickle
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from robustbench_local.data.dataset import ArrayDataset
+from robustbench_local.errors import UserError, nearest
+
+_LAYOUT = "`images` (uint8 NHWC or float NCHW in [0,1]) and `labels` (integers)"
+# More values than this in a dimension cannot be meant as colour channels.
+_MOST_CHANNELS = 4
+
+
+def load_npz(path: Path, class_names: list[str] | None = None) -> ArrayDataset:
+    """The `images` and `labels` of a numpy archive, whole. Extra arrays are ignored; pickled ones are refused."""
+    images, labels = _read_arrays(path)
+    name = f"npz:{path.name}"
+    return ArrayDataset(_as_nchw(images, path), _as_labels(labels, path), name=name, class_names=class_names)
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        what = "is a folder (for class folders write imagefolder:PATH)" if path.is_dir() else "does not exist"
+        raise UserError(f"The data file {path} {what}; npz:PATH names one .npz file.")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a numpy archive; save it with numpy.savez(PATH, images=…, labels=…).")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _entry(archive, "images", path), _entry(archive, "labels", path)
+    except (
+        OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{path} cannot be read and may be damaged: {error}; fetch or save it again.") from error
+
+
+def _entry(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
+    if key not in archive.files:
+        held = ", ".join(archive.files[:20]) or "nothing"
+        raise UserError(
+            f"{path} has no array `{key}`; it holds: {held}.{nearest(key, archive.files)} "
+            f"Save it with {_LAYOUT} under these names."
+        )
+    try:
+        array = archive[key]
+    except ValueError as error:
+        # numpy says this of object arrays and of damaged headers alike.
+        raise UserError(
+            f"`{key}` in {path} is not a plain array of numbers ({error}); pickled objects are never loaded, "
+            f"save {_LAYOUT} instead."
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"`{key}` in {path} does not fit in memory; split the file into smaller ones.") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"`{key}` in {path} is not a numpy array; save the file with numpy.savez.")
+    return array
+
+
+def _as_nchw(images: np.ndarray, path: Path) -> torch.Tensor:
+    is_float = images.dtype.kind == "f"
+    if not is_float and images.dtype != np.uint8:
+        raise UserError(
+            f"`images` in {path} are {images.dtype}; allowed are uint8 (0 to 255) and floats in [0,1], "
+            "so convert them before saving."
+        )
+    if images.ndim not in (3, 4):
+        raise UserError(
+            f"`images` in {path} have shape {images.shape}; allowed are uint8 NHWC, float NCHW, "
+            "and NHW for grey, N being the samples."
+        )
+    if images.ndim == 3:
+        nchw = images[:, None]
+    else:
+        _refuse_swapped(images, is_float, path)
+        nchw = images if is_float else images.transpose(0, 3, 1, 2)
+    # An 8-bit view keeps the file's own memory; foreign byte orders and widths become native float32.
+    return torch.from_numpy(nchw.astype(np.float32, copy=False) if is_float else nchw)
+
+
+def _refuse_swapped(images: np.ndarray, is_float: bool, path: Path) -> None:
+    here, there = (1, 3) if is_float else (3, 1)
+    if images.shape[here] > _MOST_CHANNELS >= images.shape[there]:
+        want, have, axes = ("NCHW", "NHWC", "0, 3, 1, 2") if is_float else ("NHWC", "NCHW", "0, 2, 3, 1")
+        raise UserError(
+            f"`images` in {path} are {images.dtype} with shape {images.shape}, which looks like {have}; "
+            f"{images.dtype} images must be {want}: save images.transpose({axes})."
+        )
+
+
+def _as_labels(labels: np.ndarray, path: Path) -> torch.Tensor:
+    if labels.dtype.kind not in "iu":
+        raise UserError(
+            f"`labels` in {path} are {labels.dtype}; allowed are integers, each sample's class counted from 0, "
+            "so convert them before saving."
+        )
+    if labels.dtype == np.uint64 and labels.size and int(labels.max()) > np.iinfo(np.int64).max:
+        raise UserError(f"`labels` in {path} reach {labels.max()}, which is no class number; they count from 0.")
+    return torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,64 @@
+"""A seeded subset in the set's own class proportions that stays the same for ever."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robustbench_local.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# Keeps the draw among classes apart from the draw among samples under one seed.
+_CLASS_STREAM = 0x636C6173736573
+
+
+def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
+    """Sorted positions, int64 [samples], of a subset whose classes keep their share of `labels` (int64 [N]).
+
+    Each class gets its exact share rounded down; what is left goes to the largest remainders. Inside a class those
+    samples are taken whose hash of (seed, position) is smallest. No random generator is involved, so the choice
+    depends on neither library versions nor the platform. Raises UserError unless 1 <= samples <= N.
+    """
+    import torch
+
+    total = len(labels)
+    if samples < 1:
+        raise UserError(f"A subset of {samples} samples was asked for; --samples takes a whole number from 1 on.")
+    if samples > total:
+        raise UserError(
+            f"A subset of {samples:,} samples was asked for, but the data holds only {total:,}; "
+            f"lower --samples or leave it out to take them all."
+        )
+    targets = labels.cpu().numpy()
+    classes, counts = np.unique(targets, return_counts=True)
+    quotas = _largest_remainder(classes, counts, samples, seed)
+    priorities = _hashes(seed, np.arange(total, dtype=np.uint64))
+    chosen = []
+    for label, quota in zip(classes, quotas, strict=True):
+        members = np.flatnonzero(targets == label)
+        chosen.append(members[np.argsort(priorities[members], kind="stable")[:quota]])
+    return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
+
+
+def _largest_remainder(classes: np.ndarray, counts: np.ndarray, samples: int, seed: int) -> list[int]:
+    """How many samples each class gives; integers throughout, so that no rounding can differ between machines."""
+    total = int(counts.sum())
+    quotas = [samples * int(count) // total for count in counts]
+    remainders = [samples * int(count) % total for count in counts]
+    # Balanced classes tie; the seed breaks the tie, or small subsets would always favour the first classes.
+    ties = _hashes(int(seed) ^ _CLASS_STREAM, classes.astype(np.uint64))
+    order = sorted(range(len(counts)), key=lambda i: (-remainders[i], int(ties[i])))
+    for i in order[: samples - sum(quotas)]:
+        quotas[i] += 1
+    return quotas
+
+
+def _hashes(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """One well-mixed uint64 per number; distinct numbers never collide under one seed."""
+    import torch
+
+    from robustbench_local.attacks.randomness import hash_indices
+
+    return hash_indices(int(seed), torch.from_numpy(numbers.astype(np.int64))).numpy().view(np.uint64)
