@@ -33,8 +33,9 @@ class ThreatModel:
         if self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
         text = str(self.eps)
+        numerator, slash, denominator = text.partition("/")
         try:
-            eps = float(Fraction(self.eps))
+            eps = float(Fraction(numerator) / Fraction(denominator if slash else 1))
         except (ValueError, ZeroDivisionError, OverflowError):
             eps = math.nan
         if not eps >= 0:

@@ -96,6 +96,10 @@ def harden(
 
     whole = load(recipe.data, "train")
     start = start or fresh_start(recipe, whole)
+    # The checkpoint's recipe says in full what was done, so that no later default can change what it means.
+    recipe = recipe.model_copy(
+        update={"eps": threat_model.eps_text, "arch": recipe.arch if recipe.model else start.architecture}
+    )
     start.network.to(where)
     classes = require_fit(start.network, recipe.model or start.architecture, whole)
     if recipe.samples is not None:
@@ -107,7 +111,7 @@ def harden(
 
     def keep(report: EpochReport) -> None:
         if report.chosen:
-            write_weights(output, start.network.module)
+            write_weights(output, start.network.module, start.normalization)
             write_card(output, card.model_copy(update={"chosen": report}))
         with writable(output / METRICS), (output / METRICS).open("a", encoding="utf-8") as file:
             file.write(report.model_dump_json() + "\n")

@@ -67,11 +67,11 @@ def show_result(screen: Console, result: Result) -> None:
     """The table of an evaluation: clean, after each attack, robust; intervals and cost."""
     threat = result.threat_model
     goal = "" if threat.goal == "untargeted" else f", {threat.goal.source} → {threat.goal.target}"
-    table = Table(
-        title=f"{result.model.name} on {result.data.name} ({result.data.n} of {result.data.available} images), "
-        f"{NORMS[threat.norm]} {threat.eps_text}{goal}",
-        title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    screen.print(
+        f"{result.model.name} on {result.data.name} ({result.data.n} of {result.data.available} images), "
+        f"{NORMS[threat.norm]} {threat.eps_text}{goal}", style="bold", markup=False, soft_wrap=True,
     )
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", min_width=18)
     for name in ("accuracy", "95 % interval", "fooled", "passes", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)

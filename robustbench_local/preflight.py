@@ -225,16 +225,16 @@ def _better_normalization(
         return ""
     positions = torch.arange(len(dataset))[:: max(1, len(dataset) // 256)][:256]
     images, labels = dataset.images(positions), dataset.labels[positions]
-    now = int(correct[positions].sum())
+    now, found = int(correct[positions].sum()), {}
     for name in ("imagenet", "cifar10", "0.5:0.5"):
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in parse_normalization(name))
-        if len(mean) not in (1, images.shape[1]):
-            continue
-        batches = [model((part.to(device) - mean) / std).argmax(1).cpu() for part in images.split(PROBE)]
-        right = int((torch.cat(batches) == labels).sum())
-        if right - now > 0.05 * len(positions) and exact_bounds(right, len(positions))[0] > now / len(positions):
-            return (
-                f"with --normalize {name} it is right on {right} of {len(positions)} images instead of {now}: the "
-                "model seems to expect normalised input"
-            )
-    return ""
+        if len(mean) in (1, images.shape[1]):
+            batches = [model((part.to(device) - mean) / std).argmax(1).cpu() for part in images.split(PROBE)]
+            found[int((torch.cat(batches) == labels).sum())] = name
+    best = max(found, default=0)
+    if best - now <= 0.05 * len(positions) or exact_bounds(best, len(positions))[0] <= now / len(positions):
+        return ""
+    return (
+        f"with --normalize {found[best]} it is right on {best} of {len(positions)} images instead of {now}: the "
+        "model seems to expect normalised input"
+    )

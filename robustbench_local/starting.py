@@ -23,6 +23,9 @@ Normalization = dict[str, list[float]]
 class Trainee(nn.Module):
     """A module behind its normalisation, all of its parameters to be trained."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, module: nn.Module, normalization: Normalization | None):
         super().__init__()
         self.module = module.requires_grad_(True)
@@ -63,9 +66,16 @@ def loaded_start(recipe: Recipe) -> Start:
         recipe.model, checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None, arch=recipe.arch,
         normalize=recipe.normalize,
     )
+    programs = (torch.fx.GraphModule, torch.jit.ScriptModule)
+    if any(isinstance(part, programs) for part in classifier.module.modules()):
+        # Its modes were settled when it was exported, and weights alone could not be loaded into it again.
+        raise UserError(
+            f"{recipe.model} is an exported program, which can be evaluated but not trained: give a checkpoint with "
+            "--arch, or a factory that builds the network"
+        )
     module = copy.deepcopy(classifier.module)
-    if not any(parameter.is_floating_point() for parameter in module.parameters()):
-        raise UserError(f"{recipe.model} has no weights that could be trained: give a PyTorch model")
+    if not any(True for _ in module.parameters()):
+        raise UserError(f"{recipe.model} has no weights that could be trained: give a network that has some")
     return Start(
         Trainee(module, classifier.normalization), recipe.arch or recipe.model, classifier.normalization,
         classifier.class_names, classifier.resize,

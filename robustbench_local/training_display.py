@@ -35,7 +35,8 @@ class EpochTable(TrainingObserver):
     def begin(self, epochs: int, images: int) -> None:
         self._epochs = epochs
         self._task = self._progress.add_task(f"epoch 1 of {epochs}", total=epochs * images, loss="")
-        self._screen.print(f"{epochs} epochs of {images:,} images; accuracies are those on the held-out images")
+        plural = "s" * (epochs != 1)
+        self._screen.print(f"{epochs} epoch{plural} of {images:,} images; accuracies are those on the hold-out")
 
     def advance(self, images: int, loss: float) -> None:
         if self._task is not None:

@@ -47,7 +47,8 @@ def test_published_numbers(entry, check):
     dataset = load_dataset(f"npz:{FOLDER / check['images']}")
     n, attacked = check["n"], "eps" in check
     threat_model = ThreatModel(check.get("norm", "linf"), check.get("eps", 0.0))
-    attack = PGD(steps=50, restarts=5) if attacked else PGD(steps=1)
+    # The margin, because cross-entropy alone leaves up to 2.5 points more standing on three of the CIFAR networks.
+    attack = PGD(steps=50, restarts=5, loss="margin") if attacked else PGD(steps=1)
     evaluation = evaluate(load(entry), dataset, threat_model, attacks=[attack])
     clean, standing = evaluation.clean_accuracy.correct, evaluation.robust_accuracy.correct
     bounds = standing_bounds(check, n) if attacked else {}

@@ -1,0 +1,96 @@
+"""What training leaves behind: `model.safetensors`, and `model.json` that says what is in it and how it came about."""
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from robustbench_local import __version__
+from robustbench_local.files import write_atomically
+from robustbench_local.recipes import Recipe
+from robustbench_local.result import Accuracy, Protocol, ThreatModelInfo
+from robustbench_local.training import EpochReport
+
+SCHEMA: Literal["robustbench-local/checkpoint/1"] = "robustbench-local/checkpoint/1"
+WEIGHTS, CARD, METRICS, RESULT = "model.safetensors", "model.json", "metrics.jsonl", "result.json"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class TrainingData(Part):
+    """sha256 is that of every image and label, in order; null for a set that is too large to be held in memory."""
+
+    name: str
+    split: str
+    training: int = Field(description="images that were trained on")
+    holdout: int = Field(description="images that chose the epoch")
+    sha256: str | None
+
+
+class Judgement(Part):
+    """The final evaluation, on images that neither training nor the choice of the epoch has seen."""
+
+    data: str
+    split: str
+    threat_model: ThreatModelInfo
+    protocol: Protocol
+    clean_accuracy: Accuracy
+    robust_accuracy: Accuracy
+
+
+class ModelCard(Part):
+    """The content of `model.json`."""
+
+    schema_: Literal["robustbench-local/checkpoint/1"] = Field(default=SCHEMA, alias="schema")
+    architecture: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    class_names: list[str] | None
+    normalization: dict[str, list[float]] | None
+    trained_by: str | None = Field(description="name of the shipped recipe; null for one's own")
+    recipe: Recipe
+    seed: int
+    data: TrainingData
+    chosen: EpochReport | None = Field(default=None, description="the epoch whose weights these are")
+    evaluation: Judgement | None = None
+    versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """What the weights were made with."""
+    names = ("torch", "torchvision", "numpy", "safetensors")
+    return {"robustbench_local": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def write_weights(folder: Path, module: nn.Module, normalization: dict[str, list[float]] | None) -> None:
+    """The module's own state dict, and beside it `mean` and `std` where there is a normalisation: without them the
+    file would load and be wrong. Raises UserError when it cannot be written."""
+    # Cloned, because tied weights share memory and the format refuses that.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    for name, values in (normalization or {}).items():
+        state.setdefault(name, torch.tensor(values))
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(state))
+
+
+def read_weights(folder: Path, module: nn.Module) -> None:
+    """Put what `write_weights` wrote back into the module."""
+    device = next(module.parameters()).device
+    state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    module.load_state_dict({name: state[name].to(device) for name in module.state_dict()})
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    write_atomically(folder / CARD, card.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def read_card(text: str | bytes) -> ModelCard:
+    """The content of a `model.json`, checked against its types."""
+    return ModelCard.model_validate_json(text)

@@ -1,0 +1,180 @@
+"""What a training run is asked to do: defaults, then a recipe file, then the command line's flags."""
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from robustbench_local.errors import UserError, nearest
+from robustbench_local.numbers import parse_number
+from robustbench_local.options import build, parse_spec
+
+if TYPE_CHECKING:
+    from robustbench_local.attacks import ThreatModel
+    from robustbench_local.defenses import Objective
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return parse_number(value) if isinstance(value, str) else value
+
+
+def _text(value: Any) -> Any:
+    """YAML reads 0.1 as a number, but eps keeps the way it was written."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Real = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the trained weights, and the suite that judges them at the end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = Field("pgd-at", description="a training method with its settings, such as pgd-at:steps=7")
+    model: str | None = Field(None, description="the classifier whose weights are the start")
+    checkpoint: str | None = Field(None, description="a file with that classifier's weights")
+    arch: str | None = Field(None, description="the architecture to start from scratch with, or that of model's file")
+    normalize: str | None = Field(None, description="what the model expects its input scaled by")
+    data: str = "digits"
+    eval_data: str | None = Field(None, description="another data set for the final evaluation")
+    samples: Whole | None = Field(None, ge=1, description="train on a seeded subset of so many images")
+    norm: str = "linf"
+    eps: Annotated[str | None, BeforeValidator(_text)] = Field(None, description="by default the data set's own")
+    epochs: Whole = Field(30, ge=1)
+    batch_size: Whole = Field(128, ge=2)
+    lr: Real = Field(0.1, gt=0, allow_inf_nan=False, description="the highest learning rate of the one cycle")
+    momentum: Real = Field(0.9, gt=0, lt=1)
+    weight_decay: Real = Field(5e-4, ge=0, allow_inf_nan=False)
+    holdout: Real = Field(0.1, gt=0, lt=1, description="share of the training split that chooses the epoch")
+    seed: Whole = Field(0, ge=0)
+    suite: str = "fast"
+
+    def objective(self) -> Objective:
+        """The training method.
+
+        Raises UserError for an unknown method or setting, with the nearest one.
+        """
+        from robustbench_local.defenses import OBJECTIVES
+
+        name, settings = parse_spec(self.method)
+        if name not in OBJECTIVES:
+            raise UserError(
+                f"unknown method {name!r}: there are {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}"
+            )
+        return build(OBJECTIVES[name], settings, f"--method {name}")
+
+    def threat_model(self) -> ThreatModel:
+        """What the model is to be hardened against, and is evaluated with.
+
+        Raises UserError where eps is missing, 0, or not a sensible radius.
+        """
+        from robustbench_local.attacks import ThreatModel
+        from robustbench_local.data import default_eps
+
+        eps = self.eps or default_eps(self.data, self.norm)
+        try:
+            threat_model = ThreatModel(self.norm, eps or "1")
+        except ValueError as error:
+            raise UserError(f"--norm and --eps: {error}") from None
+        if eps is None:
+            raise UserError(f"there is no usual {self.norm} eps for {self.data}: give --eps, such as 8/255")
+        if threat_model.eps == 0:
+            raise UserError("eps is 0, so there is nothing to defend against: give a radius above 0, such as 8/255")
+        return threat_model
+
+
+LOOP_SETTINGS = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "holdout")
+"""What may be written among a method's own settings, as in `pgd-at:steps=7,epochs=20`."""
+
+
+def resolve_recipe(config: str | None, flags: Mapping[str, Any]) -> Recipe:
+    """The recipe of that name or file, with the flags put over it; a flag that is None was not given.
+
+    Raises UserError that names everything wrong at once.
+    """
+    given = _lifted({key: value for key, value in flags.items() if value is not None}, "the command line")
+    if config is None:
+        return _checked(given, "the command line")
+    where, written = read_config(config)
+    written = _lifted(written, where)
+    start = ("model", "checkpoint", "arch", "normalize")
+    if any(key in given for key in start):
+        # Where to start from is one choice: half of the file's would not go with half of the command line's.
+        written = {key: value for key, value in written.items() if key not in start}
+    return _checked({**written, **given}, where)
+
+
+def read_config(config: str) -> tuple[str, dict[str, Any]]:
+    """Where a recipe stands, for messages, and its content. config: a shipped recipe's name or a YAML file.
+
+    Raises UserError where there is none, or it is not a mapping.
+    """
+    shipped = dict(list_recipes())
+    if config in shipped:
+        where, text = f"recipe {config}", _folder().joinpath(f"{config}.yaml").read_text(encoding="utf-8")
+    else:
+        where, path = config, Path(config)
+        if not path.is_file():
+            raise UserError(
+                f"--config {config!r} is neither a file nor a shipped recipe "
+                f"(there are {', '.join(shipped)}).{nearest(config, shipped)}"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {config}: {error}") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where} holds no settings: write one 'key: value' per line, such as 'method: pgd-at'")
+    return where, {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Every shipped recipe with the command that runs it, which is the first line of its file."""
+    texts = {file.name: file.read_text(encoding="utf-8") for file in _folder().iterdir() if file.name.endswith(".yaml")}
+    return sorted((name.removesuffix(".yaml"), text.splitlines()[0].lstrip("# ")) for name, text in texts.items())
+
+
+def _folder() -> Any:
+    return importlib.resources.files("robustbench_local.configs")
+
+
+def _lifted(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same with the loop's settings taken out of the method's."""
+    if not isinstance(values.get("method"), str):
+        return values
+    name, settings = parse_spec(values["method"])
+    lifted = {key: settings.pop(key) for key in LOOP_SETTINGS if key in settings}
+    for key in lifted:
+        if key in values:
+            raise UserError(f"{where} gives {key.replace('_', '-')} twice: once by itself and once with the method")
+    own = ",".join(f"{key.replace('_', '-')}={value}" for key, value in settings.items())
+    return {**values, **lifted, "method": f"{name}:{own}" if own else name}
+
+
+def _checked(values: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {'; '.join(_sentence(problem, values) for problem in error.errors())}") from None
+
+
+def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
+    """One of pydantic's findings in the words of the file and the flags."""
+    key = str(problem["loc"][0])
+    written = key.replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {written!r}.{nearest(key, Recipe.model_fields)}".rstrip(".")
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{written} is {values.get(key)!r}: {message}"
