@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
+
 from robustbench_local.attacks.norms import per_row
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.attacks.threat_model import ThreatModel
-from torch import Tensor
 
 Model = Callable[[Tensor], Tensor]
 State = dict[str, Tensor]

@@ -9,8 +9,9 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from robustbench_local.attacks import randomness
 from torch import Tensor
+
+from robustbench_local.attacks import randomness
 
 Box = tuple[float, float]
 

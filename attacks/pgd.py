@@ -4,10 +4,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from robustbench_local.attacks.attack import Model, State, initial_state, margin_and_gradient, observe, run
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

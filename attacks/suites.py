@@ -13,7 +13,7 @@ SUITES: dict[str, dict[int, tuple[Attack, ...]]] = {
         1: (
             FGSM(),
             PGD(steps=20, loss="cross-entropy"),
-            PGD(steps=40, loss="margin", restarts=2),
+            PGD(steps=40, loss="scaled-cross-entropy", restarts=2),
         ),
     },
 }

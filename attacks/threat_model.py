@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
+from torch import Tensor
+
 from robustbench_local.attacks import losses
 from robustbench_local.attacks.norms import NORMS, Box, Norm
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
     for finding in findings:
         value = f" ({finding.value:.4g})" if isinstance(finding.value, float) else f" ({finding.value})"
         screen.print(f"[{COLOURS[finding.status]}]{finding.status}[/]", end="  ")
-        screen.print(f"{finding.check}{value}{': ' if finding.advice else ''}{finding.advice}", markup=False, soft_wrap=True)
+        advice = f": {finding.advice}" if finding.advice else ""
+        screen.print(f"{finding.check}{value}{advice}", markup=False, soft_wrap=True)
 
 
 def show_decision(screen: Console, decision: Decision) -> None:

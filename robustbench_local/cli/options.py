@@ -116,6 +116,8 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     )
     if spec is None and not name.startswith("digits-cnn"):
         raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
+    if options["resize"] and spec not in ("gtsrb", "imagenet") and not str(spec).startswith("imagefolder:"):
+        raise UserError(f"--resize is for images from files, and {spec or 'digits'} has none: leave it out")
     dataset = load_dataset(
         spec or "digits", split=options["split"], data_dir=options["data_dir"], download=options["download"],
         resize=_resize(options["resize"]) if options["resize"] else classifier.resize,
@@ -125,7 +127,7 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
 
 
 def _resize(text: str) -> Any:
-    from robustbench_local.models import Resize
+    from robustbench_local.data.folder import Resize
 
     size, colon, crop = text.partition(":")
     if not size.isdecimal() or (colon and not crop.isdecimal()) or int(size) < 1 or (colon and int(crop) < 1):

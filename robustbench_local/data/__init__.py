@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from robustbench_local.data.dataset import Dataset
-    from robustbench_local.data.folder import Resize, ResizeLike
+    from robustbench_local.data.folder import Resize
 
 __all__ = ["DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "stratified_subset"]
 
@@ -23,7 +23,7 @@ def load_dataset(
     split: str = "test",
     data_dir: str | Path | None = None,
     download: bool = False,
-    resize: Resize | ResizeLike | None = None,
+    resize: Resize | None = None,
     class_names: list[str] | None = None,
 ) -> Dataset:
     """The data set that `--data` calls `spec`: a name of `list_datasets()`, `imagefolder:PATH` or `npz:PATH`.
@@ -62,7 +62,7 @@ def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Te
 
 
 def _load_path(
-    kind: str, path: Path, resize: Resize | ResizeLike | None, class_names: list[str] | None
+    kind: str, path: Path, resize: Resize | None, class_names: list[str] | None
 ) -> Dataset:
     if kind == "npz":
         from robustbench_local.data.npz import load_npz

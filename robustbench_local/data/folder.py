@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,14 +24,6 @@ _LOSSY = {".jpg", ".jpeg", ".webp"}
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
-class ResizeLike(Protocol):
-    """What a model wants done to a picture; the command line and the model loaders bring their own."""
-
-    resize: int
-    crop: int
-    interpolation: str
-
-
 @dataclass(frozen=True)
 class Resize:
     """Shorter side to `resize` pixels, then the central `crop` square (`resize` where no crop is given).
@@ -47,8 +39,8 @@ class Resize:
 class FolderDataset(Dataset):
     """Image files, decoded at every request and never kept, so memory does not grow with their number.
 
-    paths: one file per sample; labels: int64 [N]; resize: a `Resize` or anything with its attributes, or None, which
-    requires all files to have one size (their headers are read at once to make sure); mode: `"RGB"` or `"L"`, or None
+    paths: one file per sample; labels: int64 [N]; resize: a `Resize`, or None, which requires
+    all files to have one size (their headers are read at once to make sure); mode: `"RGB"` or `"L"`, or None
     for the rule: grey when every file is grey, else RGB, to which grey files are widened and from which transparency
     is dropped, as torchvision's loader does. Raises UserError naming the file that cannot be used.
     """
@@ -62,7 +54,7 @@ class FolderDataset(Dataset):
         split: str = "all",
         class_names: list[str] | None = None,
         lossy: bool | None = None,
-        resize: Resize | ResizeLike | None = None,
+        resize: Resize | None = None,
         mode: str | None = None,
     ) -> None:
         if lossy is None:
@@ -97,7 +89,7 @@ class FolderDataset(Dataset):
 
 
 def load_imagefolder(
-    path: Path, *, resize: Resize | ResizeLike | None = None, class_names: list[str] | None = None
+    path: Path, *, resize: Resize | None = None, class_names: list[str] | None = None
 ) -> FolderDataset:
     """All pictures under `path`, one folder per class, in torchvision's ImageFolder order: folders by name, then files.
 
@@ -164,7 +156,7 @@ def _header_size(path: str | Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def _target_size(resize: Resize | ResizeLike) -> tuple[int, int]:
+def _target_size(resize: Resize) -> tuple[int, int]:
     """(height, width) that every picture ends with."""
     if isinstance(resize.resize, tuple):
         return resize.resize
@@ -172,7 +164,7 @@ def _target_size(resize: Resize | ResizeLike) -> tuple[int, int]:
     return side, side
 
 
-def _resized(picture: Image.Image, resize: Resize | ResizeLike) -> Image.Image:
+def _resized(picture: Image.Image, resize: Resize) -> Image.Image:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from robustbench_local.data.dataset import ArrayDataset, Dataset
-from robustbench_local.data.folder import FolderDataset, Resize, ResizeLike
+from robustbench_local.data.folder import FolderDataset, Resize
 from robustbench_local.errors import UserError
 
 _DIGITS = [str(n) for n in range(10)]
@@ -36,7 +36,7 @@ _GTSRB_NAMES = [
 
 
 def load_torchvision(
-    name: str, *, split: str, data_dir: Path, download: bool, resize: Resize | ResizeLike | None
+    name: str, *, split: str, data_dir: Path, download: bool, resize: Resize | None
 ) -> Dataset:
     """One split (`"train"` or `"test"`; ImageNet's `"test"` is its validation set) of the set called `name`.
 
@@ -83,7 +83,7 @@ def _array_dataset(images: np.ndarray, labels: Any, name: str, split: str, class
     return ArrayDataset(torch.from_numpy(images), targets, name=name, split=split, class_names=class_names)
 
 
-def _gtsrb(split: str, data_dir: Path, download: bool, resize: Resize | ResizeLike | None) -> FolderDataset:
+def _gtsrb(split: str, data_dir: Path, download: bool, resize: Resize | None) -> FolderDataset:
     from torchvision.datasets import GTSRB
 
     source = _read("gtsrb", data_dir, download, lambda: GTSRB(data_dir, split=split, download=download))
@@ -99,7 +99,7 @@ def _gtsrb(split: str, data_dir: Path, download: bool, resize: Resize | ResizeLi
     )
 
 
-def _imagenet(split: str, data_dir: Path, download: bool, resize: Resize | ResizeLike | None) -> FolderDataset:
+def _imagenet(split: str, data_dir: Path, download: bool, resize: Resize | None) -> FolderDataset:
     from torchvision.datasets import ImageNet
 
     if download:

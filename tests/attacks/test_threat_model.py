@@ -8,7 +8,11 @@ import torch
 from robustbench_local.attacks import ThreatModel
 
 
-@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5), ("1e-2", 0.01), ("0.5/255", 0.5 / 255), (0, 0.0)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5), ("1e-2", 0.01), ("0.5/255", 0.5 / 255),
+     (0, 0.0)],
+)
 def test_eps_is_parsed(text, value):
     assert ThreatModel("linf", text).eps == value
 
@@ -22,7 +26,8 @@ def test_the_text_of_eps_is_kept():
     ("arguments", "word"),
     [
         (("l3", 0.1), "linf, l2, l1"), (("linf", "8"), "8/255"), (("linf", "-0.1"), "at least 0"),
-        (("linf", "nan"), "at least 0"), (("l2", "x"), "'x'"), (("l2", "1/0"), "1/0"), (("l2", "8/"), "8/"), (("l2", float("inf")), "inf"),
+        (("linf", "nan"), "at least 0"), (("l2", "x"), "'x'"), (("l2", "1/0"), "1/0"),
+        (("l2", "8/"), "8/"), (("l2", float("inf")), "inf"),
     ],
 )
 def test_bad_threat_models_are_refused(arguments, word):

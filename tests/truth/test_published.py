@@ -47,8 +47,9 @@ def test_published_numbers(entry, check):
     dataset = load_dataset(f"npz:{FOLDER / check['images']}")
     n, attacked = check["n"], "eps" in check
     threat_model = ThreatModel(check.get("norm", "linf"), check.get("eps", 0.0))
-    # The margin, because cross-entropy alone leaves up to 2.5 points more standing on three of the CIFAR networks.
-    attack = PGD(steps=50, restarts=5, loss="margin") if attacked else PGD(steps=1)
+    # Of the losses this one alone clears every bound: with plain cross-entropy three of the CIFAR networks keep up to
+    # 3 points more standing than the bound allows, with the margin three of the MNIST networks and one of CIFAR do.
+    attack = PGD(steps=50, restarts=5, loss="scaled-cross-entropy") if attacked else PGD(steps=1)
     evaluation = evaluate(load(entry), dataset, threat_model, attacks=[attack])
     clean, standing = evaluation.clean_accuracy.correct, evaluation.robust_accuracy.correct
     bounds = standing_bounds(check, n) if attacked else {}
