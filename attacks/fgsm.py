@@ -15,13 +15,13 @@ from robustbench_local.attacks.threat_model import ThreatModel
 class FGSM:
     """One step of length eps from the image itself, along the steepest direction of the norm.
 
-    loss: "cross-entropy" or "margin".
+    loss: a name in `losses.LOSSES`.
     """
 
     name: ClassVar[str] = "fgsm"
     steps: ClassVar[int] = 1
     restarts: ClassVar[int] = 1
-    loss: str = "cross-entropy"
+    loss: str = "ce"
 
     def __post_init__(self) -> None:
         PGD(loss=self.loss)  # the same losses are allowed
@@ -37,7 +37,7 @@ class FGSM:
 
 
 def fgsm(
-    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, loss: str = "cross-entropy"
+    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, loss: str = "ce"
 ) -> Tensor:
     """Adversarial images by one gradient step: of each image and its step, the one nearer to success.
 

@@ -37,13 +37,15 @@ def scaled_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
     "Efficient loss function by minimizing the detrimental effect of floating-point errors on gradient-based attacks"
     (CVPR 2023).
     """
-    highest = logits.detach().topk(2, dim=1).values
-    scale = (highest[:, :1] - highest[:, 1:]).clamp_min(torch.finfo(logits.dtype).tiny)
-    return cross_entropy(logits / scale, classes)
+    falling = logits.detach().sort(dim=1, descending=True).values
+    distance, spread = falling[:, 0] - falling[:, 1], falling[:, 0] - falling[:, -1]
+    # At a tie any scale will do that keeps the quotient finite.
+    scale = torch.maximum(distance, 1e-6 * spread).clamp_min(torch.finfo(logits.dtype).tiny)
+    return cross_entropy((logits - falling[:, :1]) / scale[:, None], classes)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross-entropy": cross_entropy,
+    "ce": cross_entropy,
     "margin": margin,
-    "scaled-cross-entropy": scaled_cross_entropy,
+    "scaled-ce": scaled_cross_entropy,
 }

@@ -16,7 +16,7 @@ class PGD:
     """Steps of fixed length along the steepest direction, projected back into ball and box.
 
     steps: gradients per restart. restarts: independent random starts. step_size: in pixel units; by default
-    2.5 · eps / steps, which can cross the ball and come back. loss: "cross-entropy" or "margin". random_start: begin
+    2.5 · eps / steps, which can cross the ball and come back. loss: a name in `losses.LOSSES`. random_start: begin
     at a uniform point of the ball instead of the image.
     """
 
@@ -24,7 +24,7 @@ class PGD:
     steps: int = 50
     restarts: int = 1
     step_size: float | None = None
-    loss: str = "cross-entropy"
+    loss: str = "ce"
     random_start: bool = True
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class PGD:
 
 def pgd(
     classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
-    steps: int = 50, restarts: int = 1, step_size: float | None = None, loss: str = "cross-entropy",
+    steps: int = 50, restarts: int = 1, step_size: float | None = None, loss: str = "ce",
     random_start: bool = True, seed: int = 0, indices: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images by projected gradient ascent: for each image the point nearest to success of all restarts.

@@ -12,8 +12,8 @@ SUITES: dict[str, dict[int, tuple[Attack, ...]]] = {
     "fast": {
         1: (
             FGSM(),
-            PGD(steps=20, loss="cross-entropy"),
-            PGD(steps=40, loss="scaled-cross-entropy", restarts=2),
+            PGD(steps=20, loss="ce"),
+            PGD(steps=40, loss="scaled-ce", restarts=2),
         ),
     },
 }

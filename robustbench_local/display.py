@@ -72,7 +72,7 @@ def show_result(screen: Console, result: Result) -> None:
         f"{NORMS[threat.norm]} {threat.eps_text}{goal}", style="bold", markup=False, soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("after", min_width=18)
+    table.add_column("after", min_width=18, overflow="fold")
     for name in ("accuracy", "95 % interval", "fooled", "passes", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row("the clean pass", *_cells(result.clean_accuracy), "", f"{result.clean_accuracy.n:,}", "")

@@ -157,7 +157,7 @@ def test_a_model_without_gradients_is_survived_not_crashed():
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"loss": "ce"}, "cross-entropy"),
+    [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"loss": "cross"}, "ce, margin, scaled-ce"),
      ({"step_size": -1}, "step_size"), ({"restarts": 2, "random_start": False}, "random start")],
 )
 def test_bad_settings_are_named(settings, word):

@@ -14,17 +14,37 @@ def test_values_by_hand():
     assert logit_margin(LOGITS, CLASSES).tolist() == [1.0, -4.0]
     assert LOSSES["margin"](LOGITS, CLASSES).tolist() == [-1.0, 4.0]
     expected = [(torch.tensor([-2.0, 0.0, -1.0]).exp().sum()).log(), (torch.tensor([0.0, -1.0, 4.0]).exp().sum()).log()]
-    assert LOSSES["cross-entropy"](LOGITS, CLASSES).tolist() == pytest.approx([float(value) for value in expected])
+    assert LOSSES["ce"](LOGITS, CLASSES).tolist() == pytest.approx([float(value) for value in expected])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
-def test_a_loss_rises_as_its_class_is_believed_less(name, seed):
-    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+def test_climbing_a_loss_takes_from_its_class_and_gives_to_others(name, seed):
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)).double().requires_grad_(True)
     classes = logits.argmax(1)
-    lower = logits - torch.nn.functional.one_hot(classes, 5)
-    assert (LOSSES[name](lower, classes) > LOSSES[name](logits, classes)).all()
+    (gradient,) = torch.autograd.grad(LOSSES[name](logits, classes).sum(), logits)
+    own = gradient.gather(1, classes[:, None]).squeeze(1)
+    assert (own < 0).all() and (gradient.scatter(1, classes[:, None], 0) >= 0).all()
+    assert torch.allclose(gradient.sum(1), torch.zeros(4).double(), atol=1e-6), "a shift of all logits changes nothing"
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_scaled_loss_does_not_see_the_scale_of_logits(scale):
+    """Cross-entropy does: its gradient dies in float32 where the logits are large."""
+    logits = (LOGITS * scale).requires_grad_(True)
+    loss = LOSSES["scaled-ce"]
+    assert torch.allclose(loss(logits, LOGITS.argmax(1)), loss(LOGITS, LOGITS.argmax(1)), rtol=1e-4)
+    (gradient,) = torch.autograd.grad(loss(logits, LOGITS.argmax(1)).sum(), logits)
+    assert (gradient != 0).any(1).all()
+
+
+def test_tied_logits_give_finite_losses_and_gradients():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 1.0, 5.0], [3e30, 3e30, 0.0, -3e30]]).requires_grad_(True)
+    for loss in LOSSES.values():
+        values = loss(logits, torch.tensor([0, 3, 1]))
+        (gradient,) = torch.autograd.grad(values.sum(), logits)
+        assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -49,7 +49,7 @@ def test_published_numbers(entry, check):
     threat_model = ThreatModel(check.get("norm", "linf"), check.get("eps", 0.0))
     # Of the losses this one alone clears every bound: with plain cross-entropy three of the CIFAR networks keep up to
     # 3 points more standing than the bound allows, with the margin three of the MNIST networks and one of CIFAR do.
-    attack = PGD(steps=50, restarts=5, loss="scaled-cross-entropy") if attacked else PGD(steps=1)
+    attack = PGD(steps=50, restarts=5, loss="scaled-ce") if attacked else PGD(steps=1)
     evaluation = evaluate(load(entry), dataset, threat_model, attacks=[attack])
     clean, standing = evaluation.clean_accuracy.correct, evaluation.robust_accuracy.correct
     bounds = standing_bounds(check, n) if attacked else {}
