@@ -28,9 +28,10 @@ bench: $(VENV)/.installed-test  ## speed side by side with a bare loop and with 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]'
 	$(BIN)/python benchmarks/attack_speed.py
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test  ## style, and types against the installed wheel
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	rm -rf build/types && $(BIN)/python -m build --wheel --outdir build/types . > /dev/null
+	cd build/types && $(CURDIR)/$(BIN)/python -m zipfile -e *.whl . && cp $(CURDIR)/pyproject.toml . && $(CURDIR)/$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -10,6 +10,6 @@ from robustbench_local.attacks.fgsm import FGSM, fgsm
 from robustbench_local.attacks.pgd import PGD, pgd
 from robustbench_local.attacks.threat_model import ThreatModel
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (FGSM, PGD)}
+ATTACKS: dict[str, type[Attack]] = {FGSM.name: FGSM, PGD.name: PGD}
 
 __all__ = ["ATTACKS", "FGSM", "PGD", "Attack", "ThreatModel", "fgsm", "pgd", "run"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ State = dict[str, Tensor]
 `best_margin` (the point nearest to success among those the model has seen), `step`, and what the attack adds."""
 
 
-@runtime_checkable
 class Attack(Protocol):
     """Hyper-parameters are the fields of a frozen dataclass; all that changes lives in the state.
 
@@ -27,9 +26,14 @@ class Attack(Protocol):
     drives the attack evaluates it.
     """
 
-    name: ClassVar[str]
-    steps: int
-    restarts: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
 
     def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State: ...
 

@@ -65,7 +65,7 @@ class ArtAttack:
             "norm": _NORMS[threat_model.norm], "eps": threat_model.eps, "batch_size": len(images), "verbose": False,
             "targeted": threat_model.target is not None, "summary_writer": False,
         }
-        known = inspect.signature(self.kind.__init__).parameters
+        known = inspect.signature(self.kind).parameters
         if threat_model.target is not None and "targeted" not in known:
             raise UserError(f"{self.name} has no targeted mode: leave --target out or choose another attack")
         if settings.get("eps_step", 0) is None:
@@ -130,7 +130,7 @@ def art_names() -> tuple[str, ...]:
             continue
         arguments = list(inspect.signature(kind.__init__).parameters.values())[2:]
         needs_more = any(argument.default is inspect.Parameter.empty for argument in arguments)
-        requirements = kind._estimator_requirements
+        requirements = kind._estimator_requirements  # type: ignore[attr-defined]
         if requirements and not needs_more and all(issubclass(PyTorchClassifier, each) for each in requirements):
             names.append(name)
     return tuple(names)

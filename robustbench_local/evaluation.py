@@ -244,10 +244,10 @@ def _summary(
 
 
 def _threat_model_info(threat_model: ThreatModel) -> ThreatModelInfo:
-    targeted = threat_model.target is not None
+    target = threat_model.target
     return ThreatModelInfo(
         norm=threat_model.norm, eps=threat_model.eps, eps_text=threat_model.eps_text, box=threat_model.box,
-        goal=TargetedGoal(source=threat_model.source, target=threat_model.target) if targeted else "untargeted",
+        goal="untargeted" if target is None else TargetedGoal(source=threat_model.source, target=target),
     )
 
 

@@ -164,7 +164,8 @@ def _drop(name: str, pairs: list[tuple[bool, bool]], limit: float, alpha: float)
     """Paired: only samples that changed sides count (McNemar's exact test)."""
     lost, gained = pairs.count((True, False)), pairs.count((False, True))
     drop, p = (lost - gained) / len(pairs), mcnemar(lost, gained)
-    measured = f"{name} changed by {100 * (gained - lost) / len(pairs):+.1f} points ({lost} lost, {gained} gained of {len(pairs)}, p = {p:.3g})"
+    points = 100 * (gained - lost) / len(pairs)
+    measured = f"{name} changed by {points:+.1f} points ({lost} lost, {gained} gained of {len(pairs)}, p = {p:.3g})"
     if drop <= limit:
         outcome, reason = Outcome.PASS, "within the limit"
     elif p < alpha:

@@ -227,7 +227,7 @@ def _better_normalization(
     images, labels = dataset.images(positions), dataset.labels[positions]
     now, found = int(correct[positions].sum()), {}
     for name in ("imagenet", "cifar10", "0.5:0.5"):
-        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in parse_normalization(name))
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in parse_normalization(name) or ())
         if len(mean) in (1, images.shape[1]):
             batches = [model((part.to(device) - mean) / std).argmax(1).cpu() for part in images.split(PROBE)]
             found[int((torch.cat(batches) == labels).sum())] = name

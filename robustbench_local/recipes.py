@@ -81,7 +81,7 @@ class Recipe(BaseModel):
 
         eps = self.eps or default_eps(self.data, self.norm)
         try:
-            threat_model = ThreatModel(self.norm, eps or "1")
+            threat_model = ThreatModel(self.norm, eps or "1")  # type: ignore[arg-type]  # parsed from its text
         except ValueError as error:
             raise UserError(f"--norm and --eps: {error}") from None
         if eps is None:

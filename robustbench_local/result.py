@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from robustbench_local.errors import UserError
 from robustbench_local.statistics import wilson
 
-SCHEMA = "robustbench-local/result/1"
+SCHEMA: Literal["robustbench-local/result/1"] = "robustbench-local/result/1"
 Fraction = Field(ge=0, le=1)
 
 

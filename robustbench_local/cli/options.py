@@ -146,6 +146,9 @@ def load_threat_model(options: dict[str, Any]) -> ThreatModel:
             f"there is no usual {options['norm']} eps for {options['data']}: give --eps, in units of pixels in [0, 1]"
         )
     try:
-        return ThreatModel(options["norm"], str(eps), target=options["target"], source=options["source"])
+        return ThreatModel(
+            options["norm"], str(eps),  # type: ignore[arg-type]  # parsed from its text
+            target=options["target"], source=options["source"],
+        )
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -26,7 +26,8 @@ def test_attacks_are_resolved(text, attack):
     [("pdg", "unknown attack 'pdg'.*Did you mean 'pgd'"), ("pgd:stesp=3", "'stesp'.*Did you mean 'steps'"),
      ("pgd:steps", "key=value"), ("pgd:steps=1,steps=2", "twice"), ("pgd:steps=2.5", "whole number"),
      ("pgd:steps=0", "at least 1"), ("pgd:steps=x", "not a number"), ("pgd:random-start=maybe", "true or false"),
-     ("pgd:loss=cross", "ce, margin, scaled-ce"), ("art/DeepFoool", "Did you mean 'DeepFool'"), ("art/DeepFool:x=1", "max_iter")],
+     ("pgd:loss=cross", "ce, margin, scaled-ce"),
+     ("art/DeepFoool", "Did you mean 'DeepFool'"), ("art/DeepFool:x=1", "max_iter")],
 )
 def test_bad_attacks_are_refused_with_the_nearest_name(text, words):
     with pytest.raises(UserError, match=words):
