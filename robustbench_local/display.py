@@ -23,7 +23,22 @@ def console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=False)
 
 
-class ProgressObserver(Observer):
+class Live:
+    """A progress bar that is there inside a `with` and gone after it, on a terminal only."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class ProgressObserver(Live, Observer):
     """A bar for each stage with images a second, running robust accuracy and time left; nothing off a terminal."""
 
     def __init__(self, screen: Console, samples: int):
@@ -34,15 +49,6 @@ class ProgressObserver(Observer):
             console=screen, transient=True, disable=not screen.is_terminal,
         )
         self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def begin(self, stage: str, total: int) -> None:
         if self._task is not None:

@@ -1,16 +1,14 @@
 """What people see of training: a line for every epoch and a bar for the running one, on stderr."""
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from robustbench_local.display import Live
 from robustbench_local.training import EpochReport, TrainingObserver
 
 
-class EpochTable(TrainingObserver):
+class EpochTable(Live, TrainingObserver):
     """Epoch, loss and its parts, hold-out accuracies, images a second; on a terminal also the time left."""
 
     def __init__(self, screen: Console):
@@ -22,15 +20,6 @@ class EpochTable(TrainingObserver):
         )
         self._task: TaskID | None = None
         self._epochs = 0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def begin(self, epochs: int, images: int) -> None:
         self._epochs = epochs
