@@ -66,15 +66,20 @@ def observe(state: State, margin: Tensor) -> State:
 def margin_and_gradient(model: Model, threat_model: ThreatModel, loss: str, state: State) -> tuple[Tensor, Tensor]:
     """The margin at `points` and the gradient of the loss to climb, from one forward and one backward pass.
 
-    A model whose output does not depend on its input by way of differentiable operations has gradient 0.
+    A model whose output does not depend on its input by way of differentiable operations has gradient 0, and so has
+    a pixel whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
     points = state["points"].detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
         total = threat_model.climb(loss, logits, state["labels"]).sum()
     gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
     margin = threat_model.margin(logits.detach(), state["labels"])
-    return margin, torch.zeros_like(points) if gradient is None else gradient
+    if gradient is None:
+        return margin, torch.zeros_like(points)
+    return margin, torch.where(gradient.isfinite(), gradient, 0)
 
 
 def settings(attack: Attack) -> dict[str, object]:

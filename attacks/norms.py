@@ -26,6 +26,21 @@ def _longest(lengths: Tensor, dtype: torch.dtype) -> Tensor:
     return lengths.clamp_min(torch.finfo(dtype).tiny)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """The same numbers in float64, where the device has it."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
+
+
+def _inside(images: Tensor, perturbation: Tensor, box: Box) -> Tensor:
+    """images + perturbation in the box, every pixel rounded towards its image, so that no length ever grows.
+
+    Rounded to nearest, a perturbation of 150,000 pixels ends up to 1e-5 longer than its ball is wide.
+    """
+    points = (images + perturbation.to(images.dtype)).clamp(*box)
+    outside = (_wide(points) - _wide(images)).abs() > perturbation.abs()
+    return torch.where(outside, torch.nextafter(points, images), points)
+
+
 class Norm(ABC):
     """One ℓp norm. Every method treats each row by itself."""
 
@@ -72,9 +87,9 @@ class L2(Norm):
 
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """First onto the ball, then into the box: clipping moves every pixel towards its image, so it stays inside."""
-        perturbation = points - images
+        perturbation = _wide(points) - _wide(images)
         lengths = _longest(self.distance(perturbation), perturbation.dtype)
-        return (images + perturbation * per_row((eps / lengths).clamp(max=1), perturbation)).clamp(*box)
+        return _inside(images, perturbation * per_row((eps / lengths).clamp(max=1), perturbation), box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:  # noqa: ARG002
         # Scaled by the largest entry first: the square of a tiny gradient would vanish in float32.
@@ -104,19 +119,20 @@ class L1(Norm):
         It is sign(δ) · clip(|δ| - λ, 0, room) with the smallest λ >= 0 that keeps the length within eps. One after the
         other would not do: what the box cuts off would be lost to the pixels that can still use it.
         """
-        perturbation = (points - images).flatten(1)
-        sizes = perturbation.abs().double()
-        room = torch.where(perturbation > 0, box[1] - images.flatten(1), images.flatten(1) - box[0]).double()
+        places = _wide(images).flatten(1)
+        perturbation = _wide(points).flatten(1) - places
+        sizes = perturbation.abs()
+        room = torch.where(perturbation > 0, box[1] - places, places - box[0])
         # As λ falls, pixel i grows from λ = |δ_i| on and stops growing at λ = |δ_i| - room_i.
         marks, order = torch.cat([sizes, sizes - room], dim=1).sort(dim=1, descending=True)
-        growing = torch.where(order < sizes.shape[1], 1.0, -1.0).double().cumsum(1)
+        growing = torch.where(order < sizes.shape[1], 1.0, -1.0).to(sizes.dtype).cumsum(1)
         steps = growing[:, :-1] * (marks[:, :-1] - marks[:, 1:])
         lengths = torch.cat([torch.zeros_like(marks[:, :1]), steps.cumsum(1)], dim=1)
         last = ((lengths <= eps).sum(1, keepdim=True) - 1).clamp_min(0)
         slope = growing.gather(1, last).clamp_min(1)
         threshold = (marks.gather(1, last) - (eps - lengths.gather(1, last)) / slope).clamp_min(0)
-        moved = torch.minimum((sizes - threshold).clamp_min(0), room).to(perturbation.dtype) * perturbation.sign()
-        return (images + moved.view_as(images)).clamp(*box)
+        moved = torch.minimum((sizes - threshold).clamp_min(0), room) * perturbation.sign()
+        return _inside(images, moved.view_as(images), box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:
         """Pixels in falling order of their gradients, each up to its share of the length or the edge of the box.
@@ -126,7 +142,7 @@ class L1(Norm):
         flat, places = gradient.flatten(1), points.flatten(1)
         room = torch.where(flat > 0, box[1] - places, places - box[0])
         most = room.clamp(0, length / max(1, round(self.share * flat.shape[1])))
-        order = flat.abs().argsort(dim=1, descending=True)
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
         most = most.gather(1, order)
         before = most.cumsum(1) - most
         taken = torch.minimum(most, (length - before).clamp_min(0))

@@ -36,9 +36,10 @@ class ThreatModel:
         text = str(self.eps)
         numerator, slash, denominator = text.partition("/")
         try:
-            eps = float(Fraction(numerator) / Fraction(denominator if slash else 1))
+            eps = float(Fraction(numerator) / (Fraction(denominator) if slash else 1))
         except (ValueError, ZeroDivisionError, OverflowError):
             eps = math.nan
+        eps = math.nan if "/" in denominator else eps
         if not eps >= 0:
             raise ValueError(f"eps is {text!r}, but must be a number of at least 0, such as 0.03 or 8/255")
         width = self.box[1] - self.box[0]
@@ -63,10 +64,22 @@ class ThreatModel:
         return self.geometry.project(points, images, self.eps, self.box)
 
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """How far the attacker is from success, [rows] in logits: negative exactly where it has succeeded."""
+        """How far the attacker is from success, [rows] in logits: negative exactly where it has succeeded.
+
+        Success is what the prediction, the first of the highest logits, says: another class than the label, or the
+        target. Logits that are not numbers predict nothing, so they are a success unless there is a target. All
+        margins are finite numbers.
+        """
+        predicted, broken = logits.argmax(1), logits.isnan().any(1)
         if self.target is None:
-            return losses.logit_margin(logits, labels)
-        return -losses.logit_margin(logits, torch.full_like(labels, self.target))
+            margin, reached = losses.logit_margin(logits, labels), (predicted != labels) | broken
+        else:
+            target = torch.full_like(labels, self.target)
+            margin, reached = -losses.logit_margin(logits, target), (predicted == target) & ~broken
+        largest, smallest = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+        margin = torch.where(broken, torch.where(reached, -largest, largest).to(margin.dtype), margin)
+        # Tied logits have margin 0 whichever of them is predicted.
+        return torch.where(reached, margin.clamp(-largest, -smallest), margin.clamp(0, largest))
 
     def climb(self, loss: str, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of that name with the sign that leads to success when it is climbed, [rows]."""

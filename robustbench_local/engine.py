@@ -12,21 +12,23 @@ from robustbench_local.attacks.attack import Attack, State, keys_of, settings, s
 from robustbench_local.attacks.norms import NORMS
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
+from robustbench_local.errors import UserError
 from robustbench_local.metering import Meter, Metered
 from robustbench_local.record import Ledger
 from robustbench_local.result import AttackReport
 
 ROUNDING = 1e-6
-"""How far outside the ball a point may lie, in pixel units: what float32 arithmetic can do to a projection."""
+"""How far outside the ball a point may lie, in pixel units. Projections land inside; this is for a sum's own error."""
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 means float32: TF32 is switched off on GPUs, and put back as it was."""
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 with gradients, whatever mode the caller is in: no TF32, no autocast, no inference mode."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
@@ -47,7 +49,8 @@ class Job:
     """Called with how many samples have just finished an attack and how many stand."""
 
     def load(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.dataset.images(positions).to(self.device)
+        # Float files may leave the box by a rounding error, which a projection would add to the perturbation.
+        images = self.dataset.images(positions).to(self.device).clamp(*self.threat_model.box)
         return images, self.dataset.labels[positions].to(self.device)
 
 
@@ -57,6 +60,12 @@ def clean_pass(job: Job, digest: Callable[[Tensor], str]) -> None:
     for positions in torch.arange(len(job.dataset)).split(job.batch_size):
         images, labels = job.load(positions)
         logits = job.model(images)
+        if not torch.isfinite(logits).all():
+            sample = int(job.dataset.indices[positions[(~torch.isfinite(logits)).any(1).cpu()][0]])
+            raise UserError(
+                f"{job.model.model.name} gives NaN or infinite logits for sample {sample} of {job.dataset.name}: leave "
+                "that sample out, or mend the model"
+            )
         margins = job.threat_model.margin(logits, labels)
         hashes = [digest(image) for image in images.cpu()]
         job.ledger.enter_clean(positions, hashes, logits.argmax(1).cpu(), margins.cpu())
@@ -150,12 +159,12 @@ def _verify(job: Job, attack: Attack, restart: int, finished: State, *, final: b
     inside = lengths[threat_model.norm] <= threat_model.eps + ROUNDING
     inside &= ((points >= low) & (points <= high)).flatten(1).all(1)
     broken = (margins < 0) & inside
-    # A margin that is not a number says nothing: fmin keeps the other one.
-    smallest = torch.fmin(torch.where(inside, margins, torch.inf), finished["best_margin"]).cpu()
     positions = finished["position"].cpu()
-    ledger.margin[positions] = torch.where(
-        finished["fooled"].cpu(), ledger.margin[positions], torch.fmin(smallest, ledger.margin[positions])
-    )
+    # What the search claims to have fooled is not believed here, nor is a point outside.
+    seen = torch.minimum(margins.double(), finished["best_margin"].double())
+    seen = torch.where(finished["fooled"] | ~inside, torch.inf, seen).cpu()
+    ledger.margin[positions] = torch.minimum(ledger.margin[positions], seen)
+    ledger.not_numbers += int(logits.isnan().any(1).sum())
     predictions, steps = logits.argmax(1).tolist(), finished["step"].tolist()
     distances = {name: length.tolist() for name, length in lengths.items()}
     for row, (position, won) in enumerate(zip(positions.tolist(), broken.tolist(), strict=True)):

@@ -23,7 +23,7 @@ from robustbench_local.files import check_writable, write_atomically
 from robustbench_local.metering import Meter, Metered, peak_memory
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.observer import Observer
-from robustbench_local.preflight import accuracy_is_plausible, preflight
+from robustbench_local.preflight import accuracy_is_plausible, after_attacks, preflight
 from robustbench_local.protocol import custom, resolve_suite
 from robustbench_local.record import Ledger, Record, record_path, summed_hash
 from robustbench_local.result import (
@@ -120,16 +120,18 @@ def evaluate(
     """
     if suite is not None and attacks is not None:
         raise UserError("give a suite or attacks, not both: a protocol cannot carry its name with other attacks in it")
+    if attacks is not None and not attacks:
+        raise UserError("there is no attack in the list of attacks: give at least one, or leave it out for a suite")
     protocol, cascade = (custom(attacks), tuple(attacks)) if attacks else resolve_suite(suite or "fast")
     where = device if isinstance(device, torch.device) else choose_device(device)
-    available = len(dataset)
     dataset = _attackable(dataset, threat_model)
+    available = len(dataset)
     if samples is not None:
         dataset = dataset.subset(stratified_subset(dataset.labels, samples, seed))
     if output is not None:
         check_writable(output)
     observer = observer or Observer()
-    with full_precision(), _on_device(classifier, where) as metered:
+    with full_precision(where), _on_device(classifier, where) as metered:
         meter = Meter(metered)
         classes, diagnostics = preflight(metered, dataset, threat_model, where)
         record = Record(output)
@@ -142,7 +144,11 @@ def evaluate(
         try:
             reports = _cascade(job, cascade, observer)
             diagnostics.append(accuracy_is_plausible(metered, dataset, ledger.correct, classes, where))
+            diagnostics += after_attacks(reports, ledger.not_numbers)
             kept = record.complete()
+        except UserError:
+            record.discard()
+            raise
         finally:
             record.close()
         result = _summary(
@@ -166,7 +172,7 @@ def examine(
     Raises UserError where model and data do not fit together.
     """
     where = device if isinstance(device, torch.device) else choose_device(device)
-    with full_precision(), _on_device(classifier, where) as metered:
+    with full_precision(where), _on_device(classifier, where) as metered:
         classes, findings = preflight(metered, dataset, ThreatModel("linf", 0), where)
         correct = torch.zeros(len(dataset), dtype=torch.bool)
         size = default_batch_size(dataset.image_shape, where)
@@ -195,9 +201,9 @@ def _cascade(job: Job, cascade: Sequence[Attack], observer: Observer) -> list[At
     observer.begin("clean", len(job.dataset))
     clean_pass(job, sample_sha256)
     reports = []
-    for attack in cascade:
+    for number, attack in enumerate(cascade, start=1):
         observer.begin(spec(attack), int(job.ledger.standing.sum()) * attack.restarts)
-        reports.append(run_attack(job, attack, last=attack is cascade[-1]))
+        reports.append(run_attack(job, attack, last=number == len(cascade)))
     return reports
 
 

@@ -1,4 +1,8 @@
-"""Does a result clear its limits? Pass, fail or undecided – a point estimate alone decides nothing."""
+"""Does a result clear its limits? Pass, fail or undecided.
+
+A floor is passed or failed when an exact bound clears it. A drop within its limit passes; a larger one fails when the
+paired test says that chance does not explain it.
+"""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -34,8 +38,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits as fractions. alpha: how often a pass or a fail may be wrong.
+    """Limits as fractions.
 
+    alpha: how often a floor's pass or fail may be wrong, and a drop's fail where nothing was lost.
     max_drop and max_clean_drop speak of what was lost since the baseline, sample by sample.
     """
 

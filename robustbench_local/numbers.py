@@ -11,6 +11,8 @@ def parse_number(text: str | float) -> float:
     """
     numerator, slash, denominator = str(text).partition("/")
     try:
-        return float(Fraction(numerator) / Fraction(denominator if slash else 1))
+        if "/" in denominator:
+            raise ValueError("two bars")
+        return float(Fraction(numerator) / (Fraction(denominator) if slash else 1))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{text!r} is not a number: write a decimal like 0.03 or a fraction like 8/255") from None

@@ -15,7 +15,7 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.errors import UserError
 from robustbench_local.metering import Metered
 from robustbench_local.models.classifier import Classifier
-from robustbench_local.result import Diagnostic
+from robustbench_local.result import AttackReport, Diagnostic
 from robustbench_local.statistics import exact_bounds
 
 PROBE = 32
@@ -37,7 +37,7 @@ def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
     _require_pixels(dataset)
     _require_finite_weights(model.model)
     positions = torch.arange(len(dataset))[:: max(1, len(dataset) // PROBE)][:PROBE]
-    images, labels = dataset.images(positions).to(device), dataset.labels[positions].to(device)
+    images, labels = dataset.images(positions).to(device).clamp(0, 1), dataset.labels[positions].to(device)
     logits = _first_logits(model, images, dataset)
     classes = _require_classes(logits, dataset, threat_model)
     findings = [_logits_or_probabilities(model.model, logits)]
@@ -134,7 +134,7 @@ def _logits_or_probabilities(classifier: Classifier, logits: Tensor) -> Diagnost
     check = "outputs are logits"
     if classifier.probabilities:
         return Diagnostic(check=check, status="warn", value="probabilities", advice="attacked on their logarithm")
-    sums_to_one = bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+    sums_to_one = bool(((logits.sum(1) - 1).abs() < 1e-3).all())
     if sums_to_one and bool((logits >= 0).all()):
         classifier.probabilities = True
         return Diagnostic(
@@ -195,6 +195,24 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor) -> Diagnostic:
         advice="at this share of images a loss has a zero or non-finite gradient (saturated outputs?): gradient "
         "attacks are weak there and the robust accuracy may be an overestimate" if share > 0 else "",
     )
+
+
+def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnostic]:
+    """What the search itself says about how far its outcome can be believed."""
+    unconfirmed = sum(report.unconfirmed for report in reports)
+    return [
+        Diagnostic(
+            check="successes of the search are confirmed", status="warn" if unconfirmed else "pass",
+            value=float(unconfirmed), threshold=0.0,
+            advice="the model answered otherwise when it was asked again about so many successes (random, or dependent "
+            "on the batch?): they count as robust, so the robust accuracy may be an overestimate" * bool(unconfirmed),
+        ),
+        Diagnostic(
+            check="logits are numbers under attack", status="warn" if not_numbers else "pass",
+            value=float(not_numbers), threshold=0.0,
+            advice="at so many points the model gave NaN: without a target they count as fooled" * bool(not_numbers),
+        ),
+    ]
 
 
 def accuracy_is_plausible(

@@ -15,13 +15,13 @@ from robustbench_local.result import SampleRecord
 
 
 def record_path(output: Path) -> Path:
-    """`runs/x.json` -> `runs/x.samples.jsonl`."""
-    return output.with_suffix(".samples.jsonl")
+    """`runs/x.json` -> `runs/x.samples.jsonl`. Another ending stays: `eps-0.1` and `eps-0.2` are two runs."""
+    return output.with_name(output.name.removesuffix(".json") + ".samples.jsonl")
 
 
 def partial_path(output: Path) -> Path:
     """Where decided samples are appended while a run is under way; what an interrupted run leaves behind."""
-    return output.with_suffix(".samples.jsonl.partial")
+    return record_path(output).with_suffix(".jsonl.partial")
 
 
 class Record:
@@ -53,6 +53,12 @@ class Record:
             with contextlib.suppress(OSError):
                 self._file.close()
 
+    def discard(self) -> None:
+        """Nothing half-written stays after an error that a user can mend."""
+        self.close()
+        if self.output is not None:
+            partial_path(self.output).unlink(missing_ok=True)
+
     def complete(self) -> list[SampleRecord] | None:
         """Sort the record and put it in its place beside the result; without an output, return the samples."""
         self.close()
@@ -75,15 +81,17 @@ class Ledger:
         self.indices, self.labels, self.record = indices, labels, record
         self.hashes: list[str] = [""] * n
         self.clean_prediction = torch.full((n,), -1)
-        self.clean_margin = torch.full((n,), float("nan"))
-        self.margin = torch.full((n,), float("inf"))
+        self.clean_margin = torch.full((n,), float("nan"), dtype=torch.float64)
+        self.margin = torch.full((n,), float("inf"), dtype=torch.float64)
+        self.not_numbers = 0
+        """Points under attack at which the model's logits were not numbers."""
         self.correct = torch.zeros(n, dtype=torch.bool)
         self.standing = torch.zeros(n, dtype=torch.bool)
 
     def enter_clean(self, positions: Tensor, hashes: list[str], predictions: Tensor, margins: Tensor) -> None:
         """The clean pass over some samples; those it misclassifies are decided by it."""
-        self.clean_prediction[positions], self.clean_margin[positions] = predictions, margins
-        self.margin[positions] = margins
+        self.clean_prediction[positions], self.clean_margin[positions] = predictions, margins.double()
+        self.margin[positions] = margins.double()
         self.correct[positions] = self.standing[positions] = predictions == self.labels[positions]
         for position, digest in zip(positions.tolist(), hashes, strict=True):
             self.hashes[position] = digest

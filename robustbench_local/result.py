@@ -165,7 +165,10 @@ class SampleRecord(Part):
     step: int | None
     distance: Distance | None
     clean_margin: float
-    margin: float = Field(description="the smallest margin seen; below 0 where the attacker succeeded")
+    margin: float = Field(
+        description="the smallest margin seen, in logits: how far the attacker was from success, below 0 where it "
+        "succeeded; -3.4e38 where logits were not numbers"
+    )
 
 
 def json_schema() -> str:
@@ -210,6 +213,13 @@ def read_samples(result: Result, path: Path) -> list[SampleRecord]:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise UserError(f"{record}, line {number} is not a sample record: {where} {first['msg']}") from None
+    robust = sum(sample.robust for sample in samples)
+    if len({sample.index for sample in samples}) != result.data.n or len(samples) != result.data.n:
+        raise UserError(f"{record} has {len(samples)} lines, but {path} speaks of {result.data.n} different samples")
+    if robust != result.robust_accuracy.correct:
+        raise UserError(
+            f"{record} has {robust} robust samples and {path} {result.robust_accuracy.correct}: they are of two runs"
+        )
     return samples
 
 

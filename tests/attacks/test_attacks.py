@@ -169,3 +169,9 @@ def test_spec_is_what_the_command_line_writes():
     assert spec(PGD()) == "pgd"
     assert spec(PGD(steps=10, step_size=0.5)) == "pgd:steps=10,step-size=0.5"
     assert spec(FGSM(loss="margin")) == "fgsm:loss=margin"
+
+
+def test_inference_mode_is_refused_rather_than_blind():
+    images, labels = torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        pgd(small_net(), images, labels, ThreatModel("linf", 0.1))

@@ -58,6 +58,21 @@ def test_margin_says_who_has_won():
     assert ThreatModel("linf", 0.1, target=2).margin(LOGITS, labels).tolist() == [1.0, -4.0]
 
 
+def test_ties_go_to_whoever_is_predicted():
+    logits, labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]), torch.tensor([0, 1])
+    margin = ThreatModel("linf", 0.1).margin(logits, labels)
+    assert margin[0] == 0 and margin[1] < 0, "the first of the highest is predicted"
+    towards = ThreatModel("linf", 0.1, target=0).margin(logits, labels)
+    assert (towards < 0).all()
+
+
+def test_logits_that_are_not_numbers_predict_nothing():
+    logits, labels = torch.tensor([[float("nan"), 1.0], [0.0, float("-inf")]]), torch.tensor([0, 0])
+    margin = ThreatModel("linf", 0.1).margin(logits, labels)
+    assert margin[0] < 0 < margin[1] and margin.isfinite().all()
+    assert (ThreatModel("linf", 0.1, target=1).margin(logits, labels) > 0).all()
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4, 8, 10, 100, 1000])
 def test_any_number_of_classes(classes):
     logits, labels = torch.randn(3, classes), torch.tensor([0, 1, classes - 1])

@@ -253,6 +253,102 @@ def test_fgsm_and_pgd_agree_with_the_toolbox(digits, model):
         assert found[0] == pytest.approx(found[1], abs=0.006), (ours, found)
 
 
+class Twisted(nn.Module):
+    """The robust digits classifier with something done to its logits."""
+
+    def __init__(self, twist):
+        super().__init__()
+        self.inner, self.twist = load_classifier("digits-cnn-robust").module, twist
+
+    def forward(self, images):
+        return self.twist(self.inner(images), images)
+
+
+def standing(twist, dataset, **options):
+    evaluation = evaluate(Classifier(Twisted(twist), input_shape=(1, 8, 8)), dataset, THREAT, **options)
+    assert len(evaluation.samples) == len(dataset)
+    return evaluation.robust_accuracy.correct, evaluation.result
+
+
+def test_logits_of_any_type_and_scale_stand_for_the_same_verdicts(digits):
+    part = digits.subset(range(100))
+    expected, _ = standing(lambda logits, images: logits, part)
+    for twist in (lambda logits, images: logits.double(), lambda logits, images: logits * 1e-6,
+                  lambda logits, images: logits * 1e4):
+        assert standing(twist, part)[0] == expected
+
+
+def test_a_model_that_gives_nan_off_the_images_is_not_robust(digits):
+    part = digits.subset(range(30))
+    on_grid = lambda images: ((images * 16) % 1 == 0).flatten(1).all(1)[:, None]  # noqa: E731
+    count, result = standing(lambda logits, images: torch.where(on_grid(images), logits, torch.nan), part)
+    assert count == 0
+    finding = next(each for each in result.diagnostics if each.check == "logits are numbers under attack")
+    assert finding.status == "warn" and result.verdict.status == "doubtful"
+
+
+def test_nan_on_a_clean_image_stops_the_run_and_leaves_nothing(digits, tmp_path):
+    first = digits.images([7])[0]
+    poisoned = lambda images: (images == first).flatten(1).all(1)[:, None]  # noqa: E731
+    with pytest.raises(UserError, match="sample 7"):
+        standing(lambda logits, images: torch.where(poisoned(images), torch.nan, logits), digits,
+                 output=tmp_path / "r.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tie_is_lost_under_attack_as_it_is_on_clean_images(digits):
+    """Off the images all logits are equal: the prediction is class 0, and every other label is lost."""
+    on_grid = lambda images: ((images * 16) % 1 == 0).flatten(1).all(1)[:, None]  # noqa: E731
+    part = digits.subset(range(60))
+    count, _ = standing(lambda logits, images: torch.where(on_grid(images), logits, 0.0), part)
+    assert count == int((part.labels == 0).sum())
+
+
+def test_evaluation_does_not_depend_on_the_callers_mode(model, digits):
+    part = digits.subset(range(60))
+    expected = verdicts(evaluate(model, part, THREAT))
+    with torch.inference_mode():
+        assert verdicts(evaluate(model, part, THREAT)) == expected
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert verdicts(evaluate(model, part, THREAT)) == expected
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 3.0), ("l1", 75.0)])
+def test_every_success_in_a_large_ball_is_confirmed(norm, eps):
+    """A two-class linear model on large images: the best perturbation is on the ball's surface and known to win."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.randn(1, 3 * 64 * 64, generator=generator) * torch.tensor([[-0.5], [0.5]]))
+        net[1].bias.zero_()
+    images = 0.5 + 0.001 * torch.randn((24, 3, 64, 64), generator=generator)
+    classifier = Classifier(net)
+    dataset = ArrayDataset(images, classifier(images).argmax(1))
+    result = evaluate(classifier, dataset, ThreatModel(norm, eps), attacks=[PGD(steps=20, loss="margin")]).result
+    assert result.robust_accuracy.correct == 0 and result.attacks[0].unconfirmed == 0
+
+
+def test_the_same_attack_twice_writes_every_sample_once(model, digits):
+    attack = PGD(steps=3)
+    evaluation = evaluate(model, digits.subset(range(50)), THREAT, attacks=[attack, FGSM(), attack])
+    assert len(evaluation.samples) == 50 == len({sample.index for sample in evaluation.samples})
+
+
+def test_pixels_a_hair_outside_the_box_do_not_protect(digits):
+    images = digits.images(range(60))
+    off = images + 5e-5 * torch.where(images > 0.5, 1.0, -1.0)
+    model, threat_model = load_classifier("digits-cnn"), ThreatModel("l1", 3.0)
+    found = [evaluate(model, ArrayDataset(each, digits.labels[:60]), threat_model).robust_accuracy.correct
+             for each in (images, off)]
+    assert found[0] == found[1]
+
+
+def test_outputs_that_differ_after_the_last_dot_are_two_runs(model, digits, tmp_path):
+    for eps in ("0.1", "0.2"):
+        evaluate(model, digits.subset(range(20)), ThreatModel("linf", eps), output=tmp_path / f"eps-{eps}")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_a_suite_and_attacks_exclude_each_other(model, digits):
     with pytest.raises(UserError, match="not both"):
         evaluate(model, digits, THREAT, suite="fast", attacks=[FGSM()])

@@ -151,6 +151,21 @@ def test_damaged_records_name_the_line(tmp_path):
         read_samples(read_result(path), path)
 
 
+def test_a_record_of_another_run_is_refused(tmp_path):
+    path = make_result(tmp_path / "r.json", 5)
+    record = path.with_suffix(".samples.jsonl")
+    lines = record.read_text().splitlines()
+    record.write_text("\n".join(lines[:-1]))
+    with pytest.raises(UserError, match="999 lines"):
+        read_samples(read_result(path), path)
+    record.write_text("\n".join([*lines[:-1], lines[0]]))
+    with pytest.raises(UserError, match="different samples"):
+        read_samples(read_result(path), path)
+    record.write_text("\n".join([lines[0].replace('"robust":true', '"robust":false'), *lines[1:]]))
+    with pytest.raises(UserError, match="two runs"):
+        read_samples(read_result(path), path)
+
+
 def test_the_committed_schema_is_the_types_schema(request):
     committed = request.config.rootpath / "docs" / "result.schema.json"
     assert committed.read_text() == json_schema(), "write it anew: python -m robustbench_local.result"
