@@ -73,7 +73,7 @@ def margin_and_gradient(model: Model, threat_model: ThreatModel, loss: str, stat
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
     points = state["points"].detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(points)
+        logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
         total = threat_model.climb(loss, logits, state["labels"]).sum()
     gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
     margin = threat_model.margin(logits.detach(), state["labels"])

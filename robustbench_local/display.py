@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_local.errors import UserError
 from robustbench_local.gate import Decision, Outcome
 from robustbench_local.observer import Observer
 from robustbench_local.result import Accuracy, Diagnostic, Result
@@ -79,11 +80,17 @@ def show_result(screen: Console, result: Result) -> None:
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", min_width=18, overflow="fold")
-    for name in ("accuracy", "95 % interval", "fooled", "passes", "seconds"):
+    # A narrow terminal loses what a run cost before it loses what the run found.
+    columns = ["accuracy", "95 % interval", "fooled", "passes", "seconds"][: 5 if screen.width >= 76 else 2]
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("the clean pass", *_cells(result.clean_accuracy), "", f"{result.clean_accuracy.n:,}", "")
+
+    def row(name: str | Text, *cells: str, style: str = "") -> None:
+        table.add_row(name, *cells[: len(columns)], style=style)
+
+    row("the clean pass", *_cells(result.clean_accuracy), "", f"{result.clean_accuracy.n:,}", "")
     for attack in result.attacks:
-        table.add_row(
+        row(
             Text(attack.name.replace(",", ", ").replace(":", ": ")),
             *_cells(Accuracy.of(round(attack.robust_accuracy_after * result.data.n), result.data.n)),
             f"{attack.fooled} of {attack.attacked}", f"{attack.forward_passes + attack.backward_passes:,}",
@@ -92,7 +99,7 @@ def show_result(screen: Console, result: Result) -> None:
     cost = result.cost
     table.add_section()
     fooled = result.clean_accuracy.correct - result.robust_accuracy.correct
-    table.add_row(
+    row(
         "all: robust", *_cells(result.robust_accuracy), f"{fooled} of {result.clean_accuracy.correct}",
         f"{cost.forward_passes + cost.backward_passes:,}", f"{cost.seconds:.1f}", style="bold",
     )
@@ -104,6 +111,8 @@ def show_result(screen: Console, result: Result) -> None:
         f"no attack of this protocol fooled the robust ones – another might.", style="dim", markup=False,
         soft_wrap=True,
     )
+    if result.verdict.status != "not-assessed":
+        screen.print(f"verdict: {result.verdict.status}", style="bold")
     show_findings(screen, [finding for finding in result.diagnostics if finding.status in ("warn", "fail")])
 
 
@@ -112,8 +121,8 @@ def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
     for finding in findings:
         value = f" ({finding.value:.4g})" if isinstance(finding.value, float) else f" ({finding.value})"
         screen.print(f"[{COLOURS[finding.status]}]{finding.status}[/]", end="  ")
-        advice = f": {finding.advice}" if finding.advice else ""
-        screen.print(f"{finding.check}{value}{advice}", markup=False, soft_wrap=True)
+        told = f" – not so{value}: {finding.advice}" if finding.status in ("warn", "fail") else value
+        screen.print(f"{finding.check}{told}", markup=False, soft_wrap=True)
 
 
 def show_decision(screen: Console, decision: Decision) -> None:
@@ -121,12 +130,23 @@ def show_decision(screen: Console, decision: Decision) -> None:
     marks = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow", Outcome.NOT_COMPARABLE: "red"}
     for check in decision.checks:
         word = check.outcome.name.lower().replace("_", " ")
-        screen.print(f"[{marks[check.outcome]}]{word:<14}[/]", end="")
+        screen.print(f"[{marks[check.outcome]}]{word:<16}[/]", end="")
         screen.print(f"{check.limit}: {check.sentence}", markup=False, soft_wrap=True)
+    for doubt in decision.doubts:
+        screen.print(f"[yellow]{'doubtful':<16}[/]", end="")
+        screen.print(doubt, markup=False, soft_wrap=True)
     outcome = decision.outcome
     screen.print(f"gate: [{marks[outcome]}]{outcome.name.lower().replace('_', ' ')}[/]", style="bold")
 
 
 def write_json(text: str) -> None:
     """The machine's output: on stdout, alone."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    if sys.stdout is None:
+        raise UserError("there is no stdout to put the JSON on: it is closed")
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write to stdout: {error.strerror}") from None

@@ -54,6 +54,8 @@ def choose_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+            raise RuntimeError("it is not cpu, cuda, cuda:N or mps")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]

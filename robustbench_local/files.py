@@ -19,14 +19,23 @@ def writable(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --output") from None
 
 
+def _place(path: Path) -> Path:
+    """Where a file of that name is really to be put: what a link points to, and never over a device or a pipe."""
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it with --output")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is a device or a pipe; name a file with --output")
+    return path
+
+
 def check_writable(path: Path) -> None:
     """Make the folder of `path` and prove that a file can be made in it, before hours are spent on what goes there.
 
     Raises UserError when it cannot.
     """
     with writable(path):
-        if path.is_dir():
-            raise UserError(f"cannot write {path}: it is a folder; name a file in it with --output")
+        path = _place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -39,6 +48,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """
     content = data.encode() if isinstance(data, str) else data
     with writable(path):
+        path = _place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

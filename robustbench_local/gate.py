@@ -5,7 +5,7 @@ paired test says that chance does not explain it.
 """
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
@@ -53,7 +53,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Decision:
+    """doubts: what the evaluation itself warned of; it decides nothing, but it is said."""
+
     checks: list[Check]
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def outcome(self) -> Outcome:
@@ -65,7 +68,8 @@ class Decision:
 
     def to_dict(self) -> dict[str, object]:
         checks = [{**asdict(check), "outcome": check.outcome.name.lower()} for check in self.checks]
-        return {"outcome": self.outcome.name.lower(), "exit_code": int(self.outcome), "checks": checks}
+        outcome = self.outcome
+        return {"outcome": outcome.name.lower(), "exit_code": int(outcome), "checks": checks, "doubts": self.doubts}
 
 
 def decide(gate: Gate, path: Path, baseline: Path | None = None) -> Decision:
@@ -76,8 +80,11 @@ def decide(gate: Gate, path: Path, baseline: Path | None = None) -> Decision:
     result = read_result(path)
     if result.verdict.status == "not-trusted":
         reasons = "; ".join(result.verdict.reasons)
-        refusal = f"the result itself is not to be trusted: {reasons}"
+        refusal = f"the result itself is not to be trusted{': ' if reasons else ''}{reasons}"
         return Decision([Check("verdict", Outcome.NOT_COMPARABLE, None, None, refusal)])
+    record = path.parent / (result.samples_file or "")
+    if record.is_file():
+        read_samples(result, path)
     floors = (("robust accuracy", result.robust_accuracy, gate.min_robust),
               ("clean accuracy", result.clean_accuracy, gate.min_clean))
     checks = [
@@ -87,7 +94,8 @@ def decide(gate: Gate, path: Path, baseline: Path | None = None) -> Decision:
     if baseline is not None:
         before = read_result(baseline)
         checks += _drops(gate, (result, read_samples(result, path)), (before, read_samples(before, baseline)))
-    return Decision(checks)
+    doubts = result.verdict.reasons if result.verdict.status == "doubtful" else []
+    return Decision(checks, doubts)
 
 
 def _floor(name: str, accuracy: Accuracy, limit: float, alpha: float, available: int) -> Check:
@@ -119,8 +127,10 @@ def _more_samples(accuracy: Accuracy, limit: float, alpha: float, available: int
     while enough - low > max(1, enough // 100):
         middle = (low + enough) // 2
         low, enough = (low, middle) if decides(middle) else (middle, enough)
-    has = f"the data set has {available}" if available > accuracy.n else f"all {available} of the data set are used"
-    return f"about {enough} samples would decide, {has}"
+    if available >= enough:
+        return f"about {enough:,} samples would decide, and the data set has {available:,}"
+    has = f"the data set has only {available:,}" if available > accuracy.n else f"all {available:,} are used"
+    return f"about {enough:,} samples would decide, but {has}: more data, or another limit"
 
 
 def _drops(
@@ -180,5 +190,5 @@ def _drop(name: str, pairs: list[tuple[bool, bool]], limit: float, alpha: float)
         while mcnemar(lost * times, gained * times) >= alpha and times * len(pairs) < MOST_SAMPLES:
             times *= 2
         outcome = Outcome.UNDECIDED
-        reason = f"more than the limit, but chance may explain it; about {times * len(pairs)} samples would decide"
+        reason = f"more than the limit, but chance may explain it; about {times * len(pairs):,} samples would decide"
     return Check(f"drop in {name} ≤ {limit:.1%}", outcome, drop, limit, f"{measured}: {reason}")

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
+
+
+class ModelFailure(UserError):
+    """The model itself raised: its own error in a sentence, not our traceback."""
+
+    def __init__(self, name: str, images: Tensor, error: Exception):
+        self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        mend = "give a smaller --batch-size" if isinstance(error, torch.OutOfMemoryError) else "mend its forward"
+        shape = "×".join(map(str, images.shape))
+        super().__init__(f"{name} failed on a batch of {shape}: {type(error).__name__}: {self.reason}; {mend}")
 
 
 class Metered(nn.Module):
@@ -24,7 +35,13 @@ class Metered(nn.Module):
         self.backward_passes = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(images)
+        try:
+            # A copy, because a model that works in place must not move the points that it is asked about.
+            logits = self.model(images.clone())
+        except UserError:
+            raise
+        except Exception as error:
+            raise ModelFailure(self.model.name, images, error) from error
         self.forward_passes += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)

@@ -68,5 +68,7 @@ def _convert(text: str, kind: Any, where: str) -> Any:
     if kind is int:
         if not number.is_integer():
             raise UserError(f"{where} is {text!r}, but must be a whole number")
+        if abs(number) > 2**31:
+            raise UserError(f"{where} is {text}, far more than makes sense")
         return int(number)
     return number

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
 from robustbench_local.errors import UserError
 from robustbench_local.statistics import wilson
@@ -28,8 +28,16 @@ class Confidence(Part):
 class Accuracy(Part):
     value: float = Fraction
     correct: NonNegativeInt
-    n: int = Field(ge=1)
+    n: int = Field(ge=1, le=2**53)
     confidence: Confidence
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Accuracy:
+        if self.correct > self.n or abs(self.value - self.correct / self.n) > 1e-9:
+            raise ValueError(f"the value is {self.value}, but {self.correct} of {self.n} are correct")
+        if not self.confidence.low - 1e-9 <= self.value <= self.confidence.high + 1e-9:
+            raise ValueError(f"the value {self.value} is outside its own confidence interval")
+        return self
 
     @classmethod
     def of(cls, correct: int, n: int, level: float = 0.95) -> Accuracy:
@@ -49,8 +57,8 @@ class ModelInfo(Part):
 class DataInfo(Part):
     name: str
     split: str
-    n: int
-    available: int
+    n: int = Field(ge=1)
+    available: int = Field(ge=1)
     sha256: str
     subset_seed: int | None = Field(description="seed of the stratified subset; null when the whole split was taken")
     lossy: bool = Field(description="pixels come from lossy files such as JPEG")
@@ -141,6 +149,14 @@ class Result(BaseModel):
     environment: dict[str, str]
     config: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Result:
+        if not self.clean_accuracy.n == self.robust_accuracy.n == self.data.n <= self.data.available:
+            raise ValueError("its accuracies and its data speak of different numbers of samples")
+        if self.robust_accuracy.correct > self.clean_accuracy.correct:
+            raise ValueError("more samples are robust than correct")
+        return self
+
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
@@ -194,7 +210,8 @@ def read_result(path: Path) -> Result:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is not a valid result file: {where}: {first['msg']}") from None
+        told = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path} is not a valid result file: {where + ': ' if where else ''}{told}") from None
 
 
 def read_samples(result: Result, path: Path) -> list[SampleRecord]:

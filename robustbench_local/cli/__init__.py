@@ -1,7 +1,9 @@
 """`robust`: each command is imported when it is asked for, so that help answers in a blink."""
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 
 import click
@@ -55,8 +57,13 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point: what a user can cause ends in one sentence and exit code 2."""
+    context = None
     try:
-        code = cli.main(standalone_mode=False, prog_name="robust")
+        # Not cli.main(), which makes exit code 1 of a reader that leaves early: that is no bug of ours.
+        with cli.make_context("robust", sys.argv[1:]) as context:
+            code = cli.invoke(context)
+    except click.exceptions.Exit as ended:
+        code = ended.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -67,5 +74,12 @@ def main() -> None:
         click.echo("robust: interrupted", err=True)
         code = 130
     except BrokenPipeError:
-        code = 0
+        # What was decided stands although nobody read it to the end.
+        code = context.obj if context is not None else 0
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            click.echo(f"robust: reading or writing failed: {error}", err=True)
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)

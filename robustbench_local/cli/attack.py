@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,15 @@ def attack_command(**options: Any) -> None:
     from robustbench_local.record import partial_path
 
     attacks = [resolve_attack(text) for text in options["attacks"]] or None
-    classifier, dataset = load_model_and_data(options)
+    # What a model's own code prints is for people; stdout belongs to the JSON.
+    with contextlib.redirect_stdout(sys.stderr):
+        classifier, dataset = load_model_and_data(options)
     threat_model = load_threat_model(options)
     output = options["output"] or _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
     screen = console()
     try:
-        with ProgressObserver(screen, options["samples"] or len(dataset)) as observer:
+        observed = ProgressObserver(screen, options["samples"] or len(dataset))
+        with contextlib.redirect_stdout(sys.stderr), observed as observer:
             evaluation = evaluate(
                 classifier, dataset, threat_model, suite=options["suite"], attacks=attacks,
                 samples=options["samples"], seed=options["seed"], batch_size=size, device=options["device"],

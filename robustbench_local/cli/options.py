@@ -49,7 +49,17 @@ def _read_config(command: click.Command, path: Path) -> dict[str, Any]:
     unknown = [f"{key!r}.{nearest(key, names)}" for key in settings if key not in names]
     if unknown:
         raise UserError(f"--config {path}: {command.name} has no option {' '.join(unknown)}")
-    return {names[key]: value for key, value in settings.items()}
+    multiple = {parameter.name for parameter in command.params if getattr(parameter, "multiple", False)}
+    return {names[key]: _as_typed(value, names[key] in multiple, f"{path}: {key}") for key, value in settings.items()}
+
+
+def _as_typed(value: Any, multiple: bool, where: str) -> Any:
+    """A setting as the command line would have had it: text, a switch, or for a repeatable option several texts."""
+    if multiple:
+        return [_as_typed(each, False, where) for each in (value if isinstance(value, list) else [value])]
+    if not isinstance(value, str | int | float):
+        raise UserError(f"--config {where} is {value!r}, but must be a single text or number")
+    return value if isinstance(value, bool) else str(value)
 
 
 config_option = click.option(
@@ -74,8 +84,8 @@ data_options = _all([
 ])
 
 threat_options = _all([
-    click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), default="linf", show_default=True,
-                 help="Norm of the ball."),
+    click.option("--norm", type=click.Choice(["linf", "l2", "l1"], case_sensitive=False), default="linf",
+                 show_default=True, help="Norm of the ball."),
     click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
     click.option("--target", type=int, help="Class that images must be taken for."),
     click.option("--source", type=int, help="With --target: the class whose images are attacked."),
@@ -119,8 +129,8 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     if options["resize"] and spec not in ("gtsrb", "imagenet") and not str(spec).startswith("imagefolder:"):
         raise UserError(f"--resize is for images from files, and {spec or 'digits'} has none: leave it out")
     dataset = load_dataset(
-        spec or "digits", split=options["split"], data_dir=options["data_dir"], download=options["download"],
-        resize=_resize(options["resize"]) if options["resize"] else classifier.resize,
+        "digits" if spec is None else spec, split=options["split"], data_dir=options["data_dir"],
+        download=options["download"], resize=_resize(options["resize"]) if options["resize"] else classifier.resize,
         class_names=classifier.class_names,
     )
     return classifier, dataset
@@ -130,9 +140,13 @@ def _resize(text: str) -> Any:
     from robustbench_local.data.folder import Resize
 
     size, colon, crop = text.partition(":")
-    if not size.isdecimal() or (colon and not crop.isdecimal()) or int(size) < 1 or (colon and int(crop) < 1):
-        raise UserError(f"--resize is {text!r}, but is written SIZE or SIZE:CROP in pixels, such as 256:224")
-    return Resize(int(size), int(crop or size), "bilinear")
+    crop = crop if colon else size
+    if not (size.isdecimal() and crop.isdecimal() and 1 <= int(crop) <= int(size) <= 10_000):
+        raise UserError(
+            f"--resize is {text!r}, but is written SIZE or SIZE:CROP in pixels, such as 256:224, with a crop no larger "
+            "than the size"
+        )
+    return Resize(int(size), int(crop))
 
 
 def load_threat_model(options: dict[str, Any]) -> ThreatModel:
@@ -140,10 +154,12 @@ def load_threat_model(options: dict[str, Any]) -> ThreatModel:
     from robustbench_local.attacks import ThreatModel
     from robustbench_local.data import default_eps
 
-    eps = options["eps"] if options["eps"] is not None else default_eps(options["data"] or "digits", options["norm"])
+    data = "digits" if options["data"] is None else options["data"]
+    eps = options["eps"] if options["eps"] is not None else default_eps(data, options["norm"])
     if eps is None:
         raise UserError(
-            f"there is no usual {options['norm']} eps for {options['data']}: give --eps, in units of pixels in [0, 1]"
+            f"there is no usual {options['norm']} eps for {data}: give one in units of pixels in [0, 1], "
+            f"such as --eps {'8/255' if options['norm'] == 'linf' else '0.5'}"
         )
     try:
         return ThreatModel(

@@ -35,7 +35,7 @@ def call_factory(spec: str) -> nn.Module:
             factory = getattr(code, name)
         except AttributeError:
             raise UserError(f"{where} has no {name!r}.{nearest(name, _names(code))}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(_failure(spec, error)) from error
         if isinstance(factory, nn.Module):
             # Theirs, and about to be frozen.
@@ -45,7 +45,7 @@ def call_factory(spec: str) -> nn.Module:
                             "arguments and returns a torch.nn.Module")
         try:
             module = factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(_failure(spec, error)) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{spec} returned a {type(module).__name__}; it must return a torch.nn.Module")
@@ -77,7 +77,7 @@ def _run_file(path: Path, spec: str) -> ModuleType:
     sys.modules[name] = code
     try:
         found.loader.exec_module(code)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(_failure(str(path), error)) from error
     return code
@@ -91,11 +91,11 @@ def _import(name: str, spec: str) -> ModuleType:
             raise UserError(f"there is no Python package {error.name!r}, which {spec!r} names; install it, run in the "
                             "folder that holds it, or write path/file.py:FACTORY") from None
         raise UserError(_failure(name, error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(_failure(name, error)) from error
 
 
-def _failure(what: str, error: Exception) -> str:
+def _failure(what: str, error: BaseException) -> str:
     """Where the user's code failed, in one sentence: the traceback would be mostly ours."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<frozen")]
@@ -103,11 +103,15 @@ def _failure(what: str, error: Exception) -> str:
     if isinstance(error, SyntaxError):
         place = f", {error.filename} line {error.lineno}"
     message = (str(error).strip() or "no message").splitlines()[0]
-    return f"{what} failed: {type(error).__name__}: {message}{place}; a factory is called without arguments"
+    hint = "; a factory is called without arguments" if isinstance(error, TypeError) else ""
+    return f"{what} failed: {type(error).__name__}: {message}{place}{hint}"
 
 
 def _names(code: ModuleType) -> list[str]:
     """What the module offers: its names, and the keys of its registries, which `__getattr__` often serves."""
-    public = {name: value for name, value in vars(code).items() if not name.startswith("_")}
+    public = {
+        name: value for name, value in vars(code).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
     registered = [key for value in public.values() if isinstance(value, dict) for key in value if isinstance(key, str)]
     return [*public, *registered]

@@ -18,7 +18,7 @@ def list_models() -> list[tuple[str, str, str]]:
         ("timm", "timm/NAME", "any classifier of timm (pip install 'robustbench-local[timm]')"),
         ("code", "path/file.py:FACTORY", "a function of yours that returns a torch.nn.Module"),
         ("code", "package.module:FACTORY", "the same, from an importable package"),
-        ("file", "FILE.safetensors, .pt, .pth, .ckpt, .bin", "weights alone: needs --arch"),
+        ("file", "FILE.safetensors|pt|pth|ckpt|bin", "weights alone: needs --arch"),
         ("file", "FILE.pt", "a TorchScript program"),
         ("file", "FILE.pt2", "a torch.export program"),
         ("file", "FILE.onnx", "an ONNX graph (pip install 'robustbench-local[onnx]')"),

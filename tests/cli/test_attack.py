@@ -64,13 +64,43 @@ def test_a_checkpoint_and_an_image_folder(robust, tmp_path):
 FACTORY = """
 import torch
 from torch import nn
-def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 def colour(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
 def softmaxed(): return nn.Sequential(net(), nn.Softmax(1))
 def broken():
     model = net()
     model[1].weight.data[0, 0] = float("nan")
     return model
+class Halved(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x):
+        return self.net(x * 0.5)
+def halved(): return Halved(InPlace().net)
+def exits(): raise SystemExit(0)
+def talks():
+    print("HELLO")
+    return net()
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def forward(self, x):
+        return self.net(x.mul_(0.5))
+class Late(InPlace):
+    calls = 0
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 12: raise RuntimeError("late failure")
+        return self.net(x)
+class Alone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=False))
+    def forward(self, x): return self.net(x)
 def slow():
     class Slow(nn.Module):
         def __init__(self):
@@ -99,6 +129,8 @@ def files(tmp_path):
     (tmp_path / "photos" / "cat" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     save_file(build_architecture("cnn-small").state_dict(), tmp_path / "small.safetensors")
     (tmp_path / "file").write_text("")
+    (tmp_path / "map.yaml").write_text("samples: {a: 1}\n")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "bad.yaml").write_text("epss: 0.1\n")
     (tmp_path / "tag.yaml").write_text("eps: !!python/object/apply:os.system ['touch pwned']\n")
     return tmp_path
@@ -140,6 +172,18 @@ BAD = {
     "model forgotten": (["--data", "cifar10"], "name the model"),
     "unknown option": (["--epss", "0.1"], "--eps"),
     "normalize": (["f.py:net", *GOOD, "--normalize", "imagnet"], "imagenet"),
+    "factory that exits": (["f.py:exits", *GOOD], "SystemExit"),
+    "model that fails": (["f.py:Late", *GOOD], "late failure"),
+    "model for many images only": (["f.py:Alone", *GOOD], "Expected more than 1 value"),
+    "output is a pipe": (["--output", "pipe"], "pipe"),
+    "far too many steps": (["--attack", "pgd:steps=99999999999999999999"], "steps"),
+    "device without memory": (["--device", "meta"], "--device"),
+    "config with a mapping": (["--config", "map.yaml"], "samples"),
+    "eps with two bars": (["--eps", "8/255/2"], "8/255/2"),
+    "no usual eps": (["--norm", "l2"], "--eps 0.5"),
+    "crop larger than size": (["f.py:colour", "--data", "imagefolder:photos", "--resize", "8:9"], "--resize"),
+    "resize of an array": (["f.py:net", *GOOD, "--resize", "8"], "--resize"),
+    "empty data name": (["f.py:net", "--data", "", "--eps", "0.1"], "data set"),
 }
 
 
@@ -153,6 +197,37 @@ def test_bad_input_gets_one_sentence(robust, files, case):
     assert len(ended.err.strip().splitlines()) <= (12 if case == "wrong architecture" else 4), ended.err
     after = {path: path.stat().st_mtime_ns for path in files.rglob("*") if "__pycache__" not in str(path)}
     assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}, "nothing written"
+
+
+def test_a_model_that_works_in_place_is_attacked_all_the_same(robust, files):
+    found = []
+    for model in ("InPlace", "halved"):
+        assert robust("attack", f"f.py:{model}", *GOOD, "--output", "r.json").code == 0
+        found.append([sample.margin for sample in read_samples(read_result(files / "r.json"), files / "r.json")])
+    assert found[0] == found[1]
+
+
+def test_what_a_model_prints_does_not_spoil_the_json(robust, files):
+    ended = robust("attack", "f.py:talks", *GOOD, "--json", "--output", "r.json")
+    assert ended.code == 0 and json.loads(ended.out) and "HELLO" in ended.err
+
+
+def test_a_link_is_written_through(robust, tmp_path):
+    (tmp_path / "r.json").symlink_to(tmp_path / "real.json")
+    assert robust("attack", "--samples", 10, "--attack", "fgsm", "--output", "r.json").code == 0
+    assert (tmp_path / "r.json").is_symlink() and read_result(tmp_path / "real.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["list", "models"], 0), (["gate", "r.json", "--min-clean", "1", "--json"], 3)]
+)
+def test_a_reader_that_leaves_early_changes_no_outcome(files, robust, arguments, code):
+    assert robust("attack", "f.py:net", *GOOD, "--attack", "fgsm", "--output", "r.json").code == 0
+    script = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.argv = ['robust', *sys.argv[1:]]\n"
+    script += "from robustbench_local.cli import main\nmain()"
+    command = [sys.executable, "-c", script, *arguments]
+    ran = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
+    assert ran.returncode == code and "Traceback" not in ran.stderr, ran.stderr
 
 
 def test_a_softmax_model_is_warned_of_and_attacked(robust, files):

@@ -67,9 +67,9 @@ def test_a_floor_is_cleared_by_the_bound_not_by_the_value(tmp_path, robust, outc
 
 def test_undecided_says_how_many_samples_would_decide(tmp_path):
     sentence = decide(Gate(min_robust=0.5), make_result(tmp_path / "r.json", 515)).checks[0].sentence
-    assert "samples would decide" in sentence and "all 1000 of the data set are used" in sentence
+    assert "samples would decide" in sentence and "all 1,000 are used" in sentence
     path = make_result(tmp_path / "s.json", 515, changes={"data.available": 10000})
-    assert "the data set has 10000" in decide(Gate(min_robust=0.5), path).checks[0].sentence
+    assert "the data set has 10,000" in decide(Gate(min_robust=0.5), path).checks[0].sentence
     exactly = make_result(tmp_path / "t.json", 500)
     assert "no number of samples" in decide(Gate(min_robust=0.5), exactly).checks[0].sentence
 
@@ -134,6 +134,30 @@ def test_unknown_fields_and_impossible_rates_are_refused(tmp_path):
         read_result(make_result(tmp_path / "r.json", 5, changes={"surprise": 1}))
     with pytest.raises(UserError, match=r"clean_accuracy\.value"):
         read_result(make_result(tmp_path / "s.json", 5, changes={"clean_accuracy.value": 40}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"robust_accuracy.n": 100}, {"robust_accuracy.correct": 600}, {"robust_accuracy.value": 0.99},
+     {"robust_accuracy.n": 10**30}, {"data.available": -4}, {"data.n": 999}],
+)
+def test_results_that_contradict_themselves_are_refused(tmp_path, changes):
+    with pytest.raises(UserError, match="not a valid result file"):
+        decide(Gate(min_robust=0.5), make_result(tmp_path / "r.json", 500, changes=changes))
+
+
+def test_the_record_is_held_against_the_result_for_floors_too(tmp_path):
+    path = make_result(tmp_path / "r.json", 500)
+    record = path.with_suffix(".samples.jsonl")
+    record.write_text(record.read_text().replace('"robust":true', '"robust":false', 1))
+    with pytest.raises(UserError, match="two runs"):
+        decide(Gate(min_robust=0.4), path)
+
+
+def test_doubts_of_the_evaluation_are_passed_on(tmp_path):
+    path = make_result(tmp_path / "r.json", 900, changes={"verdict": {"status": "doubtful", "reasons": ["noisy"]}})
+    decision = decide(Gate(min_robust=0.1), path)
+    assert decision.outcome is Outcome.PASS and decision.to_dict()["doubts"] == ["noisy"]
 
 
 def test_a_record_outside_the_results_folder_is_refused(tmp_path):
