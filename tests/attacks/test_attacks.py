@@ -175,3 +175,16 @@ def test_inference_mode_is_refused_rather_than_blind():
     images, labels = torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
         pgd(small_net(), images, labels, ThreatModel("linf", 0.1))
+
+
+def test_a_success_on_the_way_is_not_lost_at_the_end():
+    """The gradient always points up, but only a window in the middle of the ball is misclassified."""
+    def windowed(images):
+        level = images.flatten(1).mean(1)
+        inside = ((level > 0.55) & (level < 0.6)).float()
+        return torch.stack([torch.ones_like(level), level + inside], 1)
+
+    images, labels = torch.full((3, *SHAPE), 0.5), torch.zeros(3, dtype=torch.int64)
+    found = pgd(windowed, images, labels, ThreatModel("linf", 0.2), steps=20, step_size=0.02, random_start=False)
+    assert (windowed(found).argmax(1) == 1).all()
+    assert windowed(images + 0.2).argmax(1).eq(0).all(), "where the search ends is classified correctly again"

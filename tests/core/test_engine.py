@@ -352,3 +352,11 @@ def test_outputs_that_differ_after_the_last_dot_are_two_runs(model, digits, tmp_
 def test_a_suite_and_attacks_exclude_each_other(model, digits):
     with pytest.raises(UserError, match="not both"):
         evaluate(model, digits, THREAT, suite="fast", attacks=[FGSM()])
+
+
+def test_a_fooled_sample_costs_nothing_more(digits):
+    part = digits.subset(range(60))
+    report = evaluate(
+        load_classifier("digits-cnn"), part, ThreatModel("linf", 0.5), attacks=[PGD(steps=50)], batch_size=16
+    ).result.attacks[0]
+    assert report.fooled == report.attacked and report.backward_passes < 10 * report.attacked
