@@ -5,11 +5,12 @@ if __name__ != "robustbench_local.attacks":
         "use 'from robustbench_local.attacks import pgd', started from anywhere but inside this checkout's folders"
     )
 
+from robustbench_local.attacks.apgd import APGD, apgd
 from robustbench_local.attacks.attack import Attack, run
 from robustbench_local.attacks.fgsm import FGSM, fgsm
 from robustbench_local.attacks.pgd import PGD, pgd
 from robustbench_local.attacks.threat_model import ThreatModel
 
-ATTACKS: dict[str, type[Attack]] = {FGSM.name: FGSM, PGD.name: PGD}
+ATTACKS: dict[str, type[Attack]] = {FGSM.name: FGSM, PGD.name: PGD, APGD.name: APGD}
 
-__all__ = ["ATTACKS", "FGSM", "PGD", "Attack", "ThreatModel", "fgsm", "pgd", "run"]
+__all__ = ["APGD", "ATTACKS", "FGSM", "PGD", "Attack", "ThreatModel", "apgd", "fgsm", "pgd", "run"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -63,8 +63,16 @@ def observe(state: State, margin: Tensor) -> State:
     }
 
 
-def margin_and_gradient(model: Model, threat_model: ThreatModel, loss: str, state: State) -> tuple[Tensor, Tensor]:
-    """The margin at `points` and the gradient of the loss to climb, from one forward and one backward pass.
+class Look(NamedTuple):
+    """What one forward and one backward pass tell of `points`: margin and loss [rows], gradient like points."""
+
+    margin: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+
+def look(model: Model, threat_model: ThreatModel, loss: str, state: State) -> Look:
+    """The margin at `points`, the loss to climb and its gradient.
 
     A model whose output does not depend on its input by way of differentiable operations has gradient 0, and so has
     a pixel whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
@@ -74,12 +82,13 @@ def margin_and_gradient(model: Model, threat_model: ThreatModel, loss: str, stat
     points = state["points"].detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
-        total = threat_model.climb(loss, logits, state["labels"]).sum()
+        values = threat_model.climb(loss, logits, state["labels"])
+        total = values.sum()
     gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
     margin = threat_model.margin(logits.detach(), state["labels"])
     if gradient is None:
-        return margin, torch.zeros_like(points)
-    return margin, torch.where(gradient.isfinite(), gradient, 0)
+        gradient = torch.zeros_like(points)
+    return Look(margin, values.detach(), torch.where(gradient.isfinite(), gradient, 0))
 
 
 def settings(attack: Attack) -> dict[str, object]:

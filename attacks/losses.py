@@ -44,8 +44,26 @@ def scaled_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
     return cross_entropy((logits - falling[:, :1]) / scale[:, None], classes)
 
 
+def dlr(logits: Tensor, classes: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein, ICML 2020): minus the margin over the first minus the third logit.
+
+    With two classes there is no third, and the ratio would be constant: then it is the margin.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, classes)
+    falling = logits.sort(dim=1, descending=True).values
+    return -logit_margin(logits, classes) / (falling[:, 0] - falling[:, 2]).clamp_min(1e-12)
+
+
+def probability_margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """The highest other probability minus that of the class, in [-1, 1]."""
+    return -logit_margin(logits.softmax(1), classes)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
     "margin": margin,
     "scaled-ce": scaled_cross_entropy,
+    "dlr": dlr,
+    "probability-margin": probability_margin,
 }

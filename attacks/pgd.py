@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, State, initial_state, margin_and_gradient, observe, run
+from robustbench_local.attacks.attack import Model, State, initial_state, look, observe, run
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -47,7 +47,7 @@ class PGD:
         return initial_state(images, labels, points)
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        margin, gradient = margin_and_gradient(model, threat_model, self.loss, state)
+        margin, _, gradient = look(model, threat_model, self.loss, state)
         state = observe(state, margin)
         step_size = 2.5 * threat_model.eps / self.steps if self.step_size is None else self.step_size
         points = state["points"]

@@ -186,7 +186,7 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor) -> Diagnostic:
             "attacks are blind here and the robust accuracy is an overestimate",
         )
     missing = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    for loss in LOSSES.values():
+    for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]):
         with torch.enable_grad():
             total = loss(logits, labels).sum()
         gradient = torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)[0]

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_local.attacks import ATTACKS, FGSM, PGD, ThreatModel, fgsm, pgd, run
+from robustbench_local.attacks import APGD, ATTACKS, FGSM, PGD, ThreatModel, apgd, fgsm, pgd, run
+from robustbench_local.attacks.apgd import checkpoints
 from robustbench_local.attacks.attack import spec
 from robustbench_local.attacks.losses import LOSSES, logit_margin
 
@@ -188,3 +189,47 @@ def test_a_success_on_the_way_is_not_lost_at_the_end():
     found = pgd(windowed, images, labels, ThreatModel("linf", 0.2), steps=20, step_size=0.02, random_start=False)
     assert (windowed(found).argmax(1) == 1).all()
     assert windowed(images + 0.2).argmax(1).eq(0).all(), "where the search ends is classified correctly again"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("linf", 0.6), ("l2", 0.4)])
+def test_apgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, loss):
+    model, images, labels = problem
+    found = apgd(model, images, labels, ThreatModel(norm, eps), steps=100, loss=loss)
+    gain = ((found - images) * model.weight).flatten(1).sum(1)
+    best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
+    assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * (1 - 1e-3)).all()
+
+
+def test_apgds_checkpoints_are_the_papers():
+    """Intervals of 22 %, then 3 points less each time, never below 6 %."""
+    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_apgd_halves_its_step_where_the_loss_swings():
+    """The only maximum of -|level - 0.52| is nearer than the first step of 2 eps: the step must shrink to find it."""
+    def valley(images):
+        level = images.flatten(1).mean(1)
+        return torch.stack([torch.ones_like(level), 0.9 - (level - 0.52).abs()], 1)
+
+    images, labels = torch.full((4, *SHAPE), 0.5), torch.zeros(4, dtype=torch.int64)
+    found = apgd(valley, images, labels, ThreatModel("linf", 0.3), steps=100, loss="margin")
+    assert (found.flatten(1).mean(1) - 0.52).abs().max() < 0.01
+
+
+def test_apgd_treats_every_row_by_its_own_clock():
+    """Rows that joined at different times give what they give alone."""
+    net, threat_model = small_net().double(), ThreatModel("linf", 0.05)
+    images = torch.rand((6, *SHAPE), generator=torch.Generator().manual_seed(2)).double()
+    labels, attack = net(images).argmax(1), APGD(steps=12)
+    def begin(rows):
+        keys = torch.arange(6)[rows]
+        return attack.start(threat_model, images[rows], labels[rows], keys)
+    early, late = begin(slice(0, 3)), begin(slice(3, 6))
+    for _ in range(5):
+        early = attack.step(net, threat_model, early)
+    joined = {key: torch.cat([early[key], late[key]]) for key in early}
+    for _ in range(7):
+        joined = attack.step(net, threat_model, joined)
+        early = attack.step(net, threat_model, early)
+    assert torch.allclose(joined["points"][:3], early["points"], atol=1e-12)

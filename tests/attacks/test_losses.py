@@ -13,6 +13,10 @@ CLASSES = torch.tensor([1, 0])
 def test_values_by_hand():
     assert logit_margin(LOGITS, CLASSES).tolist() == [1.0, -4.0]
     assert LOSSES["margin"](LOGITS, CLASSES).tolist() == [-1.0, 4.0]
+    assert LOSSES["dlr"](LOGITS, CLASSES).tolist() == [-0.5, pytest.approx(0.8)]
+    chances = LOGITS.softmax(1)
+    expected = [float(chances[0, 2] - chances[0, 1]), float(chances[1, 2] - chances[1, 0])]
+    assert LOSSES["probability-margin"](LOGITS, CLASSES).tolist() == pytest.approx(expected)
     expected = [(torch.tensor([-2.0, 0.0, -1.0]).exp().sum()).log(), (torch.tensor([0.0, -1.0, 4.0]).exp().sum()).log()]
     assert LOSSES["ce"](LOGITS, CLASSES).tolist() == pytest.approx([float(value) for value in expected])
 
@@ -25,7 +29,9 @@ def test_climbing_a_loss_takes_from_its_class_and_gives_to_others(name, seed):
     classes = logits.argmax(1)
     (gradient,) = torch.autograd.grad(LOSSES[name](logits, classes).sum(), logits)
     own = gradient.gather(1, classes[:, None]).squeeze(1)
-    assert (own < 0).all() and (gradient.scatter(1, classes[:, None], 0) >= 0).all()
+    assert (own < 0).all()
+    # The ratio of dlr also rises as its third logit nears the first.
+    assert name == "dlr" or (gradient.scatter(1, classes[:, None], 0) >= 0).all()
     assert torch.allclose(gradient.sum(1), torch.zeros(4).double(), atol=1e-6), "a shift of all logits changes nothing"
 
 

@@ -241,6 +241,18 @@ def test_the_toolbox_is_verified_and_recorded_like_anyone(digits, name):
     assert verdicts(again) == verdicts(evaluation), "seeded, so repeatable"
 
 
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_apgd_agrees_with_the_toolbox(digits, model, loss):
+    """At least as strong, and of nearly the same strength; the toolbox counts restarts its own way."""
+    from robustbench_local.protocol import resolve_attack
+
+    name = {"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[loss]
+    theirs = resolve_attack(f"art/AutoProjectedGradientDescent:max_iter=50,nb_random_init=1,loss_type={name}")
+    found = [evaluate(model, digits, THREAT, attacks=[attack]).robust_accuracy.value
+             for attack in (resolve_attack(f"apgd:steps=50,loss={loss}"), theirs)]
+    assert found[0] <= found[1] + 0.003 and found[0] == pytest.approx(found[1], abs=0.015), found
+
+
 def test_fgsm_and_pgd_agree_with_the_toolbox(digits, model):
     from robustbench_local.protocol import resolve_attack
 

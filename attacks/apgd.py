@@ -1,0 +1,131 @@
+"""APGD: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+attacks" (ICML 2020)."""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_local.attacks.attack import Model, State, initial_state, look, observe, run
+from robustbench_local.attacks.losses import LOSSES
+from robustbench_local.attacks.norms import per_row
+from robustbench_local.attacks.threat_model import ThreatModel
+
+MOMENTUM, ENOUGH = 0.75, 0.75
+"""The paper's alpha, and its rho: the share of steps since the last checkpoint that must have raised the loss."""
+
+
+@functools.cache
+def checkpoints(steps: int) -> frozenset[int]:
+    """The steps after which the step size may be halved: 22 % in, then ever closer, never closer than 6 %."""
+    percent, length = [22], 22
+    while percent[-1] + length <= 100:
+        length = max(length - 3, 6)
+        percent.append(percent[-1] + length)
+    return frozenset(-(-place * steps // 100) for place in percent if place <= 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD:
+    """PGD with momentum whose step size, 2 eps at first, is halved where the loss has stopped rising.
+
+    steps: gradients per restart. restarts: independent random starts. loss: a name in `losses.LOSSES`. Where a step
+    size is halved the search goes on from the point of the highest loss.
+    """
+
+    name: ClassVar[str] = "apgd"
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, but must be at least 1")
+        if self.restarts < 1:
+            raise ValueError(f"restarts is {self.restarts}, but must be at least 1")
+        if self.loss not in LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
+
+    def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State:
+        noise = threat_model.geometry.random_start(images, threat_model.eps, keys)
+        points = threat_model.project(images + noise, images)
+        lowest = images.new_full((len(images),), float("-inf"))
+        return {
+            **initial_state(images, labels, points),
+            "before": points,
+            "step_size": torch.full_like(lowest, 2 * threat_model.eps),
+            "loss": lowest,
+            "top_loss": lowest,
+            "top_points": points,
+            "top_gradient": torch.zeros_like(images),
+            "rises": torch.zeros_like(lowest),
+            "since": torch.zeros_like(lowest),
+            "halved": torch.ones_like(labels, dtype=torch.bool),
+            "top_at_checkpoint": lowest,
+        }
+
+    def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        margin, loss, gradient = look(model, threat_model, self.loss, state)
+        state = observe(state, margin)
+        loss = loss.to(state["loss"].dtype)
+        higher = loss > state["top_loss"]
+        wide, counts = per_row(higher, gradient), state["step"] > 0
+        state = {
+            **state,
+            "rises": state["rises"] + ((loss > state["loss"]) & counts),
+            "since": state["since"] + counts,
+            "loss": loss,
+            "top_loss": torch.where(higher, loss, state["top_loss"]),
+            "top_points": torch.where(wide, state["points"], state["top_points"]),
+            "top_gradient": torch.where(wide, gradient, state["top_gradient"]),
+        }
+        points, gradient, state = self._halve(state, gradient)
+        moved = points + self._ascent(threat_model, gradient, points, state["step_size"])
+        moved = threat_model.project(moved, state["images"])
+        # The very first step has no direction to keep.
+        keep = per_row(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
+        moved = points + (1 - keep) * (moved - points) + keep * (points - state["before"])
+        return {
+            **state, "before": points, "points": threat_model.project(moved, state["images"]),
+            "step": state["step"] + 1,
+        }
+
+    @staticmethod
+    def _ascent(threat_model: ThreatModel, gradient: Tensor, points: Tensor, sizes: Tensor) -> Tensor:
+        return per_row(sizes, points) * threat_model.geometry.steepest(gradient, points, 1.0, threat_model.box)
+
+    def _halve(self, state: State, gradient: Tensor) -> tuple[Tensor, Tensor, State]:
+        """At a checkpoint: half the step where the loss rose too seldom, or is no higher than at the last one."""
+        marks = torch.tensor(sorted(checkpoints(self.steps)), device=gradient.device)
+        due = torch.isin(state["step"], marks)
+        seldom = state["rises"] < ENOUGH * state["since"]
+        stuck = ~state["halved"] & (state["top_loss"] <= state["top_at_checkpoint"])
+        half = due & (seldom | stuck)
+        back = per_row(half, gradient)
+        points = torch.where(back, state["top_points"], state["points"])
+        gradient = torch.where(back, state["top_gradient"], gradient)
+        return points, gradient, {
+            **state,
+            "step_size": torch.where(half, state["step_size"] / 2, state["step_size"]),
+            "halved": torch.where(due, half, state["halved"]),
+            "top_at_checkpoint": torch.where(due, state["top_loss"], state["top_at_checkpoint"]),
+            "rises": torch.where(due, 0, state["rises"]),
+            "since": torch.where(due, 0, state["since"]),
+        }
+
+
+def apgd(
+    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
+    steps: int = 100, restarts: int = 1, loss: str = "ce", seed: int = 0, indices: Tensor | None = None,
+) -> Tensor:
+    """Adversarial images by ascent with automatic steps: for each image the point nearest to success of all restarts.
+
+    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
+    labels: int64 [N]. indices: int64 [N], which sample each row is; with the seed they decide the random starts.
+    Returns float [N, ...] in ball and box. Raises ValueError for steps or restarts below 1 or an unknown loss.
+    """
+    attack = APGD(steps=steps, restarts=restarts, loss=loss)
+    return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)
