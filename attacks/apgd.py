@@ -33,7 +33,8 @@ class APGD:
     """PGD with momentum whose step size, 2 eps at first, is halved where the loss has stopped rising.
 
     steps: gradients per restart. restarts: independent random starts. loss: a name in `losses.LOSSES`. Where a step
-    size is halved the search goes on from the point of the highest loss.
+    size is halved the search goes on from the point of the highest loss. The values of scaled-ce are each on a scale
+    of their own, so with it the halving knows less of progress than with the others.
     """
 
     name: ClassVar[str] = "apgd"
@@ -83,7 +84,7 @@ class APGD:
             "top_gradient": torch.where(wide, gradient, state["top_gradient"]),
         }
         points, gradient, state = self._halve(state, gradient)
-        moved = points + self._ascent(threat_model, gradient, points, state["step_size"])
+        moved = points + threat_model.geometry.steepest(gradient, points, state["step_size"], threat_model.box)
         moved = threat_model.project(moved, state["images"])
         # The very first step has no direction to keep.
         keep = per_row(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
@@ -93,14 +94,9 @@ class APGD:
             "step": state["step"] + 1,
         }
 
-    @staticmethod
-    def _ascent(threat_model: ThreatModel, gradient: Tensor, points: Tensor, sizes: Tensor) -> Tensor:
-        return per_row(sizes, points) * threat_model.geometry.steepest(gradient, points, 1.0, threat_model.box)
-
     def _halve(self, state: State, gradient: Tensor) -> tuple[Tensor, Tensor, State]:
         """At a checkpoint: half the step where the loss rose too seldom, or is no higher than at the last one."""
-        marks = torch.tensor(sorted(checkpoints(self.steps)), device=gradient.device)
-        due = torch.isin(state["step"], marks)
+        due = torch.stack([state["step"] == mark for mark in checkpoints(self.steps)]).any(0)
         seldom = state["rises"] < ENOUGH * state["since"]
         stuck = ~state["halved"] & (state["top_loss"] <= state["top_at_checkpoint"])
         half = due & (seldom | stuck)

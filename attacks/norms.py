@@ -26,7 +26,7 @@ def _longest(lengths: Tensor, dtype: torch.dtype) -> Tensor:
     return lengths.clamp_min(torch.finfo(dtype).tiny)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """The same numbers in float64, where the device has it."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
@@ -37,7 +37,7 @@ def _inside(images: Tensor, perturbation: Tensor, box: Box) -> Tensor:
     Rounded to nearest, a perturbation of 150,000 pixels ends up to 1e-5 longer than its ball is wide.
     """
     points = (images + perturbation.to(images.dtype)).clamp(*box)
-    outside = (_wide(points) - _wide(images)).abs() > perturbation.abs()
+    outside = (wide(points) - wide(images)).abs() > perturbation.abs()
     return torch.where(outside, torch.nextafter(points, images), points)
 
 
@@ -55,8 +55,8 @@ class Norm(ABC):
         """Points inside the ball of radius eps around images and inside the box; those that are there already stay."""
 
     @abstractmethod
-    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:
-        """The step of that length along which the loss rises fastest; 0 where the gradient is 0."""
+    def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:
+        """The step of every row's length, [rows], along which its loss rises fastest; 0 where the gradient is 0."""
 
     @abstractmethod
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ class Linf(Norm):
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         return (images + (points - images).clamp(-eps, eps)).clamp(*box)
 
-    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:  # noqa: ARG002
-        return length * gradient.sign()
+    def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
+        return per_row(length, gradient) * gradient.sign()
 
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
         return eps * (2 * randomness.uniform(keys, images.shape[1:]) - 1)
@@ -87,11 +87,11 @@ class L2(Norm):
 
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """First onto the ball, then into the box: clipping moves every pixel towards its image, so it stays inside."""
-        perturbation = _wide(points) - _wide(images)
+        perturbation = wide(points) - wide(images)
         lengths = _longest(self.distance(perturbation), perturbation.dtype)
         return _inside(images, perturbation * per_row((eps / lengths).clamp(max=1), perturbation), box)
 
-    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:  # noqa: ARG002
+    def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
         # Scaled by the largest entry first: the square of a tiny gradient would vanish in float32.
         scaled = gradient / per_row(_longest(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
         return scaled * per_row(length / _longest(self.distance(scaled), gradient.dtype), gradient)
@@ -119,8 +119,8 @@ class L1(Norm):
         It is sign(δ) · clip(|δ| - λ, 0, room) with the smallest λ >= 0 that keeps the length within eps. One after the
         other would not do: what the box cuts off would be lost to the pixels that can still use it.
         """
-        places = _wide(images).flatten(1)
-        perturbation = _wide(points).flatten(1) - places
+        places = wide(images).flatten(1)
+        perturbation = wide(points).flatten(1) - places
         sizes = perturbation.abs()
         room = torch.where(perturbation > 0, box[1] - places, places - box[0])
         # As λ falls, pixel i grows from λ = |δ_i| on and stops growing at λ = |δ_i| - room_i.
@@ -134,14 +134,15 @@ class L1(Norm):
         moved = torch.minimum((sizes - threshold).clamp_min(0), room) * perturbation.sign()
         return _inside(images, moved.view_as(images), box)
 
-    def steepest(self, gradient: Tensor, points: Tensor, length: float, box: Box) -> Tensor:
+    def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:
         """Pixels in falling order of their gradients, each up to its share of the length or the edge of the box.
 
         A pixel that is nearly at the edge would otherwise take its share of the step again and again and not move.
         """
         flat, places = gradient.flatten(1), points.flatten(1)
         room = torch.where(flat > 0, box[1] - places, places - box[0])
-        most = room.clamp(0, length / max(1, round(self.share * flat.shape[1])))
+        length = length[:, None]
+        most = torch.minimum(room.clamp_min(0), length / max(1, round(self.share * flat.shape[1])))
         order = flat.abs().argsort(dim=1, descending=True, stable=True)
         most = most.gather(1, order)
         before = most.cumsum(1) - most

@@ -51,7 +51,8 @@ class PGD:
         state = observe(state, margin)
         step_size = 2.5 * threat_model.eps / self.steps if self.step_size is None else self.step_size
         points = state["points"]
-        moved = points + threat_model.geometry.steepest(gradient, points, step_size, threat_model.box)
+        lengths = points.new_full((len(points),), step_size)
+        moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
         return {**state, "points": threat_model.project(moved, state["images"]), "step": state["step"] + 1}
 
 

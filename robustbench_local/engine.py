@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.attack import Attack, State, keys_of, settings, spec
-from robustbench_local.attacks.norms import NORMS
+from robustbench_local.attacks.norms import NORMS, wide
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.errors import UserError
@@ -154,16 +154,16 @@ def _verify(job: Job, attack: Attack, restart: int, finished: State, *, final: b
     images, points = finished["images"], finished["points"]
     logits = torch.cat([job.model(part) for part in points.split(job.batch_size)])
     margins = threat_model.margin(logits, finished["labels"])
-    lengths = {name: norm.distance(points.double() - images.double()) for name, norm in NORMS.items()}
+    lengths = {name: norm.distance(wide(points) - wide(images)) for name, norm in NORMS.items()}
     low, high = threat_model.box
     inside = lengths[threat_model.norm] <= threat_model.eps + ROUNDING
     inside &= ((points >= low) & (points <= high)).flatten(1).all(1)
     broken = (margins < 0) & inside
     positions = finished["position"].cpu()
     # What the search claims to have fooled is not believed here, nor is a point outside.
-    seen = torch.minimum(margins.double(), finished["best_margin"].double())
-    seen = torch.where(finished["fooled"] | ~inside, torch.inf, seen).cpu()
-    ledger.margin[positions] = torch.minimum(ledger.margin[positions], seen)
+    seen = torch.minimum(margins, finished["best_margin"].to(margins.dtype))
+    seen = torch.where(finished["fooled"] | ~inside, torch.inf, seen)
+    ledger.margin[positions] = torch.minimum(ledger.margin[positions], seen.cpu().double())
     ledger.not_numbers += int(logits.isnan().any(1).sum())
     predictions, steps = logits.argmax(1).tolist(), finished["step"].tolist()
     distances = {name: length.tolist() for name, length in lengths.items()}

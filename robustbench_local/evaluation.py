@@ -20,7 +20,7 @@ from robustbench_local.data.dataset import Dataset, sample_sha256
 from robustbench_local.engine import Job, clean_pass, full_precision, run_attack
 from robustbench_local.errors import UserError
 from robustbench_local.files import check_writable, write_atomically
-from robustbench_local.metering import Meter, Metered, peak_memory
+from robustbench_local.metering import Meter, Metered, forget_peak_memory, peak_memory
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.observer import Observer
 from robustbench_local.preflight import accuracy_is_plausible, after_attacks, preflight
@@ -134,6 +134,7 @@ def evaluate(
         check_writable(output)
     observer = observer or Observer()
     with full_precision(where), _on_device(classifier, where) as metered:
+        forget_peak_memory(where)
         meter = Meter(metered)
         classes, diagnostics = preflight(metered, dataset, threat_model, where)
         record = Record(output)
@@ -175,15 +176,16 @@ def examine(
     """
     where = device if isinstance(device, torch.device) else choose_device(device)
     with full_precision(where), _on_device(classifier, where) as metered:
-        classes, findings = preflight(metered, dataset, ThreatModel("linf", 0), where)
-        correct = torch.zeros(len(dataset), dtype=torch.bool)
-        size = default_batch_size(dataset.image_shape, where)
-        for positions in torch.arange(len(dataset)).split(size):
-            with torch.no_grad():
-                predictions = metered(dataset.images(positions).to(where)).argmax(1).cpu()
-            correct[positions] = predictions == dataset.labels[positions]
-        findings.append(accuracy_is_plausible(metered, dataset, correct, classes, where))
-    return Accuracy.of(int(correct.sum()), len(dataset)), findings
+        unmoved = ThreatModel("linf", 0)
+        classes, findings = preflight(metered, dataset, unmoved, where)
+        ledger = Ledger(dataset.indices, dataset.labels, Record(None))
+        clean_pass(Job(
+            model=metered, dataset=dataset, threat_model=unmoved, ledger=ledger, seed=0,
+            batch_size=default_batch_size(dataset.image_shape, where), classes=classes, device=where,
+            advanced=Observer().advance,
+        ), sample_sha256)
+        findings.append(accuracy_is_plausible(metered, dataset, ledger.correct, classes, where))
+    return Accuracy.of(int(ledger.correct.sum()), len(dataset)), findings
 
 
 def _attackable(dataset: Dataset, threat_model: ThreatModel) -> Dataset:

@@ -82,9 +82,9 @@ def decide(gate: Gate, path: Path, baseline: Path | None = None) -> Decision:
         reasons = "; ".join(result.verdict.reasons)
         refusal = f"the result itself is not to be trusted{': ' if reasons else ''}{reasons}"
         return Decision([Check("verdict", Outcome.NOT_COMPARABLE, None, None, refusal)])
+    # Floors need no record, but one that lies there must be this result's.
     record = path.parent / (result.samples_file or "")
-    if record.is_file():
-        read_samples(result, path)
+    samples = read_samples(result, path) if baseline is not None or record.is_file() else []
     floors = (("robust accuracy", result.robust_accuracy, gate.min_robust),
               ("clean accuracy", result.clean_accuracy, gate.min_clean))
     checks = [
@@ -93,7 +93,7 @@ def decide(gate: Gate, path: Path, baseline: Path | None = None) -> Decision:
     ]
     if baseline is not None:
         before = read_result(baseline)
-        checks += _drops(gate, (result, read_samples(result, path)), (before, read_samples(before, baseline)))
+        checks += _drops(gate, (result, samples), (before, read_samples(before, baseline)))
     doubts = result.verdict.reasons if result.verdict.status == "doubtful" else []
     return Decision(checks, doubts)
 

@@ -77,6 +77,12 @@ class Meter:
         return time.perf_counter() - self.started
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to measure anew, where the device can; a process's own peak cannot be taken back."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the device's allocations at their highest on a GPU, the process's resident set elsewhere."""
     if device.type == "cuda":

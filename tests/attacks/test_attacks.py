@@ -192,13 +192,17 @@ def test_a_success_on_the_way_is_not_lost_at_the_end():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("linf", 0.6), ("l2", 0.4)])
-def test_apgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, loss):
+@pytest.mark.parametrize(
+    ("norm", "eps", "share"), [("linf", 0.1, 0.999), ("linf", 0.6, 0.999), ("l2", 0.4, 0.999), ("l1", 3.0, 0.99)]
+)
+def test_apgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, share, loss):
     model, images, labels = problem
     found = apgd(model, images, labels, ThreatModel(norm, eps), steps=100, loss=loss)
     gain = ((found - images) * model.weight).flatten(1).sum(1)
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
-    assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * (1 - 1e-3)).all()
+    if (norm, loss) == ("l1", "scaled-ce"):
+        share = 0.95  # its values cannot be compared between points, and the sparse steps of ℓ1 feel it
+    assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * share).all()
 
 
 def test_apgds_checkpoints_are_the_papers():

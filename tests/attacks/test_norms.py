@@ -59,7 +59,7 @@ WIDE = (-100.0, 100.0)
 @pytest.mark.parametrize(("name", "dual"), [("linf", 1), ("l2", 2)])
 def test_steepest_step_reaches_the_dual_norm(name, dual):
     gradient = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    step = NORMS[name].steepest(gradient, torch.zeros_like(gradient), 0.5, WIDE)
+    step = NORMS[name].steepest(gradient, torch.zeros_like(gradient), torch.full((5,), 0.5), WIDE)
     gain = (step * gradient).flatten(1).sum(1)
     assert torch.allclose(gain, 0.5 * gradient.flatten(1).norm(p=dual, dim=1), rtol=1e-5)
 
@@ -68,7 +68,7 @@ def test_l1_steps_on_its_largest_gradients_as_far_as_the_box_lets_them():
     gradient = torch.linspace(-1, 1, 300).view(1, 3, 10, 10)
     points = torch.full_like(gradient, 0.5)
     points.view(-1)[[0, 299]] = torch.tensor([0.0, 0.9])
-    step = NORMS["l1"].steepest(gradient, points, 0.6, (0.0, 1.0)).flatten()
+    step = NORMS["l1"].steepest(gradient, points, torch.tensor([0.6]), (0.0, 1.0)).flatten()
     moved = {place: round(float(step[place]), 4) for place in step.nonzero().squeeze(1).tolist()}
     # Three of 300 pixels share the step, 0.2 each; pixel 0 is at the edge and pixel 299 has 0.1 left.
     assert moved == {299: 0.1, 1: -0.2, 298: 0.2, 2: -0.1}
@@ -79,8 +79,9 @@ def test_l1_steps_on_its_largest_gradients_as_far_as_the_box_lets_them():
 def test_steps_have_their_length_at_any_scale_of_the_gradient(norm, size):
     gradient = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(1)) * size
     gradient[3] = 0
-    step = norm.steepest(gradient, torch.zeros_like(gradient), 0.3, WIDE)
-    assert torch.allclose(norm.distance(step), torch.tensor([0.3, 0.3, 0.3, 0.0]), atol=1e-4)
+    lengths = torch.tensor([0.3, 0.1, 20.0, 0.3])
+    step = norm.steepest(gradient, torch.zeros_like(gradient), lengths, WIDE)
+    assert torch.allclose(norm.distance(step), torch.tensor([0.3, 0.1, 20.0, 0.0]), rtol=1e-4)
 
 
 @norms
