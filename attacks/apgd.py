@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, State, initial_state, look, observe, run
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, look, observe, require_counts, run
 from robustbench_local.attacks.losses import LOSSES
-from robustbench_local.attacks.norms import per_row
+from robustbench_local.attacks.norms import longest, per_row
 from robustbench_local.attacks.threat_model import ThreatModel
 
 MOMENTUM, ENOUGH = 0.75, 0.75
@@ -32,30 +32,32 @@ def checkpoints(steps: int) -> frozenset[int]:
 class APGD:
     """PGD with momentum whose step size, 2 eps at first, is halved where the loss has stopped rising.
 
-    steps: gradients per restart. restarts: independent random starts. loss: a name in `losses.LOSSES`. Where a step
-    size is halved the search goes on from the point of the highest loss. The values of scaled-ce are each on a scale
-    of their own, so with it the halving knows less of progress than with the others.
+    steps: gradients per run. restarts: independent random starts. loss: a name in `losses.LOSSES`. targets: how many
+    wrong classes to steer to, one in each run; `loss=dlr,targets=9` is the paper's APGD-T. Where a step size is halved
+    the search goes on from the point of the highest loss. The values of scaled-ce are each on a scale of their own, so
+    with it the halving knows less of progress than with the others.
     """
 
     name: ClassVar[str] = "apgd"
     steps: int = 100
     restarts: int = 1
     loss: str = "ce"
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}, but must be at least 1")
-        if self.restarts < 1:
-            raise ValueError(f"restarts is {self.restarts}, but must be at least 1")
+        require_counts(self)
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
 
-    def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State:
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:
+        images, labels, keys, _ = rows
         noise = threat_model.geometry.random_start(images, threat_model.eps, keys)
+        # As the authors' code does, every start lies on the ball's surface.
+        noise = noise * per_row(threat_model.eps / longest(threat_model.geometry.distance(noise), noise.dtype), noise)
         points = threat_model.project(images + noise, images)
         lowest = images.new_full((len(images),), float("-inf"))
         return {
-            **initial_state(images, labels, points),
+            **initial_state(rows, points),
             "before": points,
             "step_size": torch.full_like(lowest, 2 * threat_model.eps),
             "loss": lowest,
@@ -69,7 +71,7 @@ class APGD:
         }
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        margin, loss, gradient = look(model, threat_model, self.loss, state)
+        margin, loss, gradient = look(model, threat_model, self.loss, state, aimed=self.targets > 0)
         state = observe(state, margin)
         loss = loss.to(state["loss"].dtype)
         higher = loss > state["top_loss"]
@@ -115,13 +117,15 @@ class APGD:
 
 def apgd(
     classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
-    steps: int = 100, restarts: int = 1, loss: str = "ce", seed: int = 0, indices: Tensor | None = None,
+    steps: int = 100, restarts: int = 1, loss: str = "ce", targets: int = 0, seed: int = 0,
+    indices: Tensor | None = None,
 ) -> Tensor:
-    """Adversarial images by ascent with automatic steps: for each image the point nearest to success of all restarts.
+    """Adversarial images by ascent with automatic steps: for each image the point nearest to success of all runs.
 
     classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
-    labels: int64 [N]. indices: int64 [N], which sample each row is; with the seed they decide the random starts.
-    Returns float [N, ...] in ball and box. Raises ValueError for steps or restarts below 1 or an unknown loss.
+    labels: int64 [N]. The settings are those of `APGD`. indices: int64 [N], which sample each row is; with the seed
+    they decide the random starts. Returns float [N, ...] in ball and box. Raises ValueError for settings that `APGD`
+    refuses.
     """
-    attack = APGD(steps=steps, restarts=restarts, loss=loss)
+    attack = APGD(steps=steps, restarts=restarts, loss=loss, targets=targets)
     return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)

@@ -14,8 +14,22 @@ from robustbench_local.attacks.threat_model import ThreatModel
 
 Model = Callable[[Tensor], Tensor]
 State = dict[str, Tensor]
-"""Tensors whose leading dimension is rows: `images`, `labels`, `points` (where the search stands), `best_points` and
-`best_margin` (the point nearest to success among those the model has seen), `step`, and what the attack adds."""
+"""Tensors whose leading dimension is rows: `images`, `labels`, `keys` and `targets` of the `Rows` it began with,
+`points` (where the search stands), `best_points` and `best_margin` (the point nearest to success among those the model
+has seen), `step`, and what the attack adds."""
+
+
+class Rows(NamedTuple):
+    """What an attack begins with, a row for every sample.
+
+    images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], the random numbers' keys. targets:
+    int64 [rows], the class that an attack with targets steers to; the others do not look at it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: Tensor
+    targets: Tensor
 
 
 class Attack(Protocol):
@@ -23,7 +37,8 @@ class Attack(Protocol):
 
     `steps` counts calls of `step`. A row may leave after any of them and another may take its place, so `step` treats
     every row by its own state alone. The point reached by the last step has not been seen by the model: whoever
-    drives the attack evaluates it.
+    drives the attack evaluates it. `targets` is how many wrong classes the attack steers to, one in each of its runs,
+    from the likeliest on; 0 for an attack that only leads away from the label.
     """
 
     @property
@@ -35,21 +50,22 @@ class Attack(Protocol):
     @property
     def restarts(self) -> int: ...
 
-    def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State: ...
+    @property
+    def targets(self) -> int: ...
+
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State: ...
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State: ...
 
 
-def initial_state(images: Tensor, labels: Tensor, points: Tensor) -> State:
+def initial_state(rows: Rows, points: Tensor) -> State:
     """The part of the state that every attack has."""
-    rows = len(images)
     return {
-        "images": images,
-        "labels": labels,
+        **rows._asdict(),
         "points": points,
         "best_points": points,
-        "best_margin": images.new_full((rows,), float("inf")),
-        "step": torch.zeros(rows, dtype=torch.int64, device=images.device),
+        "best_margin": points.new_full((len(points),), float("inf")),
+        "step": torch.zeros_like(rows.labels),
     }
 
 
@@ -71,8 +87,8 @@ class Look(NamedTuple):
     gradient: Tensor
 
 
-def look(model: Model, threat_model: ThreatModel, loss: str, state: State) -> Look:
-    """The margin at `points`, the loss to climb and its gradient.
+def look(model: Model, threat_model: ThreatModel, loss: str, state: State, *, aimed: bool = False) -> Look:
+    """The margin at `points`, the loss to climb and its gradient. aimed: steer to the rows' `targets`.
 
     A model whose output does not depend on its input by way of differentiable operations has gradient 0, and so has
     a pixel whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
@@ -82,13 +98,20 @@ def look(model: Model, threat_model: ThreatModel, loss: str, state: State) -> Lo
     points = state["points"].detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
-        values = threat_model.climb(loss, logits, state["labels"])
+        values = threat_model.climb(loss, logits, state["labels"], state["targets"] if aimed else None)
         total = values.sum()
     gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
     margin = threat_model.margin(logits.detach(), state["labels"])
     if gradient is None:
         gradient = torch.zeros_like(points)
     return Look(margin, values.detach(), torch.where(gradient.isfinite(), gradient, 0))
+
+
+def require_counts(attack: Attack) -> None:
+    """Raises ValueError where an attack has no step, no restart, or fewer than no targets."""
+    for name, least in (("steps", 1), ("restarts", 1), ("targets", 0)):
+        if getattr(attack, name) < least:
+            raise ValueError(f"{name} is {getattr(attack, name)}, but must be at least {least}")
 
 
 def settings(attack: Attack) -> dict[str, object]:
@@ -101,10 +124,37 @@ def spec(attack: Attack) -> str:
     return _written(attack, settings(attack))
 
 
-def keys_of(attack: Attack, seed: int, indices: Tensor, restart: int) -> Tensor:
-    """The samples' random keys, int64 [rows]. The number of restarts has no say: more of them begin like fewer."""
-    given = {name: value for name, value in settings(attack).items() if name != "restarts"}
-    return sample_keys(seed, indices, _written(attack, given), restart)
+def keys_of(attack: Attack, seed: int, indices: Tensor, number: int) -> Tensor:
+    """The samples' random keys in the run of that number, int64 [rows].
+
+    The number of restarts and targets has no say: more of them begin like fewer.
+    """
+    given = {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}
+    return sample_keys(seed, indices, _written(attack, given), number)
+
+
+def likeliest(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
+    """The classes worth steering to, int64 [rows, classes - 1], by falling logits; only the target where there is one.
+
+    logits: float [rows, classes] of the images themselves. labels: int64 [rows].
+    """
+    if threat_model.target is not None:
+        return torch.full_like(labels, threat_model.target)[:, None]
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
+def runs(attack: Attack, classes: int) -> int:
+    """How often an attack goes over a sample that stands: every restart steers to every target once.
+
+    classes: how many there are to steer to, at least 1.
+    """
+    return attack.restarts * max(1, min(attack.targets, classes))
+
+
+def target_of(attack: Attack, number: int, rivals: Tensor) -> Tensor:
+    """The class that the run of that number steers to, int64 [rows]; rivals: as from `likeliest`."""
+    return rivals[:, number % max(1, min(attack.targets, rivals.shape[1]))]
 
 
 def _written(attack: Attack, given: dict[str, object]) -> str:
@@ -124,11 +174,13 @@ def run(
     Returns float [rows, ...], inside ball and box. Restarts go only to images that still stand.
     """
     indices = torch.arange(len(images), device=images.device) if indices is None else indices
+    with torch.no_grad():
+        rivals = likeliest(model(images), labels, threat_model) if attack.targets else labels[:, None]
     best_points, best_margin = images.clone(), images.new_full((len(images),), float("inf"))
     standing = torch.arange(len(images), device=images.device)
-    for restart in range(attack.restarts):
-        keys = keys_of(attack, seed, indices[standing], restart)
-        state = attack.start(threat_model, images[standing], labels[standing], keys)
+    for number in range(runs(attack, rivals.shape[1])):
+        keys, targets = keys_of(attack, seed, indices[standing], number), target_of(attack, number, rivals[standing])
+        state = attack.start(threat_model, Rows(images[standing], labels[standing], keys, targets))
         for _ in range(attack.steps):
             state = attack.step(model, threat_model, state)
         with torch.no_grad():

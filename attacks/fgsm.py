@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, State, run
+from robustbench_local.attacks.attack import Model, Rows, State, run
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -21,6 +21,7 @@ class FGSM:
     name: ClassVar[str] = "fgsm"
     steps: ClassVar[int] = 1
     restarts: ClassVar[int] = 1
+    targets: ClassVar[int] = 0
     loss: str = "ce"
 
     def __post_init__(self) -> None:
@@ -29,8 +30,8 @@ class FGSM:
     def _single_step(self, threat_model: ThreatModel) -> PGD:
         return PGD(steps=1, step_size=threat_model.eps, loss=self.loss, random_start=False)
 
-    def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State:
-        return self._single_step(threat_model).start(threat_model, images, labels, keys)
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:
+        return self._single_step(threat_model).start(threat_model, rows)
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         return self._single_step(threat_model).step(model, threat_model, state)

@@ -60,6 +60,22 @@ def probability_margin(logits: Tensor, classes: Tensor) -> Tensor:
     return -logit_margin(logits.softmax(1), classes)
 
 
+def towards(loss: str, logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+    """The loss of that name turned towards one other class, [rows]: the higher, the more the model takes it for that.
+
+    targets: int64 [rows], none of them its row's class. For dlr it is the paper's targeted one, whose denominator,
+    from the first logit to the mean of the third and fourth, makes do with the third of three.
+    """
+    if loss in ("ce", "scaled-ce"):
+        return -LOSSES[loss](logits, targets)
+    values = logits.softmax(1) if loss == "probability-margin" else logits
+    ahead = (values.gather(1, targets[:, None]) - values.gather(1, classes[:, None])).squeeze(1)
+    if loss != "dlr" or logits.shape[1] < 3:
+        return ahead
+    falling = logits.sort(dim=1, descending=True).values
+    return ahead / (falling[:, 0] - falling[:, 2:4].mean(1)).clamp_min(1e-12)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
     "margin": margin,

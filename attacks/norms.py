@@ -21,7 +21,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.dim() - 1)))
 
 
-def _longest(lengths: Tensor, dtype: torch.dtype) -> Tensor:
+def longest(lengths: Tensor, dtype: torch.dtype) -> Tensor:
     """Lengths that can be divided by: zero becomes the smallest positive number."""
     return lengths.clamp_min(torch.finfo(dtype).tiny)
 
@@ -88,19 +88,19 @@ class L2(Norm):
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """First onto the ball, then into the box: clipping moves every pixel towards its image, so it stays inside."""
         perturbation = wide(points) - wide(images)
-        lengths = _longest(self.distance(perturbation), perturbation.dtype)
+        lengths = longest(self.distance(perturbation), perturbation.dtype)
         return _inside(images, perturbation * per_row((eps / lengths).clamp(max=1), perturbation), box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
         # Scaled by the largest entry first: the square of a tiny gradient would vanish in float32.
-        scaled = gradient / per_row(_longest(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
-        return scaled * per_row(length / _longest(self.distance(scaled), gradient.dtype), gradient)
+        scaled = gradient / per_row(longest(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
+        return scaled * per_row(length / longest(self.distance(scaled), gradient.dtype), gradient)
 
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
         shape = images.shape[1:]
         direction = randomness.normal(keys, shape)
         radius = eps * randomness.uniform(keys, (1,), draw=2 * math.prod(shape)).squeeze(1) ** (1 / math.prod(shape))
-        return direction * per_row(radius / _longest(self.distance(direction), direction.dtype), direction)
+        return direction * per_row(radius / longest(self.distance(direction), direction.dtype), direction)
 
 
 class L1(Norm):
@@ -156,7 +156,7 @@ class L1(Norm):
         sizes = -torch.log1p(-randomness.uniform(keys, shape))
         signs = torch.where(randomness.uniform(keys, shape, draw=1) < 0.5, -1.0, 1.0)
         radius = eps * randomness.uniform(keys, (1,), draw=2 * count).squeeze(1) ** (1 / count)
-        return sizes * signs * per_row(radius / _longest(self.distance(sizes), sizes.dtype), sizes)
+        return sizes * signs * per_row(radius / longest(self.distance(sizes), sizes.dtype), sizes)
 
 
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1())}

@@ -1,23 +1,27 @@
 """PGD: Madry et al., "Towards deep learning models resistant to adversarial attacks" (ICLR 2018)."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, State, initial_state, look, observe, run
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, look, observe, require_counts, run
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Steps of fixed length along the steepest direction, projected back into ball and box.
+    """Steps along the steepest direction, projected back into ball and box.
 
-    steps: gradients per restart. restarts: independent random starts. step_size: in pixel units; by default
-    2.5 · eps / steps, which can cross the ball and come back. loss: a name in `losses.LOSSES`. random_start: begin
-    at a uniform point of the ball instead of the image.
+    steps: gradients per run. restarts: independent random starts. step_size: in pixel units; by default 2.5 · eps /
+    steps, which can cross the ball and come back. loss: a name in `losses.LOSSES`. random_start: begin at a uniform
+    point of the ball instead of the image. schedule: "constant", or "cosine" for step sizes that fall along half a
+    cosine to 0, by default from 2 · eps. momentum: the share of the step before that is taken again (Croce and Hein,
+    ICML 2020, take 0.25 in APGD). targets: how many wrong classes to steer to, one in each run.
     """
 
     name: ClassVar[str] = "pgd"
@@ -26,47 +30,67 @@ class PGD:
     step_size: float | None = None
     loss: str = "ce"
     random_start: bool = True
+    schedule: str = "constant"
+    momentum: float = 0.0
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}, but must be at least 1")
-        if self.restarts < 1:
-            raise ValueError(f"restarts is {self.restarts}, but must be at least 1")
+        require_counts(self)
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"{self.restarts} restarts without a random start would all be the same attack")
         if self.step_size is not None and not self.step_size >= 0:
             raise ValueError(f"step_size is {self.step_size}, but must be at least 0")
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"unknown schedule {self.schedule!r}: choose constant or cosine")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}, but must be at least 0 and below 1")
 
-    def start(self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor) -> State:
-        points = images
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:
+        points = rows.images
         if self.random_start:
-            noise = threat_model.geometry.random_start(images, threat_model.eps, keys)
-            points = threat_model.project(images + noise, images)
-        return initial_state(images, labels, points)
+            noise = threat_model.geometry.random_start(points, threat_model.eps, rows.keys)
+            points = threat_model.project(points + noise, rows.images)
+        state = initial_state(rows, points)
+        return {**state, "before": points} if self.momentum else state
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        margin, _, gradient = look(model, threat_model, self.loss, state)
+        margin, _, gradient = look(model, threat_model, self.loss, state, aimed=self.targets > 0)
         state = observe(state, margin)
-        step_size = 2.5 * threat_model.eps / self.steps if self.step_size is None else self.step_size
-        points = state["points"]
-        lengths = points.new_full((len(points),), step_size)
+        points, lengths = state["points"], self._lengths(threat_model.eps, state["step"])
         moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
-        return {**state, "points": threat_model.project(moved, state["images"]), "step": state["step"] + 1}
+        moved = threat_model.project(moved, state["images"])
+        if self.momentum:
+            moved = points + (1 - self.momentum) * (moved - points) + self.momentum * (points - state["before"])
+            moved = threat_model.project(moved, state["images"])
+            state = {**state, "before": points}
+        return {**state, "points": moved, "step": state["step"] + 1}
+
+    def _lengths(self, eps: float, step: Tensor) -> Tensor:
+        """The next step's length of every row, float32 [rows]."""
+        if self.schedule == "constant":
+            size = 2.5 * eps / self.steps if self.step_size is None else self.step_size
+            return torch.full(step.shape, size, device=step.device)
+        size = 2 * eps if self.step_size is None else self.step_size
+        return size * (1 + torch.cos(math.pi * step.float() / self.steps)) / 2
 
 
 def pgd(
     classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
     steps: int = 50, restarts: int = 1, step_size: float | None = None, loss: str = "ce",
-    random_start: bool = True, seed: int = 0, indices: Tensor | None = None,
+    random_start: bool = True, schedule: str = "constant", momentum: float = 0.0, targets: int = 0,
+    seed: int = 0, indices: Tensor | None = None,
 ) -> Tensor:
-    """Adversarial images by projected gradient ascent: for each image the point nearest to success of all restarts.
+    """Adversarial images by projected gradient ascent: for each image the point nearest to success of all runs.
 
     classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
-    labels: int64 [N]. step_size: pixel units, default 2.5 · eps / steps. indices: int64 [N], which sample each row is;
-    with the seed they decide the random starts. Returns float [N, ...] in ball and box.
-    Raises ValueError for steps or restarts below 1 or an unknown loss.
+    labels: int64 [N]. step_size: pixel units; the settings are those of `PGD`. indices: int64 [N], which sample each
+    row is; with the seed they decide the random starts. Returns float [N, ...] in ball and box.
+    Raises ValueError for settings that `PGD` refuses.
     """
-    attack = PGD(steps=steps, restarts=restarts, step_size=step_size, loss=loss, random_start=random_start)
+    attack = PGD(
+        steps=steps, restarts=restarts, step_size=step_size, loss=loss, random_start=random_start, schedule=schedule,
+        momentum=momentum, targets=targets,
+    )
     return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)

@@ -49,6 +49,11 @@ def sample_keys(seed: int, indices: Tensor, attack: str, restart: int) -> Tensor
     return _mix(hash_indices(seed, indices) ^ _signed(int.from_bytes(digest[:8], "big")))
 
 
+def forked(keys: Tensor, steps: Tensor) -> Tensor:
+    """Other keys, one for every row's own step: int64 [rows], like keys and steps."""
+    return _mix(_mix(keys) + (steps + 1) * _GAMMA)
+
+
 def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], draw: int = 0) -> Tensor:
     """Uniform float32 in [0, 1) of shape [rows, *shape]; `draw` numbers the independent draws of one key."""
     count = math.prod(shape)

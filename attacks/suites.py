@@ -1,19 +1,70 @@
-"""Named cascades. The order is that of successes per cost: each attack sees only what the ones before it left standing.
+"""Named cascades. The order is that of successes per cost: each stage sees only what the ones before it left standing.
 
 A suite that has been published under a version never changes; a better one gets the next version.
 """
 from __future__ import annotations
 
-from robustbench_local.attacks.attack import Attack
-from robustbench_local.attacks.fgsm import FGSM
-from robustbench_local.attacks.pgd import PGD
+from dataclasses import dataclass
+from typing import Literal
 
-SUITES: dict[str, dict[int, tuple[Attack, ...]]] = {
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One attack of a suite and what it is run on.
+
+    attack: as the command line writes it. share: of the standing samples, those whose margin is smallest; the rest is
+    taken to be out of reach. least: never fewer samples than that. role: a "follow-up" runs only where the stage before
+    it has broken more than `MOVING` of its samples; a "probe" that breaks more than `MASKED` of samples on which
+    the search has failed shows that gradients cannot be trusted; a "tail" runs only where they cannot.
+    """
+
+    attack: str
+    share: float = 1.0
+    least: int = 1
+    role: Literal["search", "follow-up", "probe", "tail"] = "search"
+
+
+MOVING = 0.002
+"""The share of its samples that a stage must break for a follow-up to be worth its cost."""
+MASKED = 0.02
+"""The share of its samples that a probe must break to show that gradients cannot be trusted. Fewer, on a large set, are
+the last few that a cheap search leaves behind on any model."""
+
+SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
     "fast": {
         1: (
-            FGSM(),
-            PGD(steps=20, loss="ce"),
-            PGD(steps=40, loss="scaled-ce", restarts=2),
+            Stage(attack="fgsm"),
+            Stage(attack="pgd:steps=20,loss=scaled-ce,schedule=cosine,momentum=0.25"),
+            Stage(
+                attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=3",
+                share=0.2, least=20,
+            ),
+        ),
+    },
+    "standard": {
+        1: (
+            Stage(attack="pgd:steps=20,loss=scaled-ce,schedule=cosine,momentum=0.25,random-start=false"),
+            Stage(
+                attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=3",
+                share=0.2, least=20,
+            ),
+            Stage(attack="pgd:steps=10,schedule=cosine,momentum=0.25,restarts=2", share=0.5, least=20),
+            Stage(
+                attack="pgd:steps=6,loss=probability-margin,schedule=cosine,momentum=0.25,targets=9",
+                role="follow-up",
+            ),
+            Stage(attack="square:steps=500", share=0.04, least=8, role="probe"),
+            Stage(attack="apgd:loss=dlr,targets=9", role="tail"),
+            Stage(attack="fab:targets=9", role="tail"),
+            Stage(attack="square:steps=5000", role="tail"),
+        ),
+    },
+    "autoattack": {
+        1: (
+            Stage(attack="apgd"),
+            Stage(attack="apgd:loss=dlr,targets=9"),
+            Stage(attack="fab:targets=9"),
+            Stage(attack="square:steps=5000"),
         ),
     },
 }

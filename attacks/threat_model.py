@@ -81,9 +81,14 @@ class ThreatModel:
         # Tied logits have margin 0 whichever of them is predicted.
         return torch.where(reached, margin.clamp(-largest, -smallest), margin.clamp(0, largest))
 
-    def climb(self, loss: str, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of that name with the sign that leads to success when it is climbed, [rows]."""
+    def climb(self, loss: str, logits: Tensor, labels: Tensor, aims: Tensor | None = None) -> Tensor:
+        """The loss of that name with the sign that leads to success when it is climbed, [rows].
+
+        aims: int64 [rows], classes to steer to; where any wrong class will do, the way there is the attack's choice.
+        """
         if self.target is None:
+            if aims is not None:
+                return losses.towards(loss, logits, labels, aims)
             return losses.LOSSES[loss](logits, labels)
         return -losses.LOSSES[loss](logits, torch.full_like(labels, self.target))
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from robustbench_local.attacks.attack import Attack
+from robustbench_local.attacks.attack import Attack, Rows
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
@@ -61,7 +61,7 @@ def last_points(
     The last point and not the best one, because training pays for its forward pass anyway.
     """
     with held_still(model):
-        state = attack.start(threat_model, images, labels, keys)
+        state = attack.start(threat_model, Rows(images, labels, keys, labels))
         for _ in range(attack.steps):
             state = attack.step(model, threat_model, state)
     return state["points"].detach()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, State, initial_state
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.errors import UserError, nearest
 
@@ -34,12 +34,11 @@ class ArtAttack:
     name: ClassVar[str]
     steps: ClassVar[int] = 1
     restarts: ClassVar[int] = 1
+    targets: ClassVar[int] = 0
     kind: ClassVar[type]
 
-    def start(
-        self, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor  # noqa: ARG002
-    ) -> State:
-        return {**initial_state(images, labels, images), "key": keys}
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:  # noqa: ARG002
+        return initial_state(rows, rows.images)
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         images, labels = state["images"], state["labels"]
@@ -49,7 +48,7 @@ class ArtAttack:
             labels = torch.full_like(labels, threat_model.target)
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
-        with _seeded(int(state["key"][0])), self._errors():
+        with _seeded(int(state["keys"][0])), self._errors():
             estimator = _estimator(model, images, classes, threat_model)
             attack = self.kind(estimator, **self._arguments(threat_model, images))
             onehot = np.eye(classes, dtype=np.float32)[labels.cpu().numpy()]

@@ -23,8 +23,9 @@ from robustbench_local.checkpoint import (
 )
 from robustbench_local.data import load_dataset, stratified_subset
 from robustbench_local.data.dataset import Dataset, sample_sha256
+from robustbench_local.device import choose_device
 from robustbench_local.errors import UserError
-from robustbench_local.evaluation import Evaluation, choose_device, evaluate
+from robustbench_local.evaluation import Evaluation, evaluate
 from robustbench_local.files import check_writable, writable
 from robustbench_local.holdout import cut_holdout
 from robustbench_local.observer import Observer

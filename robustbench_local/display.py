@@ -20,8 +20,8 @@ NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}
 
 
-def console() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=False)
+def console(*, quiet: bool = False) -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=False, quiet=quiet)
 
 
 class Live:

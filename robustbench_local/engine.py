@@ -2,23 +2,33 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Attack, State, keys_of, settings, spec
-from robustbench_local.attacks.norms import NORMS, wide
+from robustbench_local.arithmetic import Twin, Twins
+from robustbench_local.attacks.attack import Attack, Rows, State, keys_of, likeliest, target_of
+from robustbench_local.attacks.norms import NORMS, per_row, wide
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
+from robustbench_local.device import BatchSize, is_out_of_memory
 from robustbench_local.errors import UserError
-from robustbench_local.metering import Meter, Metered
-from robustbench_local.record import Ledger
-from robustbench_local.result import AttackReport
+from robustbench_local.metering import Metered, Passes
+from robustbench_local.record import Break, CleanEvent, Ledger, SearchEvent
+from robustbench_local.result import Distance
 
 ROUNDING = 1e-6
 """How far outside the ball a point may lie, in pixel units. Projections land inside; this is for a sum's own error."""
+LOOK_EVERY = 4
+"""Steps between two looks at what a GPU has done; each look waits for it."""
+COARSE_SHARE = 0.8
+"""The share of an attack's steps that low precision takes, where it is asked for; float32 takes the rest."""
 
 
 @contextlib.contextmanager
@@ -38,141 +48,300 @@ class Job:
     """What stays the same for every attack of a run."""
 
     model: Metered
+    twins: Twins
     dataset: Dataset
     threat_model: ThreatModel
     ledger: Ledger
     seed: int
-    batch_size: int
+    batch: BatchSize
     classes: int
     device: torch.device
     advanced: Callable[[int, int], None]
-    """Called with how many samples have just finished an attack and how many stand."""
+    """Called with how many samples have just finished a run of an attack and how many stand."""
 
     def load(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         # Float files may leave the box by a rounding error, which a projection would add to the perturbation.
         images = self.dataset.images(positions).to(self.device).clamp(*self.threat_model.box)
         return images, self.dataset.labels[positions].to(self.device)
 
+    def ask(self, points: Tensor) -> Tensor:
+        """The untouched model's logits, in batches that fit."""
+        logits: list[Tensor] = []
+        while (seen := sum(map(len, logits))) < len(points):
+            try:
+                logits.append(self.model(points[seen : seen + self.batch.value]))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.batch.halve(self.device)
+        return torch.cat(logits)
+
 
 @torch.no_grad()
-def clean_pass(job: Job, digest: Callable[[Tensor], str]) -> None:
-    """Predictions for the images as they are."""
-    for positions in torch.arange(len(job.dataset)).split(job.batch_size):
-        images, labels = job.load(positions)
-        logits = job.model(images)
+def clean_pass(job: Job, positions: Tensor, digest: Callable[[Tensor], str], rivals: int) -> Iterator[CleanEvent]:
+    """Predictions for the images as they are. rivals: how many classes to steer to the attacks will ask for."""
+    for part in positions.split(job.batch.value) if len(positions) else ():
+        moment = time.perf_counter()
+        images, labels = job.load(part)
+        logits = job.ask(images)
         if not torch.isfinite(logits).all():
-            sample = int(job.dataset.indices[positions[(~torch.isfinite(logits)).any(1).cpu()][0]])
+            sample = int(job.dataset.indices[part[(~torch.isfinite(logits)).any(1).cpu()][0]])
             raise UserError(
                 f"{job.model.model.name} gives NaN or infinite logits for sample {sample} of {job.dataset.name}: leave "
                 "that sample out, or mend the model"
             )
-        margins = job.threat_model.margin(logits, labels)
-        hashes = [digest(image) for image in images.cpu()]
-        job.ledger.enter_clean(positions, hashes, logits.argmax(1).cpu(), margins.cpu())
-        job.advanced(len(positions), int(job.ledger.standing.sum()))
+        yield CleanEvent(
+            positions=part.tolist(), hashes=[digest(image) for image in images.cpu()],
+            predictions=logits.argmax(1).tolist(), margins=job.threat_model.margin(logits, labels).tolist(),
+            rivals=likeliest(logits, labels, job.threat_model)[:, :rivals].tolist(),
+            forward=len(part), backward=0, seconds=time.perf_counter() - moment,
+        )
 
 
-def run_attack(job: Job, attack: Attack, *, last: bool) -> AttackReport:
-    """One attack with all its restarts on whatever stands. last: what stands after it is decided to stand."""
-    meter = Meter(job.model)
-    attacked = int(job.ledger.standing.sum())
-    unconfirmed = 0
-    for restart in range(attack.restarts):
-        final = last and restart == attack.restarts - 1
-        for finished in _full_batches(_search(job, attack, restart), job.batch_size):
-            unconfirmed += _verify(job, attack, restart, finished, final=final)
-            job.advanced(len(finished["position"]), int(job.ledger.standing.sum()))
-    standing = int(job.ledger.standing.sum())
-    return AttackReport(
-        name=spec(attack),
-        parameters=settings(attack),
-        restarts=attack.restarts,
-        attacked=attacked,
-        fooled=attacked - standing,
-        unconfirmed=unconfirmed,
-        robust_accuracy_after=standing / len(job.dataset),
-        forward_passes=meter.forward_passes,
-        backward_passes=meter.backward_passes,
-        seconds=meter.seconds,
+class Batch(NamedTuple):
+    """Rows under attack: their state on the device, and beside it on the host what the engine knows of them."""
+
+    state: State
+    host: dict[str, Tensor]
+    """int64 [rows] each: `position`, `step`, the passes `forward` and `backward` spent on the row so far, and how often
+    a success was `refuted`."""
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.host["position"])
+
+    def take(self, rows: Tensor) -> Batch:
+        """Some of the rows. rows: bool [rows], on the host."""
+        there = rows.to(next(iter(self.state.values())).device)
+        return Batch(
+            {key: value[there] for key, value in self.state.items()},
+            {key: value[rows] for key, value in self.host.items()},
+        )
+
+    def split(self, size: int) -> tuple[Batch, Batch]:
+        first = torch.arange(len(self)) < size
+        return self.take(first), self.take(~first)
+
+
+def _join(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return Batch(
+        {key: torch.cat([part.state[key] for part in parts]) for key in first.state},
+        {key: torch.cat([part.host[key] for part in parts]) for key in first.host},
     )
 
 
-def _search(job: Job, attack: Attack, restart: int) -> Iterator[State]:
-    """Advance a full batch of standing samples; yield rows as they finish: fooled, or at the attack's last step.
+class Source:
+    """Rows that wait for their turn. more: gives about so many further rows, or None when there are no more."""
 
-    A finished row leaves at once and a waiting sample takes its place. The point of a fooled row is the one that
-    fooled; that of any other row is where it ended, which the model has not seen yet.
+    def __init__(self, more: Callable[[int], Batch | None]):
+        self._more = more
+        self._returned: list[Batch] = []
+
+    def fill(self, batch: Batch | None, size: int) -> Batch | None:
+        """The batch with waiting rows in its free places; None when nothing is left."""
+        parts = [] if batch is None else [batch]
+        while (room := size - sum(map(len, parts))) > 0:
+            part = self._returned.pop() if self._returned else self._more(room)
+            if part is None:
+                break
+            if len(part) > room:
+                part, rest = part.split(room)
+                self._returned.append(rest)
+            parts.append(part)
+        return _join(parts) if parts else None
+
+    def put_back(self, batch: Batch) -> None:
+        self._returned.append(batch)
+
+
+def search(
+    job: Job, attack: Attack, stage: int, run: int, positions: Tensor, emit: Callable[[SearchEvent], None]
+) -> None:
+    """One run of an attack on some samples, in their order. emit: called whenever about a batch has finished the run.
+
+    Low precision, where there is any, takes the first steps; what it claims to have fooled is verified, and float32
+    goes on with the rest from their best points.
     """
-    waiting = job.ledger.standing.nonzero().squeeze(1)
-    state: State | None = None
-    while True:
-        room = job.batch_size - (len(state["step"]) if state else 0)
-        if room and len(waiting):
-            fresh = _start(job, attack, restart, waiting[:room])
-            waiting = waiting[room:]
-            state = fresh if state is None else {key: torch.cat([state[key], fresh[key]]) for key in state}
-        if state is None or not len(state["step"]):
-            return
-        state = attack.step(job.model, job.threat_model, state)
-        fooled = state["best_margin"] < 0
-        done = fooled | (state["step"] >= attack.steps)
-        if done.any():
-            rows = {key: value[done] for key, value in state.items()}
-            rows["fooled"] = fooled[done]
-            rows["points"][rows["fooled"]] = rows["best_points"][rows["fooled"]]
-            yield rows
-            state = {key: value[~done] for key, value in state.items()}
+    waiting = iter(positions.split(1))
+
+    def fresh(room: int) -> Batch | None:
+        chosen = list(itertools.islice(waiting, room))
+        return _begin(job, attack, run, torch.cat(chosen)) if chosen else None
+
+    moment = time.perf_counter()
+
+    def conclude(batch: Batch, found: Found) -> None:
+        nonlocal moment
+        before, moment = moment, time.perf_counter()
+        emit(_event(batch, found, stage, run, moment - before))
+
+    source = Source(fresh)
+    coarse = job.twins.coarse
+    if coarse is not None and attack.steps > 1:
+        unsettled = _settle(job, _advance(job, attack, coarse, source, round(COARSE_SHARE * attack.steps)), conclude)
+        source = Source(lambda room: next(unsettled, None))  # noqa: ARG005
+    doubted = True
+    while doubted:
+        doubted = False
+        for batch in _full(_advance(job, attack, job.twins.fine, source, attack.steps), job.batch):
+            found = _verify(job, batch)
+            batch.host["refuted"] += found.refuted
+            goes_on = found.refuted & (batch.host["step"] < attack.steps)
+            if goes_on.any():
+                doubted = True
+                source.put_back(_without_claims(batch.take(goes_on)))
+            if not goes_on.all():
+                conclude(batch.take(~goes_on), found.take(~goes_on))
 
 
-def _start(job: Job, attack: Attack, restart: int, positions: Tensor) -> State:
+def _begin(job: Job, attack: Attack, run: int, positions: Tensor) -> Batch:
     images, labels = job.load(positions)
-    keys = keys_of(attack, job.seed, job.dataset.indices[positions], restart).to(job.device)
-    state = attack.start(job.threat_model, images, labels, keys)
-    return {**state, "position": positions.to(job.device)}
+    keys = keys_of(attack, job.seed, job.dataset.indices[positions], run).to(job.device)
+    targets = labels
+    if attack.targets:
+        rivals = torch.tensor([job.ledger.rivals[position] for position in positions.tolist()], device=job.device)
+        targets = target_of(attack, run, rivals)
+    state = attack.start(job.threat_model, Rows(images, labels, keys, targets))
+    nothing = torch.zeros_like(positions)
+    host = {name: nothing.clone() for name in ("step", "forward", "backward", "refuted", "low_precision_refuted")}
+    return Batch(state, {"position": positions, **host})
 
 
-def _full_batches(parts: Iterator[State], batch_size: int) -> Iterator[State]:
+def _advance(job: Job, attack: Attack, twin: Twin, source: Source, until: int) -> Iterator[Batch]:
+    """Advance a full batch; yield rows as they finish: fooled, or at step `until`.
+
+    A finished row leaves at once and a waiting one takes its place. Where memory runs out, half of the rows wait.
+    """
+    model = Metered(twin.model, job.model.passes)
+    every = 1 if job.device.type == "cpu" else LOOK_EVERY
+    batch: Batch | None = None
+    while (batch := source.fill(batch, job.batch.value)) is not None:
+        steps = min(every, until - int(batch.host["step"].max()))
+        before, state = job.model.passes.copy(), batch.state
+        try:
+            with twin.arithmetic():
+                for _ in range(steps):
+                    state = attack.step(model, job.threat_model, state)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            state = {}
+        if not state:
+            job.batch.halve(job.device)
+            batch, rest = batch.split(job.batch.value)
+            if len(rest):
+                source.put_back(rest)
+            continue
+        batch = Batch(state, _spent(batch.host, steps, job.model.passes.since(before)))
+        fooled = (state["best_margin"] < -twin.slack).cpu()  # the only place that waits for the device
+        done = fooled | (batch.host["step"] >= until)
+        if done.any():
+            yield batch.take(done)
+            batch = None if done.all() else batch.take(~done)
+
+
+def _spent(host: dict[str, Tensor], steps: int, passes: Passes) -> dict[str, Tensor]:
+    """The rows' own account after some steps; the first row takes what cannot be divided."""
+    host = {**host, "step": host["step"] + steps}
+    for name, total in (("forward", passes.forward), ("backward", passes.backward)):
+        share, rest = divmod(total, len(host["step"]))
+        host[name] = host[name] + share
+        host[name][0] += rest
+    return host
+
+
+def _settle(
+    job: Job, batches: Iterator[Batch], conclude: Callable[[Batch, Found], None]
+) -> Iterator[Batch]:
+    """Verify what low precision claims to have fooled; yield the rows with which float32 is to go on."""
+    for batch in _full(batches, job.batch):
+        claimed = (batch.state["best_margin"] < 0).cpu()
+        if claimed.any():
+            claims = batch.take(claimed)
+            found = _verify(job, claims)
+            if found.broken.any():
+                conclude(claims.take(found.broken), found.take(found.broken))
+            claims.host["low_precision_refuted"] += 1
+            batch = _join([batch.take(~claimed), claims.take(~found.broken)])
+        if len(batch):
+            # What low precision thinks of a point is no measure for float32.
+            batch.state["points"] = batch.state["best_points"]
+            yield _without_claims(batch)
+
+
+def _without_claims(batch: Batch) -> Batch:
+    """The rows to be searched on, as if the model had not seen any point yet."""
+    unknown = torch.full_like(batch.state["best_margin"], float("inf"))
+    return Batch({**batch.state, "best_margin": unknown}, batch.host)
+
+
+def _full(batches: Iterator[Batch], size: BatchSize) -> Iterator[Batch]:
     """The same rows, gathered until there are enough for a full batch; the rest at the end."""
-    wanted = ("position", "images", "labels", "points", "step", "best_margin", "fooled")
-    held: list[State] = []
-    for part in parts:
-        held.append({key: part[key] for key in wanted})
-        if sum(len(rows["step"]) for rows in held) >= batch_size:
-            yield {key: torch.cat([rows[key] for rows in held]) for key in wanted}
+    held: list[Batch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= size.value:
+            yield _join(held)
             held = []
     if held:
-        yield {key: torch.cat([rows[key] for rows in held]) for key in wanted}
+        yield _join(held)
+
+
+class Found(NamedTuple):
+    """What the untouched float32 model says of every row's best point, all on the host, [rows]."""
+
+    broken: Tensor
+    refuted: Tensor
+    margin: Tensor
+    seen: Tensor
+    """The smallest margin that can be believed; infinite where none can."""
+    prediction: Tensor
+    broken_numbers: Tensor
+    distance: dict[str, Tensor]
+
+    def take(self, rows: Tensor) -> Found:
+        *fields, distance = self
+        return Found(*(each[rows] for each in fields), {name: value[rows] for name, value in distance.items()})
 
 
 @torch.no_grad()
-def _verify(job: Job, attack: Attack, restart: int, finished: State, *, final: bool) -> int:
-    """Ask the untouched float32 model about every point: in the ball, in the box, misclassified.
-
-    Writes what was found into the ledger and returns how many claims of success were not confirmed.
-    """
-    ledger, threat_model = job.ledger, job.threat_model
-    images, points = finished["images"], finished["points"]
-    logits = torch.cat([job.model(part) for part in points.split(job.batch_size)])
-    margins = threat_model.margin(logits, finished["labels"])
+def _verify(job: Job, batch: Batch) -> Found:
+    """Ask about the point that is claimed to have fooled, or where the row ended: in the ball, in the box,
+    misclassified? Every row pays one forward pass."""
+    state, threat_model = batch.state, job.threat_model
+    images, claimed = state["images"], state["best_margin"] < 0
+    points = torch.where(per_row(claimed, images), state["best_points"], state["points"])
+    logits = job.ask(points)
+    batch.host["forward"] += 1
+    margins = threat_model.margin(logits, state["labels"])
     lengths = {name: norm.distance(wide(points) - wide(images)) for name, norm in NORMS.items()}
     low, high = threat_model.box
     inside = lengths[threat_model.norm] <= threat_model.eps + ROUNDING
     inside &= ((points >= low) & (points <= high)).flatten(1).all(1)
     broken = (margins < 0) & inside
-    positions = finished["position"].cpu()
-    # What the search claims to have fooled is not believed here, nor is a point outside.
-    seen = torch.minimum(margins, finished["best_margin"].to(margins.dtype))
-    seen = torch.where(finished["fooled"] | ~inside, torch.inf, seen)
-    ledger.margin[positions] = torch.minimum(ledger.margin[positions], seen.cpu().double())
-    ledger.not_numbers += int(logits.isnan().any(1).sum())
-    predictions, steps = logits.argmax(1).tolist(), finished["step"].tolist()
-    distances = {name: length.tolist() for name, length in lengths.items()}
-    for row, (position, won) in enumerate(zip(positions.tolist(), broken.tolist(), strict=True)):
-        if won:
-            ledger.enter_broken(
-                position, attack=spec(attack), restart=restart, step=steps[row], prediction=predictions[row],
-                margin=float(margins[row]), distance={name: values[row] for name, values in distances.items()},
-            )
-        elif final:
-            ledger.enter_survived(position)
-    return int((finished["fooled"] & ~broken).sum())
+    # The margin of a point that was claimed is the untouched model's alone.
+    seen = torch.where(claimed, margins, torch.minimum(margins, state["best_margin"].to(margins.dtype)))
+    seen = torch.where(inside, seen, torch.inf)
+    parts = broken, claimed & ~broken, margins, seen, logits.argmax(1), logits.isnan().any(1)
+    return Found(*(part.cpu() for part in parts), {name: length.cpu() for name, length in lengths.items()})
+
+
+def _event(batch: Batch, found: Found, stage: int, run: int, seconds: float) -> SearchEvent:
+    host, seen = batch.host, found.seen.tolist()
+    breaks = [
+        Break(
+            position=int(host["position"][row]), step=int(host["step"][row]), prediction=int(found.prediction[row]),
+            margin=float(found.margin[row]),
+            distance=Distance(**{name: float(length[row]) for name, length in found.distance.items()}),
+        )
+        for row in found.broken.nonzero().flatten().tolist()
+    ]
+    return SearchEvent(
+        positions=host["position"].tolist(), stage=stage, run=run, breaks=breaks,
+        margins=[None if math.isinf(margin) else margin for margin in seen],
+        forward=int(host["forward"].sum()), backward=int(host["backward"].sum()), seconds=seconds,
+        unconfirmed=int(host["refuted"].sum()), low_precision_unconfirmed=int(host["low_precision_refuted"].sum()),
+        not_numbers=int(found.broken_numbers.sum()),
+    )

@@ -3,29 +3,37 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import platform
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustbench_local import __version__
+from robustbench_local.arithmetic import Twin, Twins, check_precision, make_twins
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.attack import Attack, spec
+from robustbench_local.attacks.attack import Attack
+from robustbench_local.cascade import run_clean, run_stages
 from robustbench_local.data import stratified_subset
 from robustbench_local.data.dataset import Dataset, sample_sha256
-from robustbench_local.engine import Job, clean_pass, full_precision, run_attack
+from robustbench_local.device import BatchSize, automatic_batch_size, choose_device
+from robustbench_local.engine import Job, clean_pass, full_precision
 from robustbench_local.errors import UserError
 from robustbench_local.files import check_writable, write_atomically
-from robustbench_local.metering import Meter, Metered, forget_peak_memory, peak_memory
+from robustbench_local.journal import Binding, Journal, journals
+from robustbench_local.metering import Metered, Passes, forget_peak_memory, peak_memory
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.observer import Observer
-from robustbench_local.preflight import accuracy_is_plausible, after_attacks, preflight
+from robustbench_local.preflight import GRADIENTS, accuracy_is_plausible, after_attacks, preflight
+from robustbench_local.processes import gather, local_device, rank_and_world
 from robustbench_local.protocol import custom, resolve_suite
-from robustbench_local.record import Ledger, Record, record_path, summed_hash
+from robustbench_local.record import Ledger, record_path, summed_hash, write_samples
 from robustbench_local.result import (
     Accuracy,
     AttackReport,
@@ -40,35 +48,9 @@ from robustbench_local.result import (
     TargetedGoal,
     ThreatModelInfo,
     Verdict,
+    read_result,
     read_samples,
 )
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name; without one CUDA, else MPS, else CPU.
-
-    Raises UserError for a device that this machine does not have.
-    """
-    if name is None:
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
-            raise RuntimeError("it is not cpu, cuda, cuda:N or mps")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}): choose cpu, or leave it out") from None
-    return device
-
-
-def default_batch_size(image_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Large enough to keep the device busy, small enough that freed activations stay in a CPU's allocator."""
-    pixels = image_shape[0] * image_shape[1] * image_shape[2]
-    if device.type == "cpu":
-        return max(8, min(256, 200_000 // pixels))
-    return max(32, min(1024, 1_600_000 // pixels))
 
 
 @dataclass(frozen=True)
@@ -110,61 +92,126 @@ def _on_device(classifier: Classifier, device: torch.device) -> Iterator[Metered
 def evaluate(
     classifier: Classifier, dataset: Dataset, threat_model: ThreatModel, *,
     suite: str | None = None, attacks: Sequence[Attack] | None = None, samples: int | None = None, seed: int = 0,
-    batch_size: int | None = None, device: str | torch.device | None = None, output: Path | None = None,
-    observer: Observer | None = None, config: dict[str, Any] | None = None,
+    batch_size: int | None = None, device: str | torch.device | None = None, precision: str = "auto",
+    output: Path | None = None, resume: bool = False, observer: Observer | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Evaluation:
     """How many images of the data set the attacks leave standing.
 
     suite: a protocol's name, by default "fast"; attacks: instead of a suite, attacks of one's own. samples: a seeded
-    subset, stratified in the set's own proportions. output: the result file, with the per-sample record beside it.
-    config: what else the result should remember of how it was asked for.
-    Raises UserError where model, data and threat model do not fit together or the output cannot be written.
+    subset, stratified in the set's own proportions. precision: the arithmetic of the search, "auto", "fp32", "tf32" or
+    "bf16"; verdicts are always float32's. output: the result file, with the per-sample record beside it. resume: go on
+    where an interrupted run of the same output was. config: what else the result should remember of how it was asked
+    for. Under torchrun every process must make the same call; the first one writes, all return the result.
+    Raises UserError where model, data and threat model do not fit together, the output cannot be written, or what is
+    to be resumed is another run.
     """
     if suite is not None and attacks is not None:
         raise UserError("give a suite or attacks, not both: a protocol cannot carry its name with other attacks in it")
     if attacks is not None and not attacks:
         raise UserError("there is no attack in the list of attacks: give at least one, or leave it out for a suite")
-    protocol, cascade = (custom(attacks), tuple(attacks)) if attacks else resolve_suite(suite or "fast")
-    where = device if isinstance(device, torch.device) else choose_device(device)
+    if resume and output is None:
+        raise UserError("there is nothing to resume without an output: name the interrupted run's --output")
+    protocol, steps = custom(attacks) if attacks else resolve_suite(suite or "fast")
+    where = device if isinstance(device, torch.device) else (device is None and local_device()) or choose_device(device)
+    precision = check_precision(precision, where)
     dataset = _attackable(dataset, threat_model)
     available = len(dataset)
     if samples is not None:
         dataset = dataset.subset(stratified_subset(dataset.labels, samples, seed))
     if output is not None:
         check_writable(output)
-    observer = observer or Observer()
+    observer, rank = observer or Observer(), rank_and_world()[0]
+    started = time.perf_counter()
     with full_precision(where), _on_device(classifier, where) as metered:
         forget_peak_memory(where)
-        meter = Meter(metered)
         classes, diagnostics = preflight(metered, dataset, threat_model, where)
-        record = Record(output)
-        ledger = Ledger(dataset.indices, dataset.labels, record)
-        job = Job(
-            model=metered, dataset=dataset, threat_model=threat_model, ledger=ledger, seed=seed,
-            batch_size=batch_size or default_batch_size(dataset.image_shape, where), classes=classes, device=where,
-            advanced=observer.advance,
+        probe = _first_images(dataset, where)
+        twins = make_twins(metered, probe, precision)
+        binding = Binding(
+            model=fingerprint(classifier), samples=_samples_hash(dataset), seed=seed, arithmetic=twins.name,
+            threat_model=_threat_model_hash(threat_model), protocol=protocol.sha256,
         )
+        if resume and output is not None and (whole := _complete(output, binding)) is not None:
+            return whole
+        ledger = Ledger(dataset.indices, dataset.labels)
+        size = batch_size or automatic_batch_size(metered, probe[:1])
+        job = Job(
+            model=metered, twins=twins, dataset=dataset, threat_model=threat_model, ledger=ledger, seed=seed,
+            batch=BatchSize(size), classes=classes, device=where, advanced=observer.advance,
+        )
+        journal = Journal(output, binding, resume=resume, rank=rank)
+        earlier = sum(event.seconds for event in (*journal.clean, *journal.searches))
+        before = len(journal.clean), len(journal.searches)
         try:
-            reports = _cascade(job, cascade, observer)
-            diagnostics.append(accuracy_is_plausible(metered, dataset, ledger.correct, classes, where))
-            diagnostics += after_attacks(reports, ledger.not_numbers)
-            kept = record.complete()
+            run_clean(job, journal, observer, max(step.attack.targets for step in steps))
+            gradients = next(finding for finding in diagnostics if finding.check == GRADIENTS)
+            reports, findings = run_stages(job, steps, journal, observer, gradients)
+            diagnostics += [accuracy_is_plausible(metered, dataset, ledger.correct, classes, where), *findings]
+            diagnostics += after_attacks(reports, sum(event.not_numbers for event in journal.searches))
         except UserError:
-            record.discard()
+            if not journal.searches:
+                journal.discard()
             raise
         finally:
-            record.close()
+            journal.close()
         result = _summary(
-            classifier=classifier, job=job, protocol=protocol, reports=reports, diagnostics=diagnostics, meter=meter,
+            classifier=classifier, job=job, protocol=protocol, reports=reports, diagnostics=diagnostics,
+            passes=_all_passes(metered.passes, journal, before), seconds=time.perf_counter() - started + earlier,
             available=available, subset_seed=None if samples is None else seed,
-            samples_file=None if output is None else record_path(output).name,
+            samples_file=None if output is None else record_path(output).name, binding=binding,
             config={
-                "seed": seed, "batch_size": job.batch_size, "device": str(where), "samples": samples, **(config or {})
+                "seed": seed, "batch_size": size, "device": str(where), "samples": samples,
+                "precision": twins.name, "processes": rank_and_world()[1], **(config or {}),
             },
         )
-    if output is not None:
+    decided = ledger.samples()
+    if output is not None and rank == 0:
+        write_samples(output, decided)
         write_atomically(output, result.to_json())
-    return Evaluation(result, output, kept)
+    gather([])  # the journals stay until the result is there
+    if rank == 0:
+        journal.discard()
+    return Evaluation(result, output, decided)
+
+
+def _all_passes(own: Passes, journal: Journal, before: tuple[int, int]) -> Passes:
+    """The passes of the whole run: every event's, of whatever process and session, and what this process spent beside
+    its own events on looking at the model. before: how many events there were when this session began."""
+    rank = rank_and_world()[0]
+    events = [*journal.clean, *journal.searches]
+    fresh = [*journal.clean[before[0] :], *journal.searches[before[1] :]]
+    mine = [event for event in fresh if event.rank == rank]
+    return Passes(
+        sum(event.forward for event in events) + own.forward - sum(event.forward for event in mine),
+        sum(event.backward for event in events) + own.backward - sum(event.backward for event in mine),
+    )
+
+
+def _complete(output: Path, binding: Binding) -> Evaluation | None:
+    """The evaluation that is to be resumed, where it had ended after all."""
+    if journals(output) or not output.is_file():
+        return None
+    result = read_result(output)
+    if result.config.get("binding") != binding.model_dump():
+        raise UserError(f"{output} is the result of another run: name another --output, or leave out --resume")
+    return Evaluation(result, output, None)
+
+
+def _first_images(dataset: Dataset, device: torch.device) -> Tensor:
+    """A few images from all over the data set, to try things on."""
+    positions = torch.arange(len(dataset))[:: max(1, len(dataset) // 32)][:32]
+    return dataset.images(positions).to(device).clamp(0, 1)
+
+
+def _samples_hash(dataset: Dataset) -> str:
+    """Which samples these are: their places in the data set and their labels. Their pixels are checked one by one."""
+    content = torch.stack([dataset.indices, dataset.labels]).numpy().tobytes()
+    return hashlib.sha256(f"{dataset.name} {dataset.split} ".encode() + content).hexdigest()
+
+
+def _threat_model_hash(threat_model: ThreatModel) -> str:
+    return hashlib.sha256(_threat_model_info(threat_model).model_dump_json(exclude={"eps_text"}).encode()).hexdigest()
 
 
 def examine(
@@ -178,12 +225,14 @@ def examine(
     with full_precision(where), _on_device(classifier, where) as metered:
         unmoved = ThreatModel("linf", 0)
         classes, findings = preflight(metered, dataset, unmoved, where)
-        ledger = Ledger(dataset.indices, dataset.labels, Record(None))
-        clean_pass(Job(
-            model=metered, dataset=dataset, threat_model=unmoved, ledger=ledger, seed=0,
-            batch_size=default_batch_size(dataset.image_shape, where), classes=classes, device=where,
-            advanced=Observer().advance,
-        ), sample_sha256)
+        ledger = Ledger(dataset.indices, dataset.labels)
+        size = automatic_batch_size(metered, _first_images(dataset, where)[:1])
+        job = Job(
+            model=metered, twins=Twins(None, Twin(classifier, 0.0, "fp32")), dataset=dataset, threat_model=unmoved,
+            ledger=ledger, seed=0, batch=BatchSize(size), classes=classes, device=where, advanced=Observer().advance,
+        )
+        for event in clean_pass(job, torch.arange(len(dataset)), sample_sha256, 0):
+            ledger.enter_clean(event)
         findings.append(accuracy_is_plausible(metered, dataset, ledger.correct, classes, where))
     return Accuracy.of(int(ledger.correct.sum()), len(dataset)), findings
 
@@ -201,28 +250,17 @@ def _attackable(dataset: Dataset, threat_model: ThreatModel) -> Dataset:
     return dataset if chosen.all() else dataset.subset(chosen.nonzero().squeeze(1))
 
 
-def _cascade(job: Job, cascade: Sequence[Attack], observer: Observer) -> list[AttackReport]:
-    observer.begin("clean", len(job.dataset))
-    clean_pass(job, sample_sha256)
-    reports = []
-    for number, attack in enumerate(cascade, start=1):
-        observer.begin(spec(attack), int(job.ledger.standing.sum()) * attack.restarts)
-        reports.append(run_attack(job, attack, last=number == len(cascade)))
-    return reports
-
-
 def _summary(
     *, classifier: Classifier, job: Job, protocol: Protocol, reports: list[AttackReport],
-    diagnostics: list[Diagnostic], meter: Meter, available: int, subset_seed: int | None, samples_file: str | None,
-    config: dict[str, Any],
+    diagnostics: list[Diagnostic], passes: Passes, seconds: float, available: int, subset_seed: int | None,
+    samples_file: str | None, binding: Binding, config: dict[str, Any],
 ) -> Result:
     ledger, dataset, n = job.ledger, job.dataset, len(job.dataset)
-    seconds = meter.seconds
     warned = [finding for finding in diagnostics if finding.status in ("warn", "fail")]
     return Result(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=ModelInfo(
-            name=classifier.name, sha256=fingerprint(classifier), classes=job.classes,
+            name=classifier.name, sha256=binding.model, classes=job.classes,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             normalization=classifier.normalization,
         ),
@@ -243,13 +281,13 @@ def _summary(
         ),
         samples_file=samples_file,
         cost=Cost(
-            forward_passes=meter.forward_passes, backward_passes=meter.backward_passes,
-            forward_passes_per_image=meter.forward_passes / n, backward_passes_per_image=meter.backward_passes / n,
-            seconds=seconds, image_steps_per_second=meter.backward_passes / seconds,
+            forward_passes=passes.forward, backward_passes=passes.backward,
+            forward_passes_per_image=passes.forward / n, backward_passes_per_image=passes.backward / n,
+            seconds=seconds, image_steps_per_second=passes.backward / seconds,
             peak_memory_bytes=peak_memory(job.device),
         ),
         environment=_environment(job.device),
-        config=config,
+        config={**config, "binding": binding.model_dump()},
     )
 
 

@@ -1,14 +1,14 @@
-"""Counting what a run costs: forward and backward passes in images, seconds, memory."""
+"""Counting what a run costs: forward and backward passes in images, memory."""
 from __future__ import annotations
 
 import resource
 import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.device import is_out_of_memory
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 
@@ -18,21 +18,34 @@ class ModelFailure(UserError):
 
     def __init__(self, name: str, images: Tensor, error: Exception):
         self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        mend = "give a smaller --batch-size" if isinstance(error, torch.OutOfMemoryError) else "mend its forward"
         shape = "×".join(map(str, images.shape))
-        super().__init__(f"{name} failed on a batch of {shape}: {type(error).__name__}: {self.reason}; {mend}")
+        told = f"{type(error).__name__}: {self.reason}"
+        super().__init__(f"{name} failed on a batch of {shape}: {told}; mend its forward")
+
+
+@dataclass
+class Passes:
+    """How many images have passed through a model, forward and backward."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def since(self, earlier: Passes) -> Passes:
+        return Passes(self.forward - earlier.forward, self.backward - earlier.backward)
+
+    def copy(self) -> Passes:
+        return Passes(self.forward, self.backward)
 
 
 class Metered(nn.Module):
-    """A model that counts the images that pass through it, forward and backward, whoever calls it."""
+    """A model that counts the images that pass through it, whoever calls it. Several may count together."""
 
     model: Classifier
 
-    def __init__(self, model: Classifier):
+    def __init__(self, model: Classifier, passes: Passes | None = None):
         super().__init__()
         self.model = model
-        self.forward_passes = 0
-        self.backward_passes = 0
+        self.passes = Passes() if passes is None else passes
 
     def forward(self, images: Tensor) -> Tensor:
         try:
@@ -41,40 +54,19 @@ class Metered(nn.Module):
         except UserError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelFailure(self.model.name, images, error) from error
-        self.forward_passes += len(images)
+        self.passes.forward += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_passes += len(gradient)
+        self.passes.backward += len(gradient)
 
     def train(self, mode: bool = True) -> Metered:  # noqa: ARG002 – evaluation never trains
         return self
-
-
-@dataclass
-class Meter:
-    """What has been spent since the meter was made."""
-
-    model: Metered
-    started: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self._forward, self._backward = self.model.forward_passes, self.model.backward_passes
-
-    @property
-    def forward_passes(self) -> int:
-        return self.model.forward_passes - self._forward
-
-    @property
-    def backward_passes(self) -> int:
-        return self.model.backward_passes - self._backward
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def forget_peak_memory(device: torch.device) -> None:

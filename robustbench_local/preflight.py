@@ -20,6 +20,7 @@ from robustbench_local.statistics import exact_bounds
 
 PROBE = 32
 """How many images the checks look at."""
+GRADIENTS = "gradients reach the input"
 TOLERANCE = 1e-4
 """Relative difference of logits that float32 arithmetic explains."""
 
@@ -178,7 +179,7 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor) -> Diagnostic:
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
-    check = "gradients reach the input"
+    check = GRADIENTS
     if not logits.requires_grad:
         return Diagnostic(
             check=check, status="warn", value=1.0, threshold=0.0,

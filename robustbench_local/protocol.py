@@ -4,13 +4,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from robustbench_local.attacks import ATTACKS
-from robustbench_local.attacks.attack import Attack, settings
-from robustbench_local.attacks.suites import SUITES
+from robustbench_local.attacks.attack import Attack, settings, spec
+from robustbench_local.attacks.suites import SUITES, Stage
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.options import build, parse_spec
 from robustbench_local.result import Protocol
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a cascade with its attack."""
+
+    attack: Attack
+    stage: Stage
 
 
 def resolve_attack(text: str) -> Attack:
@@ -31,7 +40,7 @@ def resolve_attack(text: str) -> Attack:
     return build(ATTACKS[name], given, f"--attack {name}")
 
 
-def resolve_suite(text: str) -> tuple[Protocol, tuple[Attack, ...]]:
+def resolve_suite(text: str) -> tuple[Protocol, tuple[Step, ...]]:
     """`fast/1` or `fast`, which means its newest version.
 
     Raises UserError for a suite or version that does not exist.
@@ -44,16 +53,20 @@ def resolve_suite(text: str) -> tuple[Protocol, tuple[Attack, ...]]:
     if version not in versions:
         known = ", ".join(f"{name}/{each}" for each in versions)
         raise UserError(f"there is no {text!r}: the versions of this suite are {known}")
-    attacks = versions[version]
-    return Protocol(name=name, version=version, sha256=settings_hash(attacks)), attacks
+    steps = tuple(Step(resolve_attack(stage.attack), stage) for stage in versions[version])
+    return Protocol(name=name, version=version, sha256=settings_hash(steps)), steps
 
 
-def custom(attacks: Sequence[Attack]) -> Protocol:
-    """The protocol of a run whose attacks were chosen one by one."""
-    return Protocol(name="custom", version=None, sha256=settings_hash(attacks))
+def custom(attacks: Sequence[Attack]) -> tuple[Protocol, tuple[Step, ...]]:
+    """The protocol of a run whose attacks were chosen one by one: each on everything that stands."""
+    steps = tuple(Step(attack, Stage(attack=spec(attack))) for attack in attacks)
+    return Protocol(name="custom", version=None, sha256=settings_hash(steps)), steps
 
 
-def settings_hash(attacks: Sequence[Attack]) -> str:
-    """sha256 of the attacks, their order and every one of their settings."""
-    content = [[attack.name, settings(attack)] for attack in attacks]
+def settings_hash(steps: Sequence[Step]) -> str:
+    """sha256 of the attacks, their order, every one of their settings, and what each is run on."""
+    content = [
+        [step.attack.name, settings(step.attack), step.stage.share, step.stage.least, step.stage.role]
+        for step in steps
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,17 +1,66 @@
-"""What is known of every sample, and the file it is appended to at the moment it is decided."""
+"""What is known of every sample during a run, built from events alone: what happened live, or was read back."""
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 from pathlib import Path
-from typing import TextIO
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustbench_local.files import writable, write_atomically
-from robustbench_local.result import SampleRecord
+from robustbench_local.files import write_atomically
+from robustbench_local.processes import rank_and_world
+from robustbench_local.result import Distance, SampleRecord
+
+
+class Event(BaseModel):
+    """Something that has happened to some samples. Positions count the samples of the run, from 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default_factory=lambda: rank_and_world()[0])
+    positions: list[int]
+    forward: int
+    backward: int
+    seconds: float
+
+
+class CleanEvent(Event):
+    """Some images were classified as they are."""
+
+    kind: Literal["clean"] = "clean"
+    hashes: list[str]
+    predictions: list[int]
+    margins: list[float]
+    rivals: list[list[int]]
+    """The classes worth steering to, as many as the run will ask for."""
+
+
+class Break(BaseModel):
+    """A verified adversarial example."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    position: int
+    step: int
+    prediction: int
+    margin: float
+    distance: Distance
+
+
+class SearchEvent(Event):
+    """Some samples have finished one run of the attack of one stage."""
+
+    kind: Literal["search"] = "search"
+    stage: int
+    run: int
+    margins: list[float | None]
+    """The smallest margins seen, None where nothing believable was."""
+    breaks: list[Break]
+    unconfirmed: int
+    low_precision_unconfirmed: int
+    not_numbers: int
 
 
 def record_path(output: Path) -> Path:
@@ -19,118 +68,67 @@ def record_path(output: Path) -> Path:
     return output.with_name(output.name.removesuffix(".json") + ".samples.jsonl")
 
 
-def partial_path(output: Path) -> Path:
-    """Where decided samples are appended while a run is under way; what an interrupted run leaves behind."""
-    return record_path(output).with_suffix(".jsonl.partial")
-
-
-class Record:
-    """The per-sample record of one run: lines appended in the order of decision, sorted by index when it is complete.
-
-    Without an output the lines are kept in memory.
-    """
-
-    def __init__(self, output: Path | None):
-        self.output = output
-        self._lines: list[str] = []
-        self._file: TextIO | None = None
-        if output is not None:
-            with writable(partial_path(output)):
-                partial_path(output).parent.mkdir(parents=True, exist_ok=True)
-                self._file = partial_path(output).open("w", encoding="utf-8", buffering=1)
-
-    def append(self, sample: SampleRecord) -> None:
-        line = sample.model_dump_json()
-        if self._file is None:
-            self._lines.append(line)
-            return
-        with writable(partial_path(self.output)):  # type: ignore[arg-type]
-            self._file.write(line + "\n")
-
-    def close(self) -> None:
-        """Leave the partial record as it is: what an interrupted run has decided stays readable."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-
-    def discard(self) -> None:
-        """Nothing half-written stays after an error that a user can mend."""
-        self.close()
-        if self.output is not None:
-            partial_path(self.output).unlink(missing_ok=True)
-
-    def complete(self) -> list[SampleRecord] | None:
-        """Sort the record and put it in its place beside the result; without an output, return the samples."""
-        self.close()
-        if self.output is None:
-            samples = [SampleRecord.model_validate_json(line) for line in self._lines]
-            return sorted(samples, key=lambda sample: sample.index)
-        with writable(partial_path(self.output)):
-            lines = partial_path(self.output).read_text(encoding="utf-8").splitlines()
-        lines.sort(key=lambda line: json.loads(line)["index"])
-        write_atomically(record_path(self.output), "".join(f"{line}\n" for line in lines))
-        partial_path(self.output).unlink(missing_ok=True)
-        return None
-
-
 class Ledger:
-    """Every sample's standing during a run. Positions count the samples of the run, from 0."""
+    """Every sample's standing. It changes by events only, so that reading a journal back gives the same ledger."""
 
-    def __init__(self, indices: Tensor, labels: Tensor, record: Record):
+    def __init__(self, indices: Tensor, labels: Tensor):
         n = len(labels)
-        self.indices, self.labels, self.record = indices, labels, record
+        self.indices, self.labels = indices, labels
         self.hashes: list[str] = [""] * n
         self.clean_prediction = torch.full((n,), -1)
         self.clean_margin = torch.full((n,), float("nan"), dtype=torch.float64)
         self.margin = torch.full((n,), float("inf"), dtype=torch.float64)
-        self.not_numbers = 0
-        """Points under attack at which the model's logits were not numbers."""
+        self.rivals: dict[int, list[int]] = {}
         self.correct = torch.zeros(n, dtype=torch.bool)
         self.standing = torch.zeros(n, dtype=torch.bool)
+        self._breaks: dict[int, tuple[str, int, Break]] = {}
 
-    def enter_clean(self, positions: Tensor, hashes: list[str], predictions: Tensor, margins: Tensor) -> None:
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def enter_clean(self, event: CleanEvent) -> None:
         """The clean pass over some samples; those it misclassifies are decided by it."""
-        self.clean_prediction[positions], self.clean_margin[positions] = predictions, margins.double()
-        self.margin[positions] = margins.double()
+        positions, predictions = torch.tensor(event.positions), torch.tensor(event.predictions)
+        self.clean_prediction[positions] = predictions
+        margins = torch.tensor(event.margins, dtype=torch.float64)
+        self.clean_margin[positions] = self.margin[positions] = margins
         self.correct[positions] = self.standing[positions] = predictions == self.labels[positions]
-        for position, digest in zip(positions.tolist(), hashes, strict=True):
+        for position, digest, rivals in zip(event.positions, event.hashes, event.rivals, strict=True):
             self.hashes[position] = digest
-            if not self.correct[position]:
-                self._decide(position, robust=False)
+            if rivals and self.correct[position]:
+                self.rivals[position] = rivals
 
-    def enter_broken(
-        self, position: int, *, attack: str, restart: int, step: int, prediction: int, margin: float,
-        distance: dict[str, float],
-    ) -> None:
-        """A verified adversarial example has been found."""
-        if not self.standing[position]:
-            raise RuntimeError(f"sample {int(self.indices[position])} is broken a second time")
-        self.standing[position] = False
-        self.margin[position] = min(margin, float(self.margin[position]))
-        self._decide(
-            position, robust=False, adversarial_prediction=prediction, broken_by=attack, restart=restart, step=step,
-            distance=distance,
+    def enter_search(self, event: SearchEvent, attack: str) -> None:
+        """Some samples have finished a run of the attack, and some of them are broken."""
+        for position, margin in zip(event.positions, event.margins, strict=True):
+            if margin is not None:
+                self.margin[position] = min(margin, float(self.margin[position]))
+        for found in event.breaks:
+            if not self.standing[found.position]:
+                raise RuntimeError(f"sample {int(self.indices[found.position])} is broken a second time")
+            self.standing[found.position] = False
+            self.margin[found.position] = min(found.margin, float(self.margin[found.position]))
+            self._breaks[found.position] = attack, event.run, found
+
+    def samples(self) -> list[SampleRecord]:
+        """One record for every sample, by index."""
+        records = [self._sample(position) for position in range(len(self))]
+        return sorted(records, key=lambda record: record.index)
+
+    def _sample(self, position: int) -> SampleRecord:
+        attack, run, found = self._breaks.get(position, (None, None, None))
+        return SampleRecord(
+            index=int(self.indices[position]), input_sha256=self.hashes[position], label=int(self.labels[position]),
+            clean_prediction=int(self.clean_prediction[position]), robust=bool(self.standing[position]),
+            adversarial_prediction=found and found.prediction, broken_by=attack, restart=run,
+            step=found and found.step, distance=found and found.distance,
+            clean_margin=float(self.clean_margin[position]), margin=float(self.margin[position]),
         )
 
-    def enter_survived(self, position: int) -> None:
-        """The last attack has passed and the sample stands."""
-        self._decide(position, robust=True)
 
-    def _decide(self, position: int, *, robust: bool, **found: object) -> None:
-        nothing = dict.fromkeys(("adversarial_prediction", "broken_by", "restart", "step", "distance"))
-        self.record.append(
-            SampleRecord.model_validate({
-                "index": int(self.indices[position]),
-                "input_sha256": self.hashes[position],
-                "label": int(self.labels[position]),
-                "clean_prediction": int(self.clean_prediction[position]),
-                "robust": robust,
-                "clean_margin": float(self.clean_margin[position]),
-                "margin": float(self.margin[position]),
-                **nothing,
-                **found,
-            })
-        )
+def write_samples(output: Path, samples: list[SampleRecord]) -> None:
+    """Put the per-sample record in its place beside the result."""
+    write_atomically(record_path(output), "".join(f"{sample.model_dump_json()}\n" for sample in samples))
 
 
 def summed_hash(hashes: list[str], labels: Tensor) -> str:

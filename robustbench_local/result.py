@@ -89,7 +89,14 @@ class AttackReport(Part):
     restarts: int
     attacked: NonNegativeInt
     fooled: NonNegativeInt
+    role: Literal["search", "follow-up", "probe", "tail"] = "search"
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="of the samples that stood, those of smallest margin that were attacked"
+    )
     unconfirmed: NonNegativeInt = Field(description="successes of the search that the float32 model did not confirm")
+    low_precision_unconfirmed: NonNegativeInt = Field(
+        default=0, description="successes in low precision that float32 did not confirm, and searched on"
+    )
     robust_accuracy_after: float = Fraction
     forward_passes: NonNegativeInt
     backward_passes: NonNegativeInt

@@ -19,6 +19,7 @@ from robustbench_local.cli.options import (
     run_options,
     threat_options,
 )
+from robustbench_local.errors import UserError
 
 
 @click.command("attack")
@@ -28,7 +29,10 @@ from robustbench_local.cli.options import (
 @click.option("--attack", "attacks", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="Attack; repeatable.")
 @click.option("--suite", metavar="NAME[/VERSION]", help="Protocol of attacks.  [default: fast]")
 @run_options
+@click.option("--precision", default="auto", show_default=True, metavar="auto|fp32|tf32|bf16",
+              help="Arithmetic of the search; verdicts are always float32's.")
 @click.option("--output", type=click.Path(path_type=Path), help="Result file.  [default: a new one in runs/]")
+@click.option("--resume", is_flag=True, help="Go on where the interrupted run of this --output was.")
 @click.option("--json", "as_json", is_flag=True, help="Put the result on stdout, alone.")
 @config_option
 def attack_command(**options: Any) -> None:
@@ -42,34 +46,46 @@ def attack_command(**options: Any) -> None:
     robust attack torchvision/resnet50 --data imagefolder:photos --eps 4/255
     robust attack net.py:make --checkpoint net.pt --normalize cifar10 \\
         --data cifar10 --attack pgd:steps=50,restarts=5 --samples 1000
+    torchrun --nproc-per-node 4 -m robustbench_local attack net.py:make \
+        --data cifar10 --suite standard --output cifar.json
     """
     size = batch_size(options["batch_size"])
     from robustbench_local.display import ProgressObserver, console, show_result, write_json
     from robustbench_local.evaluation import evaluate
+    from robustbench_local.journal import journals
+    from robustbench_local.processes import agreed, process_group
     from robustbench_local.protocol import resolve_attack
-    from robustbench_local.record import partial_path
 
+    if options["resume"] and options["output"] is None:
+        raise UserError("--resume needs to know which run is to go on: give the --output that it was to write")
     attacks = [resolve_attack(text) for text in options["attacks"]] or None
-    # What a model's own code prints is for people; stdout belongs to the JSON.
-    with contextlib.redirect_stdout(sys.stderr):
-        classifier, dataset = load_model_and_data(options)
-    threat_model = load_threat_model(options)
-    output = options["output"] or _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
-    screen = console()
-    try:
-        observed = ProgressObserver(screen, options["samples"] or len(dataset))
-        with contextlib.redirect_stdout(sys.stderr), observed as observer:
-            evaluation = evaluate(
-                classifier, dataset, threat_model, suite=options["suite"], attacks=attacks,
-                samples=options["samples"], seed=options["seed"], batch_size=size, device=options["device"],
-                output=output, observer=observer, config=_asked(options),
-            )
-    except KeyboardInterrupt:
-        if partial_path(output).exists():
-            screen.print(f"interrupted; the samples decided so far are in {partial_path(output)}", soft_wrap=True)
-        raise
+    with process_group() as rank:
+        # What a model's own code prints is for people; stdout belongs to the JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            classifier, dataset = load_model_and_data(options)
+        threat_model = load_threat_model(options)
+        output = options["output"] or agreed(
+            _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
+        )
+        screen = console(quiet=rank > 0)
+        try:
+            observed = ProgressObserver(screen, options["samples"] or len(dataset))
+            with contextlib.redirect_stdout(sys.stderr), observed as observer:
+                evaluation = evaluate(
+                    classifier, dataset, threat_model, suite=options["suite"], attacks=attacks,
+                    samples=options["samples"], seed=options["seed"], batch_size=size, device=options["device"],
+                    precision=options["precision"], output=output, resume=options["resume"], observer=observer,
+                    config=_asked(options),
+                )
+        except (KeyboardInterrupt, UserError):
+            if journals(output) and not options["resume"]:
+                screen.print(
+                    f"what was found so far is kept: the same command with --output {output} --resume goes on from "
+                    "there", soft_wrap=True, markup=False,
+                )
+            raise
     show_result(screen, evaluation.result)
-    if options["as_json"]:
+    if options["as_json"] and rank == 0:
         write_json(evaluation.result.to_json())
     screen.print(f"result: {output}", soft_wrap=True)
 

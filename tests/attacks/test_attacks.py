@@ -5,7 +5,7 @@ from torch import nn
 
 from robustbench_local.attacks import APGD, ATTACKS, FGSM, PGD, ThreatModel, apgd, fgsm, pgd, run
 from robustbench_local.attacks.apgd import checkpoints
-from robustbench_local.attacks.attack import spec
+from robustbench_local.attacks.attack import Rows, spec
 from robustbench_local.attacks.losses import LOSSES, logit_margin
 
 SHAPE = (3, 6, 6)
@@ -227,8 +227,7 @@ def test_apgd_treats_every_row_by_its_own_clock():
     images = torch.rand((6, *SHAPE), generator=torch.Generator().manual_seed(2)).double()
     labels, attack = net(images).argmax(1), APGD(steps=12)
     def begin(rows):
-        keys = torch.arange(6)[rows]
-        return attack.start(threat_model, images[rows], labels[rows], keys)
+        return attack.start(threat_model, Rows(images[rows], labels[rows], torch.arange(6)[rows], labels[rows]))
     early, late = begin(slice(0, 3)), begin(slice(3, 6))
     for _ in range(5):
         early = attack.step(net, threat_model, early)

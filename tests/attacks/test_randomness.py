@@ -1,7 +1,7 @@
 import torch
 from scipy import stats
 
-from robustbench_local.attacks.randomness import hash_indices, normal, sample_keys, uniform
+from robustbench_local.attacks.randomness import forked, hash_indices, normal, sample_keys, uniform
 
 
 def test_numbers_never_change():
@@ -57,6 +57,18 @@ def test_hashes_of_neighbours_differ_in_half_their_bits():
     hashes = hash_indices(0, torch.arange(1000))
     flips = [bin((a ^ b) % 2**64).count("1") for a, b in zip(hashes.tolist(), hashes[1:].tolist(), strict=False)]
     assert 31 < sum(flips) / len(flips) < 33
+
+
+def test_every_step_of_every_row_has_numbers_of_its_own():
+    keys, steps = sample_keys(0, torch.arange(40), "square", 0), torch.arange(40)
+    own = torch.stack([forked(keys, torch.full_like(keys, step)) for step in steps.tolist()], 1)
+    assert torch.equal(forked(keys, steps), own.diagonal()), "by its own step, whatever the steps of the others"
+    assert len(own.unique()) == own.numel()
+    draws = uniform(own.flatten(), (8,)).view(40, 40, 8)
+    assert stats.kstest(draws.flatten().double(), "uniform").pvalue > 0.001
+    series = torch.cat([draws[:, :-1].flatten()[None], draws[:, 1:].flatten()[None]])
+    assert torch.corrcoef(series)[0, 1].abs() < 0.04, "one step tells nothing of the next"
+    assert not torch.equal(uniform(keys, (8,)), draws[:, 0])
 
 
 GOLDEN_KEYS = [5945167548857499674, 3695144750497203269, -9019356798429853000]

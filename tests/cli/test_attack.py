@@ -196,6 +196,9 @@ def test_bad_input_gets_one_sentence(robust, files, case):
     assert word in ended.err and "Traceback" not in ended.err
     assert len(ended.err.strip().splitlines()) <= (12 if case == "wrong architecture" else 4), ended.err
     after = {path: path.stat().st_mtime_ns for path in files.rglob("*") if "__pycache__" not in str(path)}
+    if case == "model that fails":  # half-way, when there was something to lose
+        (kept,) = (path for path in after if path.suffix == ".partial")
+        assert "--resume" in ended.err and after.pop(kept)
     assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}, "nothing written"
 
 
@@ -239,14 +242,14 @@ def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_keeps_what_was_decided(files):
     command = [sys.executable, "-m", "robustbench_local", "attack", "f.py:slow", *GOOD, "--output", "r.json",
-               "--attack", "fgsm", "--attack", "pgd:steps=2000", "--batch-size", "5"]
+               "--attack", "fgsm", "--attack", "pgd:steps=2000,step-size=0", "--batch-size", "5"]
     process = subprocess.Popen(command, cwd=files, stderr=subprocess.PIPE, text=True)
     partial = files / "r.samples.jsonl.partial"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (partial.exists() and partial.read_text()):
+    while time.monotonic() < deadline and not (partial.exists() and "search" in partial.read_text()):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "Traceback" not in err and "r.samples.jsonl.partial" in err
-    assert [json.loads(line)["index"] for line in partial.read_text().splitlines()] and not (files / "r.json").exists()
+    assert "Traceback" not in err and "--output r.json --resume" in err
+    assert [json.loads(line)["kind"] for line in partial.read_text().splitlines()] and not (files / "r.json").exists()

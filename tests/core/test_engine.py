@@ -13,7 +13,7 @@ from robustbench_local.attacks import FGSM, PGD
 from robustbench_local.attacks.attack import initial_state
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError
-from robustbench_local.record import partial_path
+from robustbench_local.journal import journal_path
 from robustbench_local.result import read_result, read_samples
 
 THREAT = ThreatModel("linf", 0.1)
@@ -116,10 +116,11 @@ class Liar:
     name: ClassVar[str] = "liar"
     steps: ClassVar[int] = 1
     restarts: ClassVar[int] = 1
+    targets: ClassVar[int] = 0
     lie: str = "nothing"
 
-    def start(self, threat_model, images, labels, keys):
-        return initial_state(images, labels, images)
+    def start(self, threat_model, rows):
+        return initial_state(rows, rows.images)
 
     def step(self, model, threat_model, state):
         images = state["images"]
@@ -161,8 +162,8 @@ def test_an_interrupted_run_keeps_what_it_decided(model, digits, tmp_path):
     output = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, digits.subset(range(60)), THREAT, output=output, observer=Impatient())
-    lines = partial_path(output).read_text().splitlines()
-    assert lines and all(not json.loads(line)["robust"] for line in lines)
+    kinds = [json.loads(line)["kind"] for line in journal_path(output).read_text().splitlines()]
+    assert kinds[0] == "header" and {"clean", "search"} == set(kinds[1:])
     assert not output.exists()
 
 

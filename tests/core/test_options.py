@@ -1,9 +1,10 @@
 import pytest
 
 from robustbench_local.attacks import FGSM, PGD
+from robustbench_local.attacks.suites import SUITES
 from robustbench_local.errors import UserError
 from robustbench_local.options import parse_spec
-from robustbench_local.protocol import custom, resolve_attack, resolve_suite
+from robustbench_local.protocol import custom, resolve_attack, resolve_suite, settings_hash
 
 
 def test_specs_are_parsed():
@@ -36,7 +37,7 @@ def test_bad_attacks_are_refused_with_the_nearest_name(text, words):
 
 def test_a_bare_suite_is_its_newest_version():
     assert resolve_suite("fast") == resolve_suite("fast/1")
-    kinds = {type(attack) for attack in resolve_suite("fast/1")[1]}
+    kinds = {type(step.attack) for step in resolve_suite("fast/1")[1]}
     assert {FGSM, PGD} <= kinds
 
 
@@ -49,7 +50,14 @@ def test_unknown_suites_are_refused(text, words):
 
 
 def test_settings_decide_the_hash_and_only_a_suite_carries_its_name():
-    protocol, attacks = resolve_suite("fast")
-    assert custom(attacks).sha256 == protocol.sha256 and custom(attacks).name == "custom"
-    assert custom([PGD(steps=49)]).sha256 != custom([PGD(steps=50)]).sha256
-    assert custom(attacks[::-1]).sha256 != protocol.sha256
+    protocol, steps = resolve_suite("fast")
+    attacks = [step.attack for step in steps]
+    assert custom(attacks)[0].name == "custom" and custom(attacks)[0].sha256 != protocol.sha256
+    assert settings_hash(steps) == protocol.sha256 != settings_hash(steps[::-1])
+    assert custom([PGD(steps=49)])[0].sha256 != custom([PGD(steps=50)])[0].sha256
+
+
+@pytest.mark.parametrize("suite", [f"{name}/{version}" for name in SUITES for version in SUITES[name]])
+def test_every_suite_can_be_run(suite):
+    protocol, steps = resolve_suite(suite)
+    assert f"{protocol.name}/{protocol.version}" == suite and steps

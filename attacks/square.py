@@ -1,0 +1,345 @@
+"""Square: Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack
+via random search" (ECCV 2020); for ℓ1 as in Croce and Hein, "Mind the box" (ICML 2021)."""
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustbench_local.attacks import randomness
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, observe, require_counts, run
+from robustbench_local.attacks.norms import longest, per_row
+from robustbench_local.attacks.threat_model import ThreatModel
+
+HALVINGS, SPAN = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), 10_000
+"""Past each of these steps, of so many in all, squares cover half as many pixels."""
+NOTHING = 1e-12
+"""A length that stands for 0 where one is divided by: what is as short stays so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """Random search in squares: one is changed at a time, and stays changed where that brought success nearer.
+
+    It asks for logits alone, once a step, so missing or misleading gradients do not hinder it. steps: queries per run.
+    restarts: independent runs. share: of the pixels, how many the first squares cover; halved as `HALVINGS` says.
+    reschedule: with those numbers scaled from `SPAN` steps to `steps`.
+    """
+
+    name: ClassVar[str] = "square"
+    targets: ClassVar[int] = 0
+    steps: int = 5000
+    restarts: int = 1
+    share: float = 0.8
+    reschedule: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(self)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}, but must be above 0 and at most 1")
+
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:
+        points = SEARCHES[threat_model.norm].first(threat_model, planes(rows.images), rows.keys)
+        return initial_state(rows, points.reshape(rows.images.shape))
+
+    @torch.no_grad()
+    def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        # A copy, because some models change their input in place.
+        state = observe(state, threat_model.margin(model(state["points"].clone()), state["labels"]))
+        images, step = planes(state["images"]), state["step"]
+        search = SEARCHES[threat_model.norm]
+        sizes = sizes_of(search, self.share, *images.shape[2:], images.dtype, images.device)
+        points = search.next(
+            threat_model, images, planes(state["best_points"]), sizes, self.level(step, sizes.halvings),
+            randomness.forked(state["keys"], step),
+        )
+        return {**state, "points": points.reshape(state["points"].shape), "step": step + 1}
+
+    def level(self, step: Tensor, halvings: Tensor) -> Tensor:
+        """How often squares have been halved at every row's step, int64 [rows]; halvings: `HALVINGS`."""
+        return torch.bucketize(step * SPAN // self.steps if self.reschedule else step, halvings)
+
+
+def planes(images: Tensor) -> Tensor:
+    """[rows, channels, height, width] from that, from [rows, height, width] or from [rows, features], a line of pixels.
+
+    Raises ValueError for any other shape.
+    """
+    if not 2 <= images.dim() <= 4:
+        raise ValueError(
+            f"square needs images of shape [channels, height, width], [height, width] or [features], not "
+            f"{list(images.shape[1:])}"
+        )
+    return images.reshape(len(images), *([1] * (4 - images.dim())), *images.shape[1:])
+
+
+def sides(area: float, height: int, width: int, *, odd: bool) -> tuple[int, int]:
+    """Height and width of a square of that many pixels; where the image ends, of a rectangle that is longer instead.
+
+    odd: make both odd and at least 3, where the image is no smaller.
+    """
+    side = math.sqrt(area)
+    exact = (area / width if side > width else side, area / height if side > height else side)
+    fitting = [max(round(length), 3) // 2 * 2 + 1 if odd else max(round(length), 1) for length in exact]
+    return min(fitting[0], height), min(fitting[1], width)
+
+
+class Sizes(NamedTuple):
+    """What depends on the number of halvings alone, for none to all of them.
+
+    halvings: `HALVINGS`. sides: int64 [10, 2], heights and widths. bumps: [10 · 2 · height · width], as they are and
+    turned, at the upper left of an image that is 0 elsewhere; empty for a search without bumps.
+    """
+
+    halvings: Tensor
+    sides: Tensor
+    bumps: Tensor
+
+
+@functools.lru_cache(maxsize=8)
+def sizes_of(
+    search: Search, share: float, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Sizes:
+    areas = [share * height * width / 2**number for number in range(len(HALVINGS) + 1)]
+    levels = [sides(area, height, width, odd=search.odd) for area in areas]
+    bumps = torch.zeros(len(levels), 2, height, width)
+    for pair, (tall, broad) in zip(bumps, levels, strict=True):
+        for image, turned in zip(pair, (False, True), strict=True):
+            image[:tall, :broad] = search.bump(tall, broad, turned=turned)
+    halvings = torch.tensor(HALVINGS, device=device)
+    return Sizes(halvings, torch.tensor(levels, device=device), bumps.to(device, dtype).flatten())
+
+
+class Windows(NamedTuple):
+    """A rectangle in the image of every row, int64 [rows] each."""
+
+    top: Tensor
+    left: Tensor
+    tall: Tensor
+    broad: Tensor
+
+    @classmethod
+    def drawn(cls, draws: Tensor, sides: Tensor, images: Tensor) -> Windows:
+        """Anywhere in the image. draws: uniform [rows, 2]. sides: int64 [rows, 2], heights and widths."""
+        height, width = images.shape[2:]
+        (tall, broad), (down, across) = sides.unbind(1), draws.unbind(1)
+        top, left = (down * (height - tall + 1)).long(), (across * (width - broad + 1)).long()
+        return cls(top, left, tall, broad)
+
+    def mask(self, images: Tensor) -> Tensor:
+        """1 inside and 0 outside, [rows, 1, height, width]."""
+        down, across = (torch.arange(size, device=images.device) for size in images.shape[2:])
+        from_top, from_left = down - self.top[:, None], across - self.left[:, None]
+        lines = ((from_top >= 0) & (from_top < self.tall[:, None])).to(images.dtype)
+        columns = ((from_left >= 0) & (from_left < self.broad[:, None])).to(images.dtype)
+        return (lines[:, :, None] * columns[:, None]).unsqueeze(1)
+
+    def cut(self, tables: Tensor, choice: Tensor, images: Tensor) -> Tensor:
+        """What a table holds at its upper left, moved here: [rows, 1, height, width].
+
+        tables: [tables · height · width], 0 beyond the window. choice: int64 [rows], which table.
+        """
+        (height, width), device = images.shape[2:], images.device
+        # What comes before the window wraps around to where the table is 0.
+        lines = (torch.arange(height, device=device) - self.top[:, None]) % height
+        columns = (torch.arange(width, device=device) - self.left[:, None]) % width
+        places = ((choice[:, None] * height + lines) * width)[:, :, None] + columns[:, None]
+        return tables.index_select(0, places.flatten()).view(len(places), 1, height, width)
+
+
+def signs(draws: Tensor) -> Tensor:
+    """-1 or 1, of the same shape. draws: uniform numbers."""
+    return torch.where(draws < 0.5, -1.0, 1.0)
+
+
+class Search(ABC):
+    """What is tried in one norm. images, points: [rows, channels, height, width]. Every point is in ball and box."""
+
+    odd: ClassVar[bool]
+    """Whether the sides of squares are odd, so that a bump has a middle."""
+
+    @abstractmethod
+    def bump(self, tall: int, broad: int, *, turned: bool) -> Tensor:
+        """The shape of a change, [tall, broad]."""
+
+    @abstractmethod
+    def first(self, threat_model: ThreatModel, images: Tensor, keys: Tensor) -> Tensor:
+        """Where the search begins."""
+
+    @abstractmethod
+    def next(
+        self, threat_model: ThreatModel, images: Tensor, best: Tensor, sizes: Sizes, level: Tensor, keys: Tensor
+    ) -> Tensor:
+        """The best points with a change in one place. level: int64 [rows], how often the squares have been halved."""
+
+
+class Stripes(Search):
+    """ℓ∞: vertical stripes at first, then squares of one colour; always at the edge of ball or box."""
+
+    odd = False
+
+    def bump(self, tall: int, broad: int, *, turned: bool) -> Tensor:  # noqa: ARG002
+        return torch.ones(tall, broad)
+
+    def first(self, threat_model: ThreatModel, images: Tensor, keys: Tensor) -> Tensor:
+        stripes = signs(randomness.uniform(keys, (images.shape[1], 1, images.shape[3])))
+        return threat_model.project(images + threat_model.eps * stripes, images)
+
+    def next(
+        self, threat_model: ThreatModel, images: Tensor, best: Tensor, sizes: Sizes, level: Tensor, keys: Tensor
+    ) -> Tensor:
+        draws, eps = randomness.uniform(keys, (2 + images.shape[1],)), threat_model.eps
+        square = Windows.drawn(draws[:, :2], sizes.sides[level], images)
+        push = 2 * eps * signs(draws[:, 2:])[:, :, None, None] * square.mask(images)
+        # Not `project`, by which pixels outside of the square could move by a rounding error, time and again.
+        return torch.clamp(best + push, images - eps, images + eps).clamp_(*threat_model.box)
+
+
+class Bumps(Search):
+    """ℓ2 and ℓ1: a grid of bumps at first; then one square takes up a bump, and what lay in another square."""
+
+    odd = True
+    order: ClassVar[int]
+    fall: ClassVar[int]
+    """How fast a bump falls off: the step down from its layer k of pixels to layer k + 1 is 1 / k to this power."""
+
+    @abstractmethod
+    def budget(self, whole: Tensor, held: Tensor, eps: float) -> Tensor:
+        """The new length of the square in every channel, [rows, channels].
+
+        whole: [rows, 1], the perturbation's length. held: [rows, channels], the length of what lay in both squares.
+        """
+
+    @abstractmethod
+    def place(self, threat_model: ThreatModel, images: Tensor, perturbation: Tensor) -> Tensor:
+        """Points in ball and box that the perturbation leads to."""
+
+    def bump(self, tall: int, broad: int, *, turned: bool) -> Tensor:
+        """Two hills of opposite signs and equal lengths, one above the other or, turned, side by side; length 1."""
+        if turned:
+            return self.bump(broad, tall, turned=False).T
+        upper, lower = (self._hill(height, broad) for height in (tall // 2, tall - tall // 2))
+        both = torch.cat([upper, -lower])
+        return both / torch.linalg.vector_norm(both, self.order)
+
+    def _hill(self, tall: int, broad: int) -> Tensor:
+        """Layers of pixels, square and ever higher, around the middle: [tall, broad], of length 1."""
+        down, across = ((torch.arange(size) - size // 2).abs() for size in (tall, broad))
+        layer = torch.maximum(down[:, None], across)
+        steps = torch.arange(1, max(tall // 2, broad // 2) + 2, dtype=torch.float64) ** -self.fall
+        heights = steps.flip(0).cumsum(0).flip(0)[layer].float()
+        return heights / longest(torch.linalg.vector_norm(heights, self.order), heights.dtype)
+
+    def first(self, threat_model: ThreatModel, images: Tensor, keys: Tensor) -> Tensor:
+        (channels, height, width), rows = images.shape[1:], len(images)
+        tall, broad = max(1, height // 5), max(1, width // 5)
+        down, across = height // tall, width // broad
+        heights = signs(randomness.uniform(keys, (channels, down, across)))
+        turned = randomness.uniform(keys, (1, down, across), draw=channels) < 0.5
+        straight, lying = (self.bump(tall, broad, turned=turned).to(images) for turned in (False, True))
+        tiles = torch.where(turned[..., None, None], lying, straight) * heights[..., None, None].to(images.dtype)
+        grid = tiles.transpose(3, 4).reshape(rows, channels, down * tall, across * broad)
+        perturbation = torch.zeros_like(images)
+        top, left = (height - down * tall) // 2, (width - across * broad) // 2
+        perturbation[:, :, top:top + down * tall, left:left + across * broad] = grid
+        return self.place(threat_model, images, perturbation)
+
+    def next(
+        self, threat_model: ThreatModel, images: Tensor, best: Tensor, sizes: Sizes, level: Tensor, keys: Tensor
+    ) -> Tensor:
+        channels, distance = images.shape[1], threat_model.geometry.distance
+        draws = randomness.uniform(keys, (5 + channels,))
+        square = Windows.drawn(draws[:, :2], sizes.sides[level], images)
+        giver = Windows.drawn(draws[:, 2:4], sizes.sides[level], images)
+
+        def lengths(perturbation: Tensor) -> Tensor:
+            return distance(perturbation.flatten(0, 1)).clamp_min(NOTHING).view(-1, channels, 1, 1)
+
+        perturbation, inside = best - images, square.mask(images)
+        old, kept = perturbation * inside, perturbation * ((1 - inside) * (1 - giver.mask(images)))
+        bumps = square.cut(sizes.bumps, 2 * level + (draws[:, 4] < 0.5), images)
+        whole = distance(perturbation).view(-1, 1, 1, 1)
+        budget = self.budget(whole, lengths(perturbation.sub_(kept)), threat_model.eps)
+        # In place, like all that can be: where the model is small, fetching memory takes longer than arithmetic.
+        new = old.div_(lengths(old)).addcmul_(bumps, signs(draws[:, 5:])[:, :, None, None].to(old.dtype))
+        return self.place(threat_model, images, new.mul_(budget / lengths(new)).add_(kept))
+
+
+class L2Bumps(Bumps):
+    order, fall = 2, 2
+
+    def budget(self, whole: Tensor, held: Tensor, eps: float) -> Tensor:
+        return ((eps**2 - whole**2).clamp_min(0) / held.shape[1] + held**2).sqrt()
+
+    def place(self, threat_model: ThreatModel, images: Tensor, perturbation: Tensor) -> Tensor:
+        # Not `distance`, whose norm adds up large images less exactly than a sum does.
+        lengths = perturbation.square().flatten(1).sum(1).sqrt().clamp_min(NOTHING)
+        scale = radius(threat_model, images, self.order) / lengths
+        return torch.addcmul(images, perturbation, per_row(scale, perturbation)).clamp_(*threat_model.box)
+
+
+class L1Bumps(Bumps):
+    order, fall = 1, 4
+    rounds = 10
+    """How often the bracket around the projection's threshold is narrowed."""
+
+    def budget(self, whole: Tensor, held: Tensor, eps: float) -> Tensor:
+        """More than there is to give wherever there are colours: the projection then makes the perturbation sparse."""
+        return (eps - whole).clamp_min(0) + held.shape[1] * held
+
+    def place(self, threat_model: ThreatModel, images: Tensor, perturbation: Tensor) -> Tensor:
+        """Nearly what `project` gives, but without its sorting, which takes longer than a small model."""
+        low, high = threat_model.box
+        sizes, sign, most = perturbation.abs(), perturbation.sign(), radius(threat_model, images, self.order)
+        room = (sign * ((high - low) / 2)).add_((low + high) / 2).sub_(images).abs_()
+        nothing = torch.zeros((), dtype=images.dtype, device=images.device)
+
+        def shrunk(threshold: Tensor) -> Tensor:
+            return (sizes - per_row(threshold, sizes)).clamp_(nothing, room)
+
+        less, more = torch.zeros_like(images[:, 0, 0, 0]), sizes.flatten(1).amax(1)
+        over, under = shrunk(less).flatten(1).sum(1) - most, torch.full_like(less, most)
+        for _ in range(self.rounds):
+            threshold = less + (more - less) * (over / longest(over + under, over.dtype)).clamp(0, 1)
+            excess = shrunk(threshold).flatten(1).sum(1) - most
+            beyond = excess > 0
+            less, more = torch.where(beyond, threshold, less), torch.where(beyond, more, threshold)
+            # The secant method, but the end that stays weighs half, lest it stay for ever.
+            over, under = torch.where(beyond, excess, over / 2), torch.where(beyond, under / 2, -excess)
+        # On the straight line between both ends lies a point of exactly the length allowed.
+        longer, shorter = shrunk(less), shrunk(more)
+        span, short = (longer - shorter).flatten(1).sum(1), most - shorter.flatten(1).sum(1)
+        sizes = shorter.lerp_(longer, per_row((short / longest(span, span.dtype)).clamp(0, 1), images))
+        return sizes.mul_(sign).add_(images).clamp_(low, high)
+
+
+SEARCHES: dict[str, Search] = {"linf": Stripes(), "l2": L2Bumps(), "l1": L1Bumps()}
+
+
+def radius(threat_model: ThreatModel, images: Tensor, order: int) -> float:
+    """eps, less what the rounding of pixels and sums could add to a perturbation's length."""
+    rounding = torch.finfo(images.dtype).eps
+    pixels = rounding / 2 * max(map(abs, threat_model.box)) * math.prod(images.shape[1:]) ** (1 / order)
+    return max(threat_model.eps * (1 - 8 * rounding) - pixels, 0.0)
+
+
+def square(
+    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
+    steps: int = 5000, restarts: int = 1, share: float = 0.8, reschedule: bool = False, seed: int = 0,
+    indices: Tensor | None = None,
+) -> Tensor:
+    """Adversarial images by random search in squares: for each image the point nearest to success of all runs.
+
+    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode; never asked for gradients. images: float
+    [N, channels, height, width], [N, height, width] or [N, features] in the box. labels: int64 [N]. The settings are
+    those of `Square`. indices: int64 [N], which sample each row is; with the seed they decide the random numbers.
+    Returns float like images, in ball and box. Raises ValueError for other shapes, and for settings that `Square`
+    refuses.
+    """
+    attack = Square(steps=steps, restarts=restarts, share=share, reschedule=reschedule)
+    return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)

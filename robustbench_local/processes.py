@@ -1,0 +1,55 @@
+"""Several processes on one evaluation: each searches its share, and all know what each has found."""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) outside torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def gather(mine: list[T]) -> list[list[T]]:
+    """Every process's list, by rank. Waits for all of them."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [mine]
+    gathered: list[list[T]] = [[] for _ in range(world)]
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def agreed(value: T) -> T:
+    """The first process's value, for all of them."""
+    return gather([value])[0][0]
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[int]:
+    """Join the group that torchrun has set up, if it has; gives this process's number.
+
+    Only events travel between processes, small and as objects, so gloo serves on every device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield 0
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device() -> torch.device | None:
+    """The GPU that torchrun means for this process, if there are GPUs and several processes."""
+    if rank_and_world()[1] == 1 or not torch.cuda.is_available():
+        return None
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
