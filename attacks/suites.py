@@ -15,13 +15,14 @@ class Stage:
     attack: as the command line writes it. share: of the standing samples, those whose margin is smallest; the rest is
     taken to be out of reach. least: never fewer samples than that. role: a "follow-up" runs only where the stage before
     it has broken more than `MOVING` of its samples; a "probe" that breaks more than `MASKED` of samples on which
-    the search has failed shows that gradients cannot be trusted; a "tail" runs only where they cannot.
+    the search has failed shows that gradients cannot be trusted; a "tail" runs only where they cannot; a
+    "solver" only on networks that it can take.
     """
 
     attack: str
     share: float = 1.0
     least: int = 1
-    role: Literal["search", "follow-up", "probe", "tail"] = "search"
+    role: Literal["search", "follow-up", "probe", "tail", "solver"] = "search"
 
 
 MOVING = 0.002
@@ -53,10 +54,34 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
                 attack="pgd:steps=6,loss=probability-margin,schedule=cosine,momentum=0.25,targets=9",
                 role="follow-up",
             ),
+            Stage(attack="regions:programs=8,starts=1,neurons=1000", share=0.01, role="solver"),
             Stage(attack="square:steps=500", share=0.04, least=8, role="probe"),
             Stage(attack="apgd:loss=dlr,targets=9", role="tail"),
             Stage(attack="fab:targets=9", role="tail"),
             Stage(attack="square:steps=5000", role="tail"),
+        ),
+    },
+    "exhaustive": {
+        1: (
+            Stage(attack="pgd:steps=20,loss=scaled-ce,schedule=cosine,momentum=0.25,random-start=false"),
+            Stage(attack="pgd:steps=50,loss=scaled-ce,schedule=cosine,momentum=0.25,restarts=4"),
+            Stage(attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=9"),
+            Stage(attack="apgd:loss=dlr,targets=9", share=0.3, least=50),
+            *(
+                Stage(attack=attack, role=role)
+                for role in ("search", *["follow-up"] * 4)
+                for attack in (
+                    "pgd:steps=20,schedule=cosine,momentum=0.25,restarts=10",
+                    "pgd:steps=20,loss=margin,schedule=cosine,momentum=0.25,targets=9",
+                )
+            ),
+            Stage(attack="fab:targets=9", share=0.2, least=50),
+            Stage(attack="square:steps=5000", share=0.1, least=50, role="probe"),
+            Stage(attack="apgd:loss=dlr,targets=9", role="tail"),
+            Stage(attack="fab:targets=9", role="tail"),
+            Stage(attack="square:steps=5000", role="tail"),
+            Stage(attack="regions:programs=8", role="solver"),
+            Stage(attack="regions:programs=500", share=0.1, least=20, role="solver"),
         ),
     },
     "autoattack": {

@@ -22,7 +22,10 @@ from robustbench_local.observer import Observer
 from robustbench_local.processes import gather, rank_and_world
 from robustbench_local.protocol import Step
 from robustbench_local.record import CleanEvent, SearchEvent
+from robustbench_local.region_attack import RegionSearch
 from robustbench_local.result import AttackReport, Diagnostic
+
+SOLVED = "activation regions are searched"
 
 
 def run_clean(job: Job, journal: Journal, observer: Observer, rivals: int = 0) -> None:
@@ -63,9 +66,13 @@ def run_stages(
     """
     reports: list[AttackReport] = []
     doubtful = gradients.status == "warn"
+    findings: list[Diagnostic] = []
     moving = False
     for number, step in enumerate(steps):
         if (step.stage.role == "tail" and not doubtful) or (step.stage.role == "follow-up" and not moving):
+            continue
+        if step.stage.role == "solver" and (reason := _refusal(job, step)):
+            findings.append(Diagnostic(check=SOLVED, status="skipped", advice=f"not searched: {reason}"))
             continue
         # The same attack again goes on with further restarts instead of repeating its first ones.
         before = sum(earlier.attack == step.attack for earlier in steps[:number])
@@ -74,7 +81,15 @@ def run_stages(
         moving = report.fooled > MOVING * report.attacked
         doubtful |= step.stage.role == "probe" and report.fooled > MASKED * report.attacked
     probes = [report for report in reports if report.role == "probe"]
-    return reports, [_trust(probes, gradients)] if probes else []
+    if probes:
+        findings.append(_trust(probes, gradients))
+    return reports, findings
+
+
+def _refusal(job: Job, step: Step) -> str:
+    """Why the solver cannot take this model; empty where it can."""
+    assert isinstance(step.attack, RegionSearch)
+    return step.attack.refusal(job.model.model, job.dataset.image_shape, job.threat_model)
 
 
 def _run_stage(

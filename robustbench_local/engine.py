@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -164,6 +165,7 @@ def search(
     Low precision, where there is any, takes the first steps; what it claims to have fooled is verified, and float32
     goes on with the rest from their best points.
     """
+    job = dataclasses.replace(job, batch=_batch_of(attack, job.batch))
     waiting = iter(positions.split(1))
 
     def fresh(room: int) -> Batch | None:
@@ -194,6 +196,12 @@ def search(
                 source.put_back(_without_claims(batch.take(goes_on)))
             if not goes_on.all():
                 conclude(batch.take(~goes_on), found.take(~goes_on))
+
+
+def _batch_of(attack: Attack, batch: BatchSize) -> BatchSize:
+    """The run's batch size, or a smaller one for an attack that takes its rows one after the other anyway."""
+    at_a_time = getattr(attack, "at_a_time", batch.value)
+    return BatchSize(at_a_time) if at_a_time < batch.value else batch
 
 
 def _begin(job: Job, attack: Attack, run: int, positions: Tensor) -> Batch:

@@ -84,6 +84,10 @@ def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
     try:
         with torch.no_grad():
             logits = model(images)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the device has not enough memory for {len(images)} images of {shape}: use a larger one ({error})"
+        ) from None
     except ModelFailure as failure:
         mend = "let its forward take float32, for one by .float()" if "dtype" in failure.reason else (
             "check --arch, --data and --resize"

@@ -11,7 +11,11 @@ from robustbench_local.attacks.attack import Attack, settings, spec
 from robustbench_local.attacks.suites import SUITES, Stage
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.options import build, parse_spec
+from robustbench_local.region_attack import RegionSearch
 from robustbench_local.result import Protocol
+
+OWN_ATTACKS: dict[str, type[Attack]] = {**ATTACKS, RegionSearch.name: RegionSearch}
+"""Every attack that is written here: the mathematics of `attacks/`, and the search that needs a solver."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ def resolve_attack(text: str) -> Attack:
         from robustbench_local.art_attacks import art_attack
 
         return build(art_attack(name.removeprefix("art/")), given, f"--attack {name}")
-    if name not in ATTACKS:
+    if name not in OWN_ATTACKS:
         raise UserError(
-            f"unknown attack {name!r}: there are {', '.join(ATTACKS)}, and art/NAME for those of "
-            f"adversarial-robustness-toolbox; 'robust list attacks' shows them.{nearest(name, ATTACKS)}"
+            f"unknown attack {name!r}: there are {', '.join(OWN_ATTACKS)}, and art/NAME for those of "
+            f"adversarial-robustness-toolbox; 'robust list attacks' shows them.{nearest(name, OWN_ATTACKS)}"
         )
-    return build(ATTACKS[name], given, f"--attack {name}")
+    return build(OWN_ATTACKS[name], given, f"--attack {name}")
 
 
 def resolve_suite(text: str) -> tuple[Protocol, tuple[Step, ...]]:

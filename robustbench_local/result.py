@@ -89,7 +89,7 @@ class AttackReport(Part):
     restarts: int
     attacked: NonNegativeInt
     fooled: NonNegativeInt
-    role: Literal["search", "follow-up", "probe", "tail"] = "search"
+    role: Literal["search", "follow-up", "probe", "tail", "solver"] = "search"
     share: float = Field(
         default=1.0, gt=0, le=1, description="of the samples that stood, those of smallest margin that were attacked"
     )

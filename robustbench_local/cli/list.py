@@ -34,13 +34,13 @@ def _attacks() -> list[tuple[str, str]]:
     import dataclasses
 
     from robustbench_local.art_attacks import art_attack, art_names
-    from robustbench_local.attacks import ATTACKS
     from robustbench_local.attacks.suites import SUITES
+    from robustbench_local.protocol import OWN_ATTACKS
 
     def settings(kind: type) -> str:
         return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))
 
-    rows = [(name, settings(kind)) for name, kind in ATTACKS.items()]
+    rows = [(name, settings(kind)) for name, kind in OWN_ATTACKS.items()]
     rows += [(f"art/{name}", settings(art_attack(name))) for name in art_names()]
     return rows + [(f"{name}/{version}", "suite") for name, versions in SUITES.items() for version in versions]
 

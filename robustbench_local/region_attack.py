@@ -1,0 +1,74 @@
+"""The search over activation regions as an attack of this engine: `regions`."""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from robustbench_local.attacks import pgd
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state
+from robustbench_local.attacks.threat_model import ThreatModel
+from robustbench_local.errors import UserError
+from robustbench_local.metering import Metered
+from robustbench_local.models.classifier import Classifier
+from robustbench_local.piecewise_linear import PiecewiseLinear
+from robustbench_local.regions import search
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSearch:
+    """Branch and bound over the activation regions of a ReLU network, L∞ only, one sample after the other.
+
+    programs: most linear programs for a sample. starts: PGD restarts whose best point it begins with. neurons: the most
+    ReLUs that a network may have. For the last samples that gradients leave standing; see `robustbench_local.regions`.
+    """
+
+    name: ClassVar[str] = "regions"
+    steps: ClassVar[int] = 1
+    restarts: ClassVar[int] = 1
+    targets: ClassVar[int] = 0
+    at_a_time: ClassVar[int] = 16
+    programs: int = 500
+    starts: int = 3
+    neurons: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in ("programs", "starts", "neurons"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+
+    def refusal(self, classifier: Classifier, shape: tuple[int, ...], threat_model: ThreatModel) -> str:
+        """Why this network cannot be searched in this ball; empty where it can."""
+        if threat_model.norm != "linf":
+            return "its linear programs are for L∞ balls"
+        try:
+            _network(classifier, shape, self.neurons)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:  # noqa: ARG002
+        return initial_state(rows, rows.images)
+
+    def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        assert isinstance(model, Metered)
+        images, labels = state["images"], state["labels"]
+        if reason := self.refusal(model.model, tuple(images.shape[1:]), threat_model):
+            raise UserError(f"regions cannot be used here: {reason}")
+        network = _network(model.model, tuple(images.shape[1:]), self.neurons)
+        starts = pgd(
+            model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce",
+            indices=state["keys"],
+        )
+        points = [
+            search(model, network, image, int(label), threat_model, start, programs=self.programs).point
+            for image, label, start in zip(images, labels, starts, strict=True)
+        ]
+        return {**state, "points": torch.stack(points), "step": state["step"] + 1}
+
+
+@functools.lru_cache(maxsize=2)
+def _network(classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
+    return PiecewiseLinear(classifier, shape, most_neurons=neurons)
