@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(UNPINNED),,-c constraints.txt)
 
-.PHONY: demo test truth bench lint clean
+.PHONY: demo test truth soak bench lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,9 +24,15 @@ test: $(VENV)/.installed-test  ## the default suite
 truth: $(VENV)/.installed-test  ## checks against published facts (needs ROBUST_SHARED)
 	$(BIN)/python -m pytest -m truth -s
 
-bench: $(VENV)/.installed-test  ## speed side by side with a bare loop and with peers
+soak: $(VENV)/.installed-test  ## long runs: twenty evaluations killed at random moments and resumed
+	$(BIN)/python -m pytest -m soak -s
+
+bench: $(VENV)/.installed-test  ## speed and strength side by side with a bare loop and with peers (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1 adv-lib==0.2.8
 	$(BIN)/python benchmarks/attack_speed.py
+	$(BIN)/python benchmarks/search_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py --plot benchmarks/results/strength.png
 
 lint: $(VENV)/.installed-test  ## style, and types against the installed wheel
 	$(BIN)/ruff check .

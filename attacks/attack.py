@@ -104,7 +104,7 @@ def look(model: Model, threat_model: ThreatModel, loss: str, state: State, *, ai
     margin = threat_model.margin(logits.detach(), state["labels"])
     if gradient is None:
         gradient = torch.zeros_like(points)
-    return Look(margin, values.detach(), torch.where(gradient.isfinite(), gradient, 0))
+    return Look(margin, values.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def require_counts(attack: Attack) -> None:

@@ -62,8 +62,8 @@ class PGD:
         moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
         moved = threat_model.project(moved, state["images"])
         if self.momentum:
-            moved = points + (1 - self.momentum) * (moved - points) + self.momentum * (points - state["before"])
-            moved = threat_model.project(moved, state["images"])
+            ahead = moved.lerp(points, self.momentum).add(points - state["before"], alpha=self.momentum)
+            moved = threat_model.project(ahead, state["images"])
             state = {**state, "before": points}
         return {**state, "points": moved, "step": state["step"] + 1}
 

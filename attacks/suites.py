@@ -55,7 +55,7 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
                 role="follow-up",
             ),
             Stage(attack="regions:programs=8,starts=1,neurons=1000", share=0.01, role="solver"),
-            Stage(attack="square:steps=500", share=0.04, least=8, role="probe"),
+            Stage(attack="square:steps=300", share=0.05, least=8, role="probe"),
             Stage(attack="apgd:loss=dlr,targets=9", role="tail"),
             Stage(attack="fab:targets=9", role="tail"),
             Stage(attack="square:steps=5000", role="tail"),

@@ -65,10 +65,10 @@ class Cast(nn.Module):
     def __init__(self, module: nn.Module, dtype: torch.dtype):
         super().__init__()
         self.module = module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype = dtype
 
     def forward(self, images: Tensor) -> object:
-        return self.module(images.to(dtype=self.dtype, memory_format=torch.channels_last))
+        dtype = next(self.module.parameters()).dtype
+        return self.module(images.to(dtype=dtype, memory_format=torch.channels_last))
 
 
 def check_precision(text: str, device: torch.device) -> Precision:

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from robustbench_local import ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
+from robustbench_local.protocol import resolve_attack
 
 pytestmark = pytest.mark.truth
 FOLDER = Path(os.environ.get("ROBUST_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "published"
@@ -81,3 +83,39 @@ def standing_bounds(check, n):
     if "certified_error_percent" in check:
         bounds["at least (certified)"] = round(n * (1 - check["certified_error_percent"] / 100))
     return bounds
+
+
+EXACT = [
+    pytest.param(*parameter.values, id=parameter.id) for parameter in checks()
+    if parameter.values[1].get("exact_error_percent_low", -1) == parameter.values[1].get("exact_error_percent_high")
+]
+
+
+@pytest.mark.parametrize(("suite", "points"), [("standard/1", 0.3), ("exhaustive/1", 0.05)])
+@pytest.mark.parametrize(("entry", "check"), EXACT)
+def test_suites_reach_the_exact_robust_error(entry, check, suite, points):
+    dataset = load_dataset(f"npz:{FOLDER / check['images']}")
+    threat_model = ThreatModel(check["norm"], check["eps"])
+    evaluation = evaluate(load(entry), dataset, threat_model, suite=suite)
+    error = 100 * (1 - evaluation.robust_accuracy.value)
+    cost = evaluation.result.cost
+    print(f"\n{entry['name']} {suite}: robust error {error:.2f} %, exact {check['exact_error_percent_low']} %, "
+          f"{cost.seconds:.0f} s", end="")
+    assert len(dataset) == check["n"] == 10_000
+    assert check["exact_error_percent_low"] - points <= error + 1e-9
+    assert error <= check["exact_error_percent_high"] + 1e-9, "past what a solver has proved impossible"
+
+
+def test_half_of_the_images_that_only_a_solver_could_break():
+    """20 MNIST images on which gradient attacks of every strength fail (Zhang et al., ICML 2022)."""
+    entry = next(each for each in json.loads((FOLDER / "manifest.json").read_text())["models"]
+                 if each["name"] == "babattack_mnist_madry_tiny")
+    dataset = load_dataset(f"npz:{FOLDER / 'images' / 'mnist_hard_madry_tiny.npz'}").subset(range(20))
+    model, threat_model = load(entry), ThreatModel("linf", 0.3)
+    gradients = evaluate(model, dataset, threat_model, suite="standard/1")
+    found = evaluate(model, dataset, threat_model, attacks=[resolve_attack("regions:programs=1500")])
+    broken = [sample.index for sample in found.samples if not sample.robust]
+    print(f"\nregions breaks {len(broken)} of 20: {broken}; standard/1 breaks "
+          f"{20 - gradients.robust_accuracy.correct}; {found.result.cost.seconds:.0f} s", end="")
+    assert len(broken) >= 10
+    assert torch.tensor([sample.distance.linf for sample in found.samples if sample.distance]).max() <= 0.3 + 1e-6
