@@ -125,12 +125,14 @@ def spec(attack: Attack) -> str:
 
 
 def keys_of(attack: Attack, seed: int, indices: Tensor, number: int) -> Tensor:
-    """The samples' random keys in the run of that number, int64 [rows].
+    """The samples' random keys in the run of that number, int64 [rows]."""
+    return sample_keys(seed, indices, family(attack), number)
 
-    The number of restarts and targets has no say: more of them begin like fewer.
-    """
+
+def family(attack: Attack) -> str:
+    """The attack but for its restarts and targets, which have no say in random numbers: more begin like fewer."""
     given = {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}
-    return sample_keys(seed, indices, _written(attack, given), number)
+    return _written(attack, given)
 
 
 def likeliest(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:

@@ -55,9 +55,22 @@ def dlr(logits: Tensor, classes: Tensor) -> Tensor:
     return -logit_margin(logits, classes) / (falling[:, 0] - falling[:, 2]).clamp_min(1e-12)
 
 
+SURE = 10.0
+"""The distance of the two highest logits beyond which float32's softmax begins to lose its gradient."""
+
+
 def probability_margin(logits: Tensor, classes: Tensor) -> Tensor:
-    """The highest other probability minus that of the class, in [-1, 1]."""
-    return -logit_margin(logits.softmax(1), classes)
+    """The highest other probability minus that of the class, in [-1, 1]; of a softer model where this one is too sure.
+
+    Where the two highest logits are more than `SURE` apart, all are divided, so that no scale of the logits leaves the
+    loss without a gradient.
+    """
+    return -logit_margin(_probabilities(logits), classes)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    highest = logits.detach().topk(2, dim=1).values
+    return (logits / ((highest[:, :1] - highest[:, 1:]) / SURE).clamp_min(1)).softmax(1)
 
 
 def towards(loss: str, logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
@@ -68,7 +81,7 @@ def towards(loss: str, logits: Tensor, classes: Tensor, targets: Tensor) -> Tens
     """
     if loss in ("ce", "scaled-ce"):
         return -LOSSES[loss](logits, targets)
-    values = logits.softmax(1) if loss == "probability-margin" else logits
+    values = _probabilities(logits) if loss == "probability-margin" else logits
     ahead = (values.gather(1, targets[:, None]) - values.gather(1, classes[:, None])).squeeze(1)
     if loss != "dlr" or logits.shape[1] < 3:
         return ahead

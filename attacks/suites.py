@@ -47,15 +47,15 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
             Stage(attack="pgd:steps=20,loss=scaled-ce,schedule=cosine,momentum=0.25,random-start=false"),
             Stage(
                 attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=3",
-                share=0.2, least=20,
+                share=0.2, least=10,
             ),
-            Stage(attack="pgd:steps=10,schedule=cosine,momentum=0.25,restarts=2", share=0.5, least=20),
+            Stage(attack="pgd:steps=10,schedule=cosine,momentum=0.25,restarts=2", share=0.5, least=10),
             Stage(
                 attack="pgd:steps=6,loss=probability-margin,schedule=cosine,momentum=0.25,targets=9",
                 role="follow-up",
             ),
             Stage(attack="regions:programs=8,starts=1,neurons=1000", share=0.01, role="solver"),
-            Stage(attack="square:steps=300", share=0.05, least=8, role="probe"),
+            Stage(attack="square:steps=300", share=0.05, least=4, role="probe"),
             Stage(attack="apgd:loss=dlr,targets=9", role="tail"),
             Stage(attack="fab:targets=9", role="tail"),
             Stage(attack="square:steps=5000", role="tail"),

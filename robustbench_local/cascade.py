@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import runs, settings, spec
+from robustbench_local.attacks.attack import family, runs, settings, spec
 from robustbench_local.attacks.suites import MASKED, MOVING, Stage
 from robustbench_local.data.dataset import sample_sha256
 from robustbench_local.engine import Job, clean_pass, search
@@ -21,7 +21,7 @@ from robustbench_local.journal import Journal
 from robustbench_local.observer import Observer
 from robustbench_local.processes import gather, rank_and_world
 from robustbench_local.protocol import Step
-from robustbench_local.record import CleanEvent, SearchEvent
+from robustbench_local.record import CleanEvent, SearchEvent, seconds_of
 from robustbench_local.region_attack import RegionSearch
 from robustbench_local.result import AttackReport, Diagnostic
 
@@ -75,8 +75,8 @@ def run_stages(
             findings.append(Diagnostic(check=SOLVED, status="skipped", advice=f"not searched: {reason}"))
             continue
         # The same attack again goes on with further restarts instead of repeating its first ones.
-        before = sum(earlier.attack == step.attack for earlier in steps[:number])
-        report = _run_stage(job, number, step, before, journal, observer)
+        first = _first_run(job, step, steps[:number])
+        report = _run_stage(job, number, step, first, journal, observer)
         reports.append(report)
         moving = report.fooled > MOVING * report.attacked
         doubtful |= step.stage.role == "probe" and report.fooled > MASKED * report.attacked
@@ -89,18 +89,18 @@ def run_stages(
 def _refusal(job: Job, step: Step) -> str:
     """Why the solver cannot take this model; empty where it can."""
     assert isinstance(step.attack, RegionSearch)
-    return step.attack.refusal(job.model.model, job.dataset.image_shape, job.threat_model)
+    return step.attack.refusal(job.twins.fine.model, job.dataset.image_shape, job.threat_model)
 
 
 def _run_stage(
-    job: Job, number: int, step: Step, before: int, journal: Journal, observer: Observer
+    job: Job, number: int, step: Step, first: int, journal: Journal, observer: Observer
 ) -> AttackReport:
     attack, ledger = step.attack, job.ledger
     moment, stood = time.perf_counter(), int(ledger.standing.sum())
     chosen = _nearest_to_falling(ledger.standing, ledger.margin, step.stage)
-    total = runs(attack, 1 if job.threat_model.target is not None else job.classes - 1)
+    total = runs(attack, _rivals(job))
     observer.begin(spec(attack), len(chosen) * total)
-    numbers = range(before * total, (before + 1) * total)
+    numbers = range(first, first + total)
     finished: dict[int, set[int]] = {run: set() for run in numbers}
 
     def enter(event: SearchEvent) -> None:
@@ -126,8 +126,23 @@ def _run_stage(
     for event in _of_others(mine):
         journal.searches.append(event)
         enter(event)
-    seconds = time.perf_counter() - moment + sum(event.seconds for event in read_back)
+    seconds = time.perf_counter() - moment + seconds_of(read_back)
     return _report(step, journal.of_stage(number), len(chosen), stood, len(ledger), seconds)
+
+
+def _rivals(job: Job) -> int:
+    """How many classes there are to steer to."""
+    return 1 if job.threat_model.target is not None else job.classes - 1
+
+
+def _first_run(job: Job, step: Step, earlier: Sequence[Step]) -> int:
+    """The number of a stage's first run: after those of the stages whose random numbers it shares, and such that it
+    begins with the likeliest target."""
+    before = sum(
+        runs(other.attack, _rivals(job)) for other in earlier if family(other.attack) == family(step.attack)
+    )
+    targets = max(1, min(step.attack.targets, _rivals(job)))
+    return -(-before // targets) * targets
 
 
 def _share(positions: Tensor) -> Tensor:

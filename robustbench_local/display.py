@@ -79,9 +79,9 @@ def show_result(screen: Console, result: Result) -> None:
         f"{NORMS[threat.norm]} {threat.eps_text}{goal}", style="bold", markup=False, soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("after", min_width=18, overflow="fold")
+    table.add_column("after", min_width=24, overflow="fold")
     # A narrow terminal loses what a run cost before it loses what the run found.
-    columns = ["accuracy", "95 % interval", "fooled", "passes", "seconds"][: 5 if screen.width >= 76 else 2]
+    columns = ["accuracy", "95 % interval", "fooled", "passes", "seconds"][: 5 if screen.width >= 80 else 2]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
 
@@ -107,8 +107,10 @@ def show_result(screen: Console, result: Result) -> None:
     protocol = result.protocol
     suite = f"{protocol.name}/{protocol.version}" if protocol.version else protocol.name
     screen.print(
-        f"protocol {suite} ({protocol.sha256[:12]}), seed {result.config['seed']}, device {result.config['device']}; "
-        f"no attack of this protocol fooled the robust ones – another might.", style="dim", markup=False,
+        f"protocol {suite} ({protocol.sha256[:12]}), seed {result.config['seed']}, device {result.config['device']}, "
+        f"searched in {result.config.get('precision', 'fp32')}"
+        + ("; no attack of this protocol fooled the robust ones – another might." if result.robust_accuracy.correct
+           else "."), style="dim", markup=False,
         soft_wrap=True,
     )
     if result.verdict.status != "not-assessed":

@@ -30,6 +30,8 @@ LOOK_EVERY = 4
 """Steps between two looks at what a GPU has done; each look waits for it."""
 COARSE_SHARE = 0.8
 """The share of an attack's steps that low precision takes, where it is asked for; float32 takes the rest."""
+LEAST_STEPS = 5
+"""Attacks of fewer steps are done in float32."""
 
 
 @contextlib.contextmanager
@@ -181,8 +183,8 @@ def search(
 
     source = Source(fresh)
     coarse = job.twins.coarse
-    if coarse is not None and attack.steps > 1:
-        unsettled = _settle(job, _advance(job, attack, coarse, source, round(COARSE_SHARE * attack.steps)), conclude)
+    if coarse is not None and attack.steps >= LEAST_STEPS:
+        unsettled = _settle(job, _advance(job, attack, coarse, source, int(COARSE_SHARE * attack.steps)), conclude)
         source = Source(lambda room: next(unsettled, None))  # noqa: ARG005
     doubted = True
     while doubted:
@@ -194,8 +196,13 @@ def search(
             if goes_on.any():
                 doubted = True
                 source.put_back(_without_claims(batch.take(goes_on)))
-            if not goes_on.all():
-                conclude(batch.take(~goes_on), found.take(~goes_on))
+            ended = found.refuted & ~goes_on
+            if ended.any():  # its claim was wrong, but the point that it reached last has not been seen yet
+                last = _without_claims(batch.take(ended))
+                conclude(last, _verify(job, last))
+            settled = ~found.refuted
+            if settled.any():
+                conclude(batch.take(settled), found.take(settled))
 
 
 def _batch_of(attack: Attack, batch: BatchSize) -> BatchSize:

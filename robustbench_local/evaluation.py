@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import os
 import platform
 import sys
 import time
@@ -30,10 +31,10 @@ from robustbench_local.journal import Binding, Journal, journals
 from robustbench_local.metering import Metered, Passes, forget_peak_memory, peak_memory
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.observer import Observer
-from robustbench_local.preflight import GRADIENTS, accuracy_is_plausible, after_attacks, preflight
+from robustbench_local.preflight import DETERMINISTIC, GRADIENTS, accuracy_is_plausible, after_attacks, preflight
 from robustbench_local.processes import gather, local_device, rank_and_world
 from robustbench_local.protocol import custom, resolve_suite
-from robustbench_local.record import Ledger, record_path, summed_hash, write_samples
+from robustbench_local.record import Ledger, record_path, seconds_of, summed_hash, write_samples
 from robustbench_local.result import (
     Accuracy,
     AttackReport,
@@ -110,9 +111,19 @@ def evaluate(
         raise UserError("give a suite or attacks, not both: a protocol cannot carry its name with other attacks in it")
     if attacks is not None and not attacks:
         raise UserError("there is no attack in the list of attacks: give at least one, or leave it out for a suite")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank_and_world()[1] == 1:
+        raise UserError(
+            "torchrun has started several processes, but they have not met: call evaluate inside "
+            "'with robustbench_local.processes.process_group()'"
+        )
     if resume and output is None:
         raise UserError("there is nothing to resume without an output: name the interrupted run's --output")
     protocol, steps = custom(attacks) if attacks else resolve_suite(suite or "fast")
+    if protocol.name == "autoattack" and threat_model.norm == "l1":
+        raise UserError(
+            "autoattack/1 is AutoAttack for L∞ and L2; its L1 version has an APGD of its own that is not here: "
+            "choose --suite standard"
+        )
     where = device if isinstance(device, torch.device) else (device is None and local_device()) or choose_device(device)
     precision = check_precision(precision, where)
     dataset = _attackable(dataset, threat_model)
@@ -129,10 +140,10 @@ def evaluate(
         probe = _first_images(dataset, where)
         twins = make_twins(metered, probe, precision)
         binding = Binding(
-            model=fingerprint(classifier), samples=_samples_hash(dataset), seed=seed, arithmetic=twins.name,
-            threat_model=_threat_model_hash(threat_model), protocol=protocol.sha256,
+            model=_identity(metered, probe, diagnostics), samples=_samples_hash(dataset), seed=seed,
+            arithmetic=twins.name, threat_model=_threat_model_hash(threat_model), protocol=protocol.sha256,
         )
-        if resume and output is not None and (whole := _complete(output, binding)) is not None:
+        if resume and output is not None and (whole := _complete(output, binding, dataset)) is not None:
             return whole
         ledger = Ledger(dataset.indices, dataset.labels)
         size = batch_size or automatic_batch_size(metered, probe[:1])
@@ -141,7 +152,7 @@ def evaluate(
             batch=BatchSize(size), classes=classes, device=where, advanced=observer.advance,
         )
         journal = Journal(output, binding, resume=resume, rank=rank)
-        earlier = sum(event.seconds for event in (*journal.clean, *journal.searches))
+        earlier = seconds_of([*journal.clean, *journal.searches])
         before = len(journal.clean), len(journal.searches)
         try:
             run_clean(job, journal, observer, max(step.attack.targets for step in steps))
@@ -150,7 +161,7 @@ def evaluate(
             diagnostics += [accuracy_is_plausible(metered, dataset, ledger.correct, classes, where), *findings]
             diagnostics += after_attacks(reports, sum(event.not_numbers for event in journal.searches))
         except UserError:
-            if not journal.searches:
+            if not resume and not journal.searches and rank_and_world()[1] == 1:
                 journal.discard()
             raise
         finally:
@@ -188,14 +199,29 @@ def _all_passes(own: Passes, journal: Journal, before: tuple[int, int]) -> Passe
     )
 
 
-def _complete(output: Path, binding: Binding) -> Evaluation | None:
+def _complete(output: Path, binding: Binding, dataset: Dataset) -> Evaluation | None:
     """The evaluation that is to be resumed, where it had ended after all."""
     if journals(output) or not output.is_file():
         return None
     result = read_result(output)
-    if result.config.get("binding") != binding.model_dump():
+    hashes = [sample_sha256(dataset.images([position])[0]) for position in range(len(dataset))]
+    same_data = summed_hash(hashes, dataset.labels) == result.data.sha256
+    if result.config.get("binding") != binding.model_dump() or not same_data:
         raise UserError(f"{output} is the result of another run: name another --output, or leave out --resume")
     return Evaluation(result, output, None)
+
+
+@torch.no_grad()
+def _identity(metered: Metered, images: Tensor, findings: Sequence[Diagnostic]) -> str:
+    """A hash of the model: its name, its layers, its weights, and roughly what it says of a few images, because its
+    code may have changed while its weights have not. A random model says nothing twice."""
+    classifier = metered.model
+    told = [classifier.name, repr(classifier.module), fingerprint(classifier)]
+    if not any(finding.check == DETERMINISTIC and finding.status == "warn" for finding in findings):
+        logits = metered(images).double().cpu()
+        largest = logits.abs().max().clamp_min(1e-300)
+        told += [f"{float(largest):.2g}", repr((logits / largest * 10).round().int().tolist())]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _first_images(dataset: Dataset, device: torch.device) -> Tensor:
@@ -260,7 +286,7 @@ def _summary(
     return Result(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=ModelInfo(
-            name=classifier.name, sha256=binding.model, classes=job.classes,
+            name=classifier.name, sha256=fingerprint(classifier), classes=job.classes,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             normalization=classifier.normalization,
         ),

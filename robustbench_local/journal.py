@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from robustbench_local.errors import UserError
 from robustbench_local.files import writable
-from robustbench_local.processes import gather
+from robustbench_local.processes import gather, rank_and_world
 from robustbench_local.record import CleanEvent, SearchEvent, record_path
 
 
@@ -67,21 +67,46 @@ class Journal:
         self._output, self._path = output, None if output is None else journal_path(output, rank)
         if output is None or self._path is None:
             return
-        mine = 0
+        self._take(resume)
+        mine, (_, world) = 0, rank_and_world()
         for path in journals(output):
-            if resume:
+            number = int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0
+            if resume and number % world == rank:
                 length = self._read_back(path, binding)
                 mine = length if path == self._path else mine
-            elif rank == 0:
+            elif not resume and rank == 0 and path != self._path:
                 path.unlink()
-        gather([])  # nobody writes before everybody has read
+        # Each process reads some of the journals, and nobody goes on before all know all that is in them.
+        events = [event for theirs in gather([*self.clean, *self.searches]) for event in theirs]
+        self.clean = [event for event in events if isinstance(event, CleanEvent)]
+        self.searches = [event for event in events if isinstance(event, SearchEvent)]
         with writable(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("r+" if mine else "w", encoding="utf-8", newline="\n", buffering=1)
+            assert self._file is not None
             self._file.truncate(mine)
-            self._file.seek(mine)
         if not mine:
             self._write(Header(binding=binding))
+
+    def _take(self, resume: bool) -> None:
+        """Open the journal for this run alone.
+
+        Raises UserError where another run is writing it, or an interrupted one would be lost by starting afresh.
+        """
+        assert self._path is not None
+        with writable(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", newline="\n", buffering=1)
+        with contextlib.suppress(ImportError):  # Windows opens files for one writer anyway
+            import fcntl
+
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another run is writing {self._path}: wait for it, or name another --output") from None
+        if not resume and b'"kind":"search"' in self._path.read_bytes():
+            raise UserError(
+                f"{self._path} holds what an interrupted run has found: give --resume to go on with it, or delete it "
+                "to start afresh"
+            )
 
     def _read_back(self, path: Path, binding: Binding) -> int:
         """Take in the events of a file; return how many of its bytes are whole lines."""
@@ -96,7 +121,7 @@ class Journal:
             except ValidationError:
                 event = None
             if event is None or isinstance(event, Header) != (number == 1):
-                raise UserError(f"{path}, line {number} is damaged: delete the file and start without --resume")
+                raise UserError(f"{path}, line {number} is damaged: delete the file to start afresh")
             if isinstance(event, Header):
                 _require_same(event.binding, binding, path)
             elif isinstance(event, CleanEvent):

@@ -16,7 +16,7 @@ from robustbench_local.models.classifier import Classifier
 class ModelFailure(UserError):
     """The model itself raised: its own error in a sentence, not our traceback."""
 
-    def __init__(self, name: str, images: Tensor, error: Exception):
+    def __init__(self, name: str, images: Tensor, error: BaseException):
         self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         shape = "×".join(map(str, images.shape))
         told = f"{type(error).__name__}: {self.reason}"
@@ -53,7 +53,7 @@ class Metered(nn.Module):
             logits = self.model(images.clone())
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_out_of_memory(error):
                 raise
             raise ModelFailure(self.model.name, images, error) from error

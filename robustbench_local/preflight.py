@@ -21,6 +21,7 @@ from robustbench_local.statistics import exact_bounds
 PROBE = 32
 """How many images the checks look at."""
 GRADIENTS = "gradients reach the input"
+DETERMINISTIC = "forward is deterministic"
 TOLERANCE = 1e-4
 """Relative difference of logits that float32 arithmetic explains."""
 
@@ -156,7 +157,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def _deterministic(once: Tensor, again: Tensor) -> Diagnostic:
     difference = _difference(once, again)
     return Diagnostic(
-        check="forward is deterministic", status="warn" if difference > TOLERANCE else "pass", value=difference,
+        check=DETERMINISTIC, status="warn" if difference > TOLERANCE else "pass", value=difference,
         threshold=TOLERANCE,
         advice="the same images gave other logits the second time (dropout or noise in forward?): one verdict per "
         "sample means little; switch the randomness off" if difference > TOLERANCE else "",

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from typing import TypeVar
@@ -41,7 +42,9 @@ def process_group() -> Iterator[int]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield 0
         return
-    dist.init_process_group("gloo")
+    # Processes wait for each other at the end of every stage, which can take as long as a stage; torchrun itself ends
+    # those whose fellows have died.
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
     try:
         yield dist.get_rank()
     finally:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +62,14 @@ class SearchEvent(Event):
     unconfirmed: int
     low_precision_unconfirmed: int
     not_numbers: int
+
+
+def seconds_of(events: Sequence[Event]) -> float:
+    """How long some events took: processes work at the same time, so the busiest counts."""
+    by_rank: dict[int, float] = {}
+    for event in events:
+        by_rank[event.rank] = by_rank.get(event.rank, 0.0) + event.seconds
+    return max(by_rank.values(), default=0.0)
 
 
 def record_path(output: Path) -> Path:

@@ -1,9 +1,9 @@
 """The search over activation regions as an attack of this engine: `regions`."""
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -12,7 +12,7 @@ from robustbench_local.attacks.attack import Model, Rows, State, initial_state
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.errors import UserError
 from robustbench_local.metering import Metered
-from robustbench_local.models.classifier import Classifier
+from robustbench_local.models.classifier import Classifier, fingerprint
 from robustbench_local.piecewise_linear import PiecewiseLinear
 from robustbench_local.regions import search
 
@@ -32,7 +32,7 @@ class RegionSearch:
     at_a_time: ClassVar[int] = 16
     programs: int = 500
     starts: int = 3
-    neurons: int = 20_000
+    neurons: int = 5000
 
     def __post_init__(self) -> None:
         for name in ("programs", "starts", "neurons"):
@@ -69,6 +69,18 @@ class RegionSearch:
         return {**state, "points": torch.stack(points), "step": state["step"] + 1}
 
 
-@functools.lru_cache(maxsize=2)
+_READ: WeakKeyDictionary[Classifier, tuple[str, tuple[int, ...], PiecewiseLinear]] = WeakKeyDictionary()
+"""The network that was read last from a classifier, with what it had been read from."""
+
+
 def _network(classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
-    return PiecewiseLinear(classifier, shape, most_neurons=neurons)
+    """The classifier's layers, read once for as long as its weights stay.
+
+    Raises ValueError where it is not piecewise linear in at most so many ReLUs.
+    """
+    weights = fingerprint(classifier)
+    if (known := _READ.get(classifier)) is None or known[:2] != (weights, shape):
+        _READ[classifier] = known = weights, shape, PiecewiseLinear(classifier, shape, most_neurons=neurons)
+    if sum(known[2].neurons) > neurons:
+        raise ValueError(f"the network has {sum(known[2].neurons)} ReLUs, more than the {neurons} that were allowed")
+    return known[2]

@@ -46,7 +46,7 @@ def attack_command(**options: Any) -> None:
     robust attack torchvision/resnet50 --data imagefolder:photos --eps 4/255
     robust attack net.py:make --checkpoint net.pt --normalize cifar10 \\
         --data cifar10 --attack pgd:steps=50,restarts=5 --samples 1000
-    torchrun --nproc-per-node 4 -m robustbench_local attack net.py:make \
+    torchrun --nproc-per-node 4 -m robustbench_local attack net.py:make \\
         --data cifar10 --suite standard --output cifar.json
     """
     size = batch_size(options["batch_size"])
@@ -68,6 +68,9 @@ def attack_command(**options: Any) -> None:
             _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
         )
         screen = console(quiet=rank > 0)
+        if options["resume"] and not journals(output):
+            told = "is complete: nothing is left to do" if output.exists() else "has nothing to resume: it begins"
+            screen.print(f"{output} {told}", soft_wrap=True, markup=False)
         try:
             observed = ProgressObserver(screen, options["samples"] or len(dataset))
             with contextlib.redirect_stdout(sys.stderr), observed as observer:
@@ -78,7 +81,7 @@ def attack_command(**options: Any) -> None:
                     config=_asked(options),
                 )
         except (KeyboardInterrupt, UserError):
-            if journals(output) and not options["resume"]:
+            if journals(output) and not (options["resume"] and isinstance(sys.exception(), UserError)):
                 screen.print(
                     f"what was found so far is kept: the same command with --output {output} --resume goes on from "
                     "there", soft_wrap=True, markup=False,

@@ -42,7 +42,10 @@ def _attacks() -> list[tuple[str, str]]:
 
     rows = [(name, settings(kind)) for name, kind in OWN_ATTACKS.items()]
     rows += [(f"art/{name}", settings(art_attack(name))) for name in art_names()]
-    return rows + [(f"{name}/{version}", "suite") for name, versions in SUITES.items() for version in versions]
+    return rows + [
+        (f"{name}/{version}", "suite: " + ", ".join(dict.fromkeys(stage.attack.partition(":")[0] for stage in stages)))
+        for name, versions in SUITES.items() for version, stages in versions.items()
+    ]
 
 
 def _defenses() -> list[tuple[str, str]]:

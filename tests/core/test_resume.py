@@ -10,8 +10,9 @@ import time
 import pytest
 import torch
 
-from robustbench_local import ThreatModel, evaluate, load_classifier, load_dataset
+from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import APGD, PGD
+from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError
 from robustbench_local.journal import journal_path, journals
 from robustbench_local.observer import Observer
@@ -146,12 +147,61 @@ def test_a_damaged_journal_is_refused(model, digits, tmp_path):
         evaluate(model, digits, THREAT, attacks=ATTACKS, output=output, resume=True)
 
 
-def test_a_fresh_start_forgets_what_was_interrupted(model, digits, reference, tmp_path):
+def test_a_fresh_start_does_not_throw_away_what_was_found(model, digits, reference, tmp_path):
     output = tmp_path / "r.json"
     interrupted(model, digits, output, 12)
+    before = journal_path(output).read_bytes()
+    with pytest.raises(UserError, match="--resume to go on"):
+        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
+    assert journal_path(output).read_bytes() == before
+    journal_path(output).unlink()
     journal_path(output, 1).write_text("of another process\n")
     evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
     assert told(output) == reference and not journals(output)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_two_runs_do_not_write_one_record(model, digits, tmp_path):
+    output = tmp_path / "r.json"
+
+    class Second(Observer):
+        """While one run is under way, starts another."""
+
+        def begin(self, stage, total):
+            for resume in (True, False):
+                with pytest.raises(UserError, match="another run is writing"):
+                    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, resume=resume)
+
+    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, observer=Second())
+
+
+class Tempered(torch.nn.Module):
+    """The same weights, other code."""
+
+    def __init__(self, inner, divisor):
+        super().__init__()
+        self.inner = inner
+        self.divide = lambda logits: logits / divisor
+
+    def forward(self, images):
+        return self.divide(self.inner(images))
+
+
+def test_other_code_with_the_same_weights_is_another_run(model, digits, tmp_path):
+    made = [Classifier(Tempered(model.module, divisor), input_shape=(1, 8, 8)) for divisor in (1, 20)]
+    output = tmp_path / "r.json"
+    interrupted(made[0], digits, output, 12)
+    with pytest.raises(UserError, match="another model"):
+        evaluate(made[1], digits, THREAT, attacks=ATTACKS, output=output, resume=True)
+
+
+def test_a_complete_run_on_other_pixels_is_another_run(model, digits, tmp_path):
+    output = tmp_path / "r.json"
+    images = digits.images(range(40)).clone()
+    made = [ArrayDataset(pixels, digits.labels[:40]) for pixels in (images, images * 0.9)]
+    evaluate(model, made[0], THREAT, attacks=ATTACKS[:1], output=output)
+    with pytest.raises(UserError, match="another run"):
+        evaluate(model, made[1], THREAT, attacks=ATTACKS[:1], output=output, resume=True)
 
 
 COMMAND = ["attack", "digits-cnn-robust", "--samples", "90", "--batch-size", "16", "--device", "cpu",
