@@ -55,7 +55,7 @@ def dlr(logits: Tensor, classes: Tensor) -> Tensor:
     return -logit_margin(logits, classes) / (falling[:, 0] - falling[:, 2]).clamp_min(1e-12)
 
 
-SURE = 10.0
+SURE = 12.0
 """The distance of the two highest logits beyond which float32's softmax begins to lose its gradient."""
 
 
@@ -76,14 +76,15 @@ def _probabilities(logits: Tensor) -> Tensor:
 def towards(loss: str, logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     """The loss of that name turned towards one other class, [rows]: the higher, the more the model takes it for that.
 
-    targets: int64 [rows], none of them its row's class. For dlr it is the paper's targeted one, whose denominator,
-    from the first logit to the mean of the third and fourth, makes do with the third of three.
+    targets: int64 [rows], none of them its row's class. For dlr it is the paper's targeted one, whose denominator
+    reaches from the first logit to the mean of the third and fourth; with fewer classes it is the difference of logits,
+    because of three the ratio to the lowest would be constant.
     """
     if loss in ("ce", "scaled-ce"):
         return -LOSSES[loss](logits, targets)
     values = _probabilities(logits) if loss == "probability-margin" else logits
     ahead = (values.gather(1, targets[:, None]) - values.gather(1, classes[:, None])).squeeze(1)
-    if loss != "dlr" or logits.shape[1] < 3:
+    if loss != "dlr" or logits.shape[1] < 4:
         return ahead
     falling = logits.sort(dim=1, descending=True).values
     return ahead / (falling[:, 0] - falling[:, 2:4].mean(1)).clamp_min(1e-12)

@@ -4,7 +4,8 @@ After Zhang et al., "A branch and bound framework for stronger adversarial attac
 2022), with the linear programs solved by HiGHS (`scipy.optimize.linprog`). Where the phases of some ReLUs are fixed
 and the others are relaxed to their triangles (Ehlers, ATVA 2017), the highest difference of two logits is a linear
 program: its value bounds what the attacker can reach there, its image is where gradients start anew. Fixing ReLUs one
-by one makes a tree; searched to its end, it leaves no doubt but float64's that its target cannot be reached.
+by one makes a tree; searched to its end, its target is out of reach in the network as `PiecewiseLinear` has read it.
+That reading is compared with the model on random points only, so an exhausted search is no certificate.
 """
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Outcome(NamedTuple):
     """What a search came to.
 
     point: float32 [C, H, W] in ball and box, the nearest to success. exhausted: no success, and no region left where
-    one could be, up to the tolerances of float64 and HiGHS. programs: linear programs solved.
+    one could be in the network as it was read, up to the tolerances of float64 and HiGHS. programs: linear programs
+    solved.
     """
 
     point: Tensor

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_local.attacks import APGD, ATTACKS, FGSM, PGD, ThreatModel, apgd, fgsm, pgd, run
+from robustbench_local.attacks import APGD, ATTACKS, FAB, FGSM, PGD, ThreatModel, apgd, fgsm, pgd, run
 from robustbench_local.attacks.apgd import checkpoints
-from robustbench_local.attacks.attack import Rows, spec
+from robustbench_local.attacks.attack import Rows, likeliest, runs, spec, target_of
 from robustbench_local.attacks.losses import LOSSES, logit_margin
 
 SHAPE = (3, 6, 6)
@@ -59,6 +59,46 @@ def test_pgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, step_size, 
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
     assert (gain <= best * (1 + 1e-5)).all(), "nothing beats the optimum"
     assert (gain >= best * (share - 1e-4)).all()
+
+
+@pytest.mark.parametrize("loss", ["scaled-ce", "probability-margin"])
+@pytest.mark.parametrize(("norm", "eps", "share"), [("linf", 0.1, 1.0), ("l2", 0.4, 0.999), ("l1", 3.0, 0.97)])
+@pytest.mark.parametrize("targets", [0, 1])
+def test_falling_steps_with_momentum_find_it_too(problem, norm, eps, share, loss, targets):
+    model, images, labels = problem
+    found = pgd(model, images, labels, ThreatModel(norm, eps), steps=60, loss=loss, schedule="cosine", momentum=0.25,
+                targets=targets)
+    gain = ((found - images) * model.weight).flatten(1).sum(1)
+    best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
+    assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * (share - 1e-4)).all()
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=20, loss="margin", targets=3), APGD(steps=20, loss="dlr", targets=3),
+                                    FAB(steps=20, targets=3)])
+@pytest.mark.parametrize("eps", [0.03, 0.1])
+def test_every_run_steers_to_a_class_of_its_own(attack, eps):
+    """A linear model of four classes: a run succeeds exactly where its own target is within reach."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(4, 12, generator=generator)
+    images = 0.3 + 0.4 * torch.rand((40, 12), generator=generator)
+    model = lambda points: points @ weight.T  # noqa: E731
+    logits = model(images)
+    labels = logits.argmax(1)
+    threat_model = ThreatModel("linf", eps)
+    rivals = likeliest(logits, labels, threat_model)
+    assert (logits.gather(1, rivals).diff(dim=1) <= 0).all() and runs(attack, 3) == 3
+    for number in range(3):
+        target = target_of(attack, number, rivals)
+        state = attack.start(threat_model, Rows(images, labels, torch.arange(40), target))
+        for _ in range(attack.steps):
+            state = attack.step(model, threat_model, state)
+        way = weight[target] - weight[labels]
+        ahead = (images * way).sum(1) + eps * way.abs().sum(1)
+        clear = ahead.abs() > 1e-3
+        assert (state["best_margin"] < 0)[clear & (ahead > 0)].all(), "what is in reach is reached"
+        reached = model(state["best_points"]).gather(1, target[:, None]).squeeze(1)
+        own = model(state["best_points"]).gather(1, labels[:, None]).squeeze(1)
+        assert (reached < own)[clear & (ahead < 0)].all()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.4), ("l1", 3.0)])
@@ -159,7 +199,8 @@ def test_a_model_without_gradients_is_survived_not_crashed():
 @pytest.mark.parametrize(
     ("settings", "word"),
     [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"loss": "cross"}, "ce, margin, scaled-ce"),
-     ({"step_size": -1}, "step_size"), ({"restarts": 2, "random_start": False}, "random start")],
+     ({"step_size": -1}, "step_size"), ({"restarts": 2, "random_start": False}, "random start"),
+     ({"targets": -1}, "targets"), ({"schedule": "linear"}, "cosine"), ({"momentum": 1.0}, "below 1")],
 )
 def test_bad_settings_are_named(settings, word):
     with pytest.raises(ValueError, match=word):

@@ -94,7 +94,7 @@ class Late(InPlace):
     calls = 0
     def forward(self, x):
         self.calls += 1
-        if self.calls > 12: raise RuntimeError("late failure")
+        if self.calls > 24: raise RuntimeError("late failure")
         return self.net(x)
 class Alone(nn.Module):
     def __init__(self):
@@ -138,6 +138,15 @@ def files(tmp_path):
 
 GOOD = ("--data", "npz:good.npz", "--eps", "0.1")
 BAD = {
+    "resume without a name": (["digits-cnn", "--resume"], "--output"),
+    "unknown precision": (["digits-cnn", "--precision", "fp16"], "bf16"),
+    "precision of another device": (["digits-cnn", "--precision", "tf32", "--device", "cpu"], "NVIDIA"),
+    "AutoAttack in L1": (["digits-cnn", "--norm", "l1", "--eps", "1", "--suite", "autoattack"], "--suite standard"),
+    "solver in L2": (["digits-cnn", "--norm", "l2", "--eps", "0.5", "--attack", "regions"], "L∞"),
+    "no queries": (["digits-cnn", "--attack", "square:steps=0"], "at least 1"),
+    "fewer targets than none": (["digits-cnn", "--attack", "apgd:targets=-1"], "at least 0"),
+    "unknown schedule": (["digits-cnn", "--attack", "pgd:schedule=linear"], "cosine"),
+    "momentum of a perpetuum mobile": (["digits-cnn", "--attack", "pgd:momentum=1"], "below 1"),
     "no such model": (["digit-cnn"], "digits-cnn"),
     "missing model file": (["gone.pt", "--arch", "cnn-small", *GOOD], "gone.pt"),
     "missing factory file": (["gone.py:net", *GOOD], "gone.py"),
