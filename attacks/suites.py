@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Role = Literal["search", "follow-up", "probe", "tail", "solver"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -22,7 +24,7 @@ class Stage:
     attack: str
     share: float = 1.0
     least: int = 1
-    role: Literal["search", "follow-up", "probe", "tail", "solver"] = "search"
+    role: Role = "search"
 
 
 MOVING = 0.002
@@ -30,6 +32,16 @@ MOVING = 0.002
 MASKED = 0.02
 """The share of its samples that a probe must break to show that gradients cannot be trusted. Fewer, on a large set, are
 the last few that a cheap search leaves behind on any model."""
+
+_ROUND = (
+    "pgd:steps=20,schedule=cosine,momentum=0.25,restarts=10",
+    "pgd:steps=20,loss=margin,schedule=cosine,momentum=0.25,targets=9",
+)
+UNTIL_NOTHING_MOVES = (
+    *(Stage(attack=attack) for attack in _ROUND),
+    *(Stage(attack=attack, role="follow-up") for _ in range(4) for attack in _ROUND),
+)
+"""Rounds of restarts, each begun only where the one before has still broken something."""
 
 SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
     "fast": {
@@ -68,14 +80,7 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
             Stage(attack="pgd:steps=50,loss=scaled-ce,schedule=cosine,momentum=0.25,restarts=4"),
             Stage(attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=9"),
             Stage(attack="apgd:loss=dlr,targets=9", share=0.3, least=50),
-            *(
-                Stage(attack=attack, role=role)
-                for role in ("search", *["follow-up"] * 4)
-                for attack in (
-                    "pgd:steps=20,schedule=cosine,momentum=0.25,restarts=10",
-                    "pgd:steps=20,loss=margin,schedule=cosine,momentum=0.25,targets=9",
-                )
-            ),
+            *UNTIL_NOTHING_MOVES,
             Stage(attack="fab:targets=9", share=0.2, least=50),
             Stage(attack="square:steps=5000", share=0.1, least=50, role="probe"),
             Stage(attack="apgd:loss=dlr,targets=9", role="tail"),

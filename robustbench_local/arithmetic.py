@@ -36,15 +36,12 @@ class Twin:
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Inside, matrix products use the twin's own arithmetic."""
-        flags = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = [flag.allow_tf32 for flag in flags]
-        for flag in flags:
-            flag.allow_tf32 = self.tf32
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
         try:
             yield
         finally:
-            for flag, value in zip(flags, before, strict=True):
-                flag.allow_tf32 = value
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -124,10 +121,11 @@ def _twin(
     if folded is None:
         return None
     classifier = metered.model
+    scaling = classifier.normalization or {}
     try:
         twin = Classifier(
             Cast(copy.deepcopy(folded), dtype), name=classifier.name, copy=False,
-            probabilities=classifier.probabilities, **classifier.normalization or {},
+            probabilities=classifier.probabilities, mean=scaling.get("mean"), std=scaling.get("std"),
         ).to(images.device)
         slack, largest, alike = _spread(metered, twin, images)
         aligned = _same_gradient(metered, twin, images, 0.99 if dtype == torch.float32 else 0.5)
@@ -165,6 +163,6 @@ def _same_gradient(metered: Metered, twin: Classifier, images: Tensor, cosine: f
         if not highest.requires_grad:
             return False
         gradients.append(torch.autograd.grad(highest, points)[0].flatten(1))
-    alike = torch.nn.functional.cosine_similarity(*gradients, dim=1)
+    alike = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=1)
     same = torch.stack([(gradient == 0).all(1) for gradient in gradients]).all(0)
     return bool(((alike >= cosine) | same).float().mean() >= 0.75)

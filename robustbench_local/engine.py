@@ -317,8 +317,10 @@ class Found(NamedTuple):
     distance: dict[str, Tensor]
 
     def take(self, rows: Tensor) -> Found:
-        *fields, distance = self
-        return Found(*(each[rows] for each in fields), {name: value[rows] for name, value in distance.items()})
+        return Found(
+            self.broken[rows], self.refuted[rows], self.margin[rows], self.seen[rows], self.prediction[rows],
+            self.broken_numbers[rows], {name: value[rows] for name, value in self.distance.items()},
+        )
 
 
 @torch.no_grad()
@@ -339,8 +341,10 @@ def _verify(job: Job, batch: Batch) -> Found:
     # The margin of a point that was claimed is the untouched model's alone.
     seen = torch.where(claimed, margins, torch.minimum(margins, state["best_margin"].to(margins.dtype)))
     seen = torch.where(inside, seen, torch.inf)
-    parts = broken, claimed & ~broken, margins, seen, logits.argmax(1), logits.isnan().any(1)
-    return Found(*(part.cpu() for part in parts), {name: length.cpu() for name, length in lengths.items()})
+    return Found(
+        broken.cpu(), (claimed & ~broken).cpu(), margins.cpu(), seen.cpu(), logits.argmax(1).cpu(),
+        logits.isnan().any(1).cpu(), {name: length.cpu() for name, length in lengths.items()},
+    )
 
 
 def _event(batch: Batch, found: Found, stage: int, run: int, seconds: float) -> SearchEvent:

@@ -125,12 +125,12 @@ class Ledger:
         return sorted(records, key=lambda record: record.index)
 
     def _sample(self, position: int) -> SampleRecord:
-        attack, run, found = self._breaks.get(position, (None, None, None))
+        attack, run, found = self._breaks.get(position) or (None, None, None)
         return SampleRecord(
             index=int(self.indices[position]), input_sha256=self.hashes[position], label=int(self.labels[position]),
             clean_prediction=int(self.clean_prediction[position]), robust=bool(self.standing[position]),
-            adversarial_prediction=found and found.prediction, broken_by=attack, restart=run,
-            step=found and found.step, distance=found and found.distance,
+            adversarial_prediction=found.prediction if found else None, broken_by=attack, restart=run,
+            step=found.step if found else None, distance=found.distance if found else None,
             clean_margin=float(self.clean_margin[position]), margin=float(self.margin[position]),
         )
 

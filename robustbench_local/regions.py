@@ -117,7 +117,7 @@ class Regions:
         place, width = pixels, pixels + count + 1
         sources, before = [np.eye(pixels, width)], [np.zeros((0, width))]
         for index, layer in enumerate(network.layers):
-            values = sum(np.asarray(weights @ sources[k]) for k, weights in layer.weights.items())
+            values = np.asarray(sum(np.asarray(weights @ sources[k]) for k, weights in layer.weights.items()))
             values = values + np.outer(layer.shift, np.eye(width)[-1])
             if index == len(bounds):
                 break
