@@ -93,12 +93,22 @@ def look(model: Model, threat_model: ThreatModel, loss: str, state: State, *, ai
     A model whose output does not depend on its input by way of differentiable operations has gradient 0, and so has
     a pixel whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
     """
+    aims = state["targets"] if aimed else None
+
+    def climb(logits: Tensor) -> Tensor:
+        return threat_model.climb(loss, logits, state["labels"], aims)
+
+    return look_along(model, threat_model, climb, state)
+
+
+def look_along(model: Model, threat_model: ThreatModel, climb: Callable[[Tensor], Tensor], state: State) -> Look:
+    """The same for any loss: climb takes logits [rows, classes] and gives the values to climb, [rows]."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
     points = state["points"].detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
-        values = threat_model.climb(loss, logits, state["labels"], state["targets"] if aimed else None)
+        values = climb(logits)
         total = values.sum()
     gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
     margin = threat_model.margin(logits.detach(), state["labels"])

@@ -8,7 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state, look, observe, require_counts, run
+from robustbench_local.attacks.attack import (
+    Look,
+    Model,
+    Rows,
+    State,
+    initial_state,
+    look,
+    observe,
+    require_counts,
+    run,
+)
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -56,7 +66,7 @@ class PGD:
         return {**state, "before": points} if self.momentum else state
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        margin, _, gradient = look(model, threat_model, self.loss, state, aimed=self.targets > 0)
+        margin, _, gradient = self._look(model, threat_model, state)
         state = observe(state, margin)
         points, lengths = state["points"], self._lengths(threat_model.eps, state["step"])
         moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
@@ -66,6 +76,9 @@ class PGD:
             moved = threat_model.project(ahead, state["images"])
             state = {**state, "before": points}
         return {**state, "points": moved, "step": state["step"] + 1}
+
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+        return look(model, threat_model, self.loss, state, aimed=self.targets > 0)
 
     def _lengths(self, eps: float, step: Tensor) -> Tensor:
         """The next step's length of every row, float32 [rows]."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
@@ -58,6 +58,11 @@ class ThreatModel:
     @property
     def geometry(self) -> Norm:
         return NORMS[self.norm]
+
+    def widened(self, factor: float) -> ThreatModel:
+        """The same with a ball so many times as wide, though in L∞ never wider than the box."""
+        eps = self.eps * factor
+        return replace(self, eps=min(eps, self.box[1] - self.box[0]) if self.norm == "linf" else eps, eps_text="")
 
     def project(self, points: Tensor, images: Tensor) -> Tensor:
         """The points moved into the ball around their images and into the box."""

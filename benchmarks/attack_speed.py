@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import machine
 from torch import Tensor, nn
 
 from robustbench_local import ThreatModel
@@ -117,23 +116,13 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
         each = statistics.median(times) / options.steps / options.images * 1000
         print(f"{name:<32} {statistics.median(times):>7.2f} {each:>16.2f} {statistics.median(against):>8.3f} "
               f"[{min(against):.3f}–{max(against):.3f}] {statistics.median(peer):>8.3f}")
-    machine = {
-        "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "python": platform.python_version(),
-    }
     content = {
         "command": f"python benchmarks/attack_speed.py --steps {options.steps} --images {options.images} "
         f"--rounds {options.rounds}",
-        "what": "PGD, ResNet-18, 3×32×32, L∞ 8/255, float32", "machine": machine, "contenders": rows,
+        "what": "PGD, ResNet-18, 3×32×32, L∞ 8/255, float32", "machine": machine(), "contenders": rows,
     }
     path = Path(__file__).parent / "results" / "attack_speed.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attack_speed import processor
+from machine import machine
 from subjects import FOLDER, all_subjects, missing
 from torch import Tensor
 
@@ -156,10 +154,7 @@ def main() -> None:
     content: dict = {
         "command": f"python benchmarks/search_speed.py --images {options.images} --rounds {options.rounds} "
         f"--threads {options.threads}",
-        "machine": {
-            "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "python": platform.python_version(),
-        },
+        "machine": machine(),
         "milliseconds_per_image_and_step": {}, "whole": {},
     }
     for name, (model, batch, steps) in networks.items():

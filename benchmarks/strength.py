@@ -13,8 +13,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import os
-import platform
 import sys
 import time
 import types
@@ -27,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from machine import machine
 from plots import draw, show
 from subjects import FOLDER, Subject, all_subjects, missing
 from torch import Tensor, nn
@@ -267,16 +266,6 @@ def made_by(attacker: str) -> str | None:
         return version(PEERS[attacker].package or "torch")
     except Exception:
         return None
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "processor": next(names, platform.machine()), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "python": platform.python_version(),
-    }
 
 
 class Record:

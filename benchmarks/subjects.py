@@ -9,11 +9,8 @@ checkout); where that is absent, only the bundled digits model is left.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import os
 import shutil
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from images import SHARED, cifar10, fashion
 from torch import Tensor, nn
 
 from robustbench_local import Classifier, ThreatModel, load_classifier, load_dataset
@@ -34,7 +32,6 @@ from robustbench_local.defending import harden
 from robustbench_local.models import build_architecture
 from robustbench_local.recipes import Recipe
 
-SHARED = Path(os.environ.get("ROBUST_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 FOLDER = Path("runs/subjects")
 
 
@@ -159,7 +156,7 @@ def _load_trained(name: str, build: Builder, train: Trainer, folder: Path) -> Cl
 
 def _train_fashion(making: Path) -> nn.Module:
     recipe = Recipe(
-        method="pgd-at:steps=7", arch="cnn-small", data=f"npz:{_fashion_file('train', making.parent)}", eps="0.1",
+        method="pgd-at:steps=7", arch="cnn-small", data=f"npz:{fashion('train', making.parent)}", eps="0.1",
         samples=20_000, epochs=10, lr=0.05, batch_size=128,
     )
     return _hardened(recipe, making)
@@ -167,7 +164,7 @@ def _train_fashion(making: Path) -> nn.Module:
 
 def _train_cifar(making: Path) -> nn.Module:
     recipe = Recipe(
-        method="pgd-at:steps=2", arch="cnn-medium", data=f"imagefolder:{_cifar_folder(making.parent)}", eps="8/255",
+        method="pgd-at:steps=2", arch="cnn-medium", data=f"npz:{cifar10('train', making.parent)}", eps="8/255",
         samples=12_000, epochs=5, lr=0.05, batch_size=64, holdout=0.03,
     )
     return _hardened(recipe, making)
@@ -176,7 +173,7 @@ def _train_cifar(making: Path) -> nn.Module:
 def _hardened(recipe: Recipe, making: Path) -> nn.Module:
     """The network of the epoch that stood up best."""
     module = harden(recipe, making, device="cpu").start.network.module
-    read_weights(making, module)
+    read_weights(making / WEIGHTS, module)
     return module
 
 
@@ -236,7 +233,7 @@ def _train_quantised(making: Path) -> nn.Module:
 
 def _fit(build: Builder, loss: Loss, folder: Path, *, epochs: int = 4, rate: float = 2e-3) -> nn.Module:
     """A network fitted to the Fashion-MNIST training images; the caller's random numbers go on as if it had not."""
-    images, labels = _fashion_images(_fashion_file("train", folder))
+    images, labels = _fashion_images(fashion("train", folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, batches = build(), len(images) // 128
@@ -254,39 +251,13 @@ def _fit(build: Builder, loss: Loss, folder: Path, *, epochs: int = 4, rate: flo
 # Images.
 
 def _fashion(split: str, folder: Path) -> Dataset:
-    return load_dataset(f"npz:{_fashion_file(split, folder)}")
+    return load_dataset(f"npz:{fashion(split, folder)}")
 
 
 def _fashion_images(path: Path) -> tuple[Tensor, Tensor]:
     with np.load(path) as file:
         images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
     return images.permute(0, 3, 1, 2).float() / 255, labels.long()
-
-
-def _fashion_file(split: str, folder: Path) -> Path:
-    """The canonical IDX files of a split as the npz that `--data npz:` reads."""
-    path = folder / f"fashion-{split}.npz"
-    if not path.is_file():
-        prefix = SHARED / "data" / "fashion-mnist" / {"train": "train", "test": "t10k"}[split]
-        images, labels = (
-            np.frombuffer(gzip.decompress(Path(f"{prefix}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=header)
-            for kind, header in (("images-idx3", 16), ("labels-idx1", 8))
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(path, images=images.reshape(-1, 28, 28, 1), labels=labels)
-    return path
-
-
-def _cifar_folder(folder: Path) -> Path:
-    """CIFAR-10's training images as JPEG files, good enough to learn from."""
-    path = folder / "cifar10-train"
-    if not path.is_dir():
-        unfinished = folder / "cifar10-train.unfinished"
-        with tarfile.open(SHARED / "data" / "cifar10" / "train.tar.gz") as archive:
-            archive.extractall(unfinished, filter="data")
-        unfinished.rename(path)
-    inner = path / "train"
-    return inner if inner.is_dir() else path
 
 
 def main() -> None:

@@ -2,34 +2,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_local.attacks.attack import Attack, Rows
+from robustbench_local.attacks.attack import Attack, Model, Rows
 from robustbench_local.attacks.threat_model import ThreatModel
 
-
-@runtime_checkable
-class Objective(Protocol):
-    """Hyper-parameters are the fields of a frozen dataclass; nothing is kept from one batch to the next.
-
-    judged_by: which accuracy on held-out images says that one epoch's weights are better than another's.
-    """
-
-    name: ClassVar[str]
-    judged_by: ClassVar[Literal["clean", "robust"]]
-
-    def loss(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat_model: ThreatModel, keys: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a batch, to be differentiated by the parameters, and its parts for people to watch.
-
-        model: float [rows, ...] in the box -> logits [rows, classes], in train mode. images: float [rows, ...] in the
-        box. labels: int64 [rows]. keys: int64 [rows], the only source of random numbers. Parts are detached scalars.
-        """
-        ...
+Parts = dict[str, Tensor]
 
 
 @contextlib.contextmanager
@@ -53,15 +39,120 @@ def held_still(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(True)
 
 
+@dataclass(frozen=True)
+class Learner:
+    """Who learns, and from whom.
+
+    model: float [rows, ...] in the box -> logits [rows, classes], in train mode, its parameters to be differentiated
+    by. attacked: a context in which the same function stands still, in eval mode and with frozen parameters, for inner
+    attacks. teacher: a fixed classifier, for the methods that learn from one. label_smoothing: the share of a label's
+    mass that cross-entropies spread over all classes.
+    """
+
+    model: Model
+    threat_model: ThreatModel
+    attacked: Callable[[], AbstractContextManager[Model]]
+    teacher: Model | None = None
+    label_smoothing: float = 0.0
+
+    @classmethod
+    def of(cls, network: nn.Module, threat_model: ThreatModel, *, teacher: Model | None = None) -> Learner:
+        """A network as it is, attacked in its own arithmetic."""
+        return cls(network, threat_model, lambda: held_still(network), teacher)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The learner's logits, float32: on CPUs autocast would leave the softmax of a loss in bfloat16."""
+        return self.model(images).float()
+
+    def taught(self, images: Tensor) -> Tensor:
+        """The teacher's logits, float32."""
+        assert self.teacher is not None, "recipes give a teacher to every method that needs one"
+        with torch.no_grad():
+            return self.teacher(images).float()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch to be learnt from. points: float like images, where an inner attack has led them, else the images.
+
+    images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], the only source of random numbers.
+    replay: how often the weights have been updated with this batch before.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: Tensor
+    points: Tensor
+    replay: int = 0
+
+
+class Objective(ABC):
+    """Hyper-parameters are the fields of a frozen dataclass; nothing is kept from one batch to the next.
+
+    judged_by: which accuracy on held-out images says that one epoch's weights are better than another's. taught: the
+    method learns from a teacher.
+    """
+
+    name: ClassVar[str]
+    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "robust"
+    taught: ClassVar[bool] = False
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
+        """The batch after the inner attack; without one, as it is. No gradient flows through this."""
+        return Examples(images, labels, keys, images)
+
+    @abstractmethod
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        """The mean loss of a batch, to be differentiated by the parameters, and its parts, detached scalars."""
+
+    def again(self, learner: Learner, examples: Examples) -> Examples | None:  # noqa: ARG002
+        """What to learn from next with the same images, after the loss has been differentiated; None: fresh images."""
+        return None
+
+    def safer(self) -> Objective | None:
+        """The method to go on with when this one has overfitted to its own single step; None: there is none."""
+        return None
+
+    def own_teacher(self) -> Objective | None:
+        """How the teacher is trained where none is given; None: one has to be given."""
+        return None
+
+
+def require_moving(step_size: float | None) -> None:
+    """Raises ValueError for an inner attack that would stay where it starts."""
+    if step_size == 0:
+        raise ValueError("step_size is 0, which would train on noise: leave it out for 2.5 · eps / steps")
+
+
 def last_points(
-    attack: Attack, model: nn.Module, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor
+    attack: Attack, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor, *,
+    reference: Tensor | None = None, seen_as: Callable[[Model], Model] | None = None,
 ) -> Tensor:
     """Where one run of the attack ends, float like images: `attack.steps` forward and backward passes, no more.
 
-    The last point and not the best one, because training pays for its forward pass anyway.
+    The last point and not the best one, because training pays for its forward pass anyway. reference: probabilities
+    [rows, classes] that the attack leads away from, where it is one that does. seen_as: what the attack is to be led by
+    instead of the network itself.
     """
-    with held_still(model):
-        state = attack.start(threat_model, Rows(images, labels, keys, labels))
+    with learner.attacked() as still:
+        model = seen_as(still) if seen_as else still
+        state = attack.start(learner.threat_model, Rows(images, labels, keys, labels))
+        if reference is not None:
+            state["reference"] = reference
         for _ in range(attack.steps):
-            state = attack.step(model, threat_model, state)
+            state = attack.step(model, learner.threat_model, state)
     return state["points"].detach()
+
+
+def probabilities(learner: Learner, images: Tensor) -> Tensor:
+    """What the network makes of the images while it stands still, float [rows, classes]."""
+    with torch.no_grad(), learner.attacked() as model:
+        return model(images).softmax(1)
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference || softmax(logits)), [rows]. reference: log-probabilities [rows, classes]."""
+    return F.kl_div(logits.log_softmax(1), reference, reduction="none", log_target=True).sum(1)

@@ -4,21 +4,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustbench_local.attacks.threat_model import ThreatModel
+from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
-    """Cross-entropy on the images as they are; the threat model plays no part in it."""
+class Standard(Objective):
+    """Cross-entropy on the images as they are; the threat model plays no part in it.
+
+    temperature: what the logits are divided by while training, and the loss multiplied by, so that its gradient to the
+    logits stays as long. Above 1 the logits of the finished network are as many times larger, which is how teachers of
+    defensive distillation are trained.
+    """
 
     name: ClassVar[str] = "standard"
-    judged_by: ClassVar[Literal["clean", "robust"]] = "clean"
+    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "clean"
+    temperature: float = 1.0
 
-    def loss(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat_model: ThreatModel, keys: Tensor  # noqa: ARG002
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = F.cross_entropy(model(images), labels)
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        logits = learner.logits(examples.images) / self.temperature
+        loss = self.temperature * learner.cross_entropy(logits, examples.labels)
         return loss, {"clean": loss.detach()}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from robustbench_local import __version__
+from robustbench_local.data.folder import Resize
+from robustbench_local.epochs import EpochReport
 from robustbench_local.files import write_atomically
 from robustbench_local.recipes import Recipe
 from robustbench_local.result import Accuracy, Protocol, ThreatModelInfo
-from robustbench_local.training import EpochReport
 
 SCHEMA: Literal["robustbench-local/checkpoint/1"] = "robustbench-local/checkpoint/1"
 WEIGHTS, CARD, METRICS, RESULT = "model.safetensors", "model.json", "metrics.jsonl", "result.json"
+LAST = "last.safetensors"
+
+
+def last_of(path: Path) -> Path:
+    """The place of the last epoch's model.json or result.json, beside the chosen one's."""
+    return path.with_name("last.json" if path.name == CARD else f"last-{path.name}")
 
 
 class Part(BaseModel):
@@ -55,13 +63,16 @@ class ModelCard(Part):
     input_shape: tuple[int, int, int]
     class_names: list[str] | None
     normalization: dict[str, list[float]] | None
+    resize: Resize | None = Field(default=None, description="how image files are brought to the size trained on")
     trained_by: str | None = Field(description="name of the shipped recipe; null for one's own")
     recipe: Recipe
     seed: int
     data: TrainingData
     chosen: EpochReport | None = Field(default=None, description="the epoch whose weights these are")
     evaluation: Judgement | None = None
+    last_evaluation: Judgement | None = Field(default=None, description="of the last epoch's weights, where others")
     versions: dict[str, str]
+    commit: str | None = Field(default=None, description="of the checkout that this project ran from, if it was one")
 
 
 def versions() -> dict[str, str]:
@@ -70,25 +81,38 @@ def versions() -> dict[str, str]:
     return {"robustbench_local": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
 
 
-def write_weights(folder: Path, module: nn.Module, normalization: dict[str, list[float]] | None) -> None:
+def commit() -> str | None:
+    """The commit of this project's own checkout, with a + where it was changed since."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    asked = [["git", "-C", str(root), *words] for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])]
+    try:
+        head, changes = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + "+" * bool(changes.strip())
+
+
+def write_weights(path: Path, module: nn.Module, normalization: dict[str, list[float]] | None) -> None:
     """The module's own state dict, and beside it `mean` and `std` where there is a normalisation: without them the
     file would load and be wrong. Raises UserError when it cannot be written."""
     # Cloned, because tied weights share memory and the format refuses that.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     for name, values in (normalization or {}).items():
         state.setdefault(name, torch.tensor(values))
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(state))
+    write_atomically(path, safetensors.torch.save(state))
 
 
-def read_weights(folder: Path, module: nn.Module) -> None:
+def read_weights(path: Path, module: nn.Module) -> None:
     """Put what `write_weights` wrote back into the module."""
     device = next(module.parameters()).device
-    state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    state = safetensors.torch.load(path.read_bytes())
     module.load_state_dict({name: state[name].to(device) for name in module.state_dict()})
 
 
-def write_card(folder: Path, card: ModelCard) -> None:
-    write_atomically(folder / CARD, card.model_dump_json(by_alias=True, indent=2) + "\n")
+def write_card(path: Path, card: ModelCard) -> None:
+    write_atomically(path, card.model_dump_json(by_alias=True, indent=2) + "\n")
 
 
 def read_card(text: str | bytes) -> ModelCard:

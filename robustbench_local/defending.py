@@ -6,16 +6,24 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from robustbench_local.attacks import ThreatModel
+from robustbench_local.attacks.attack import Model, spec
+from robustbench_local.augmentation import Augmentation
 from robustbench_local.checkpoint import (
     CARD,
+    LAST,
     METRICS,
     RESULT,
     WEIGHTS,
     Judgement,
     ModelCard,
     TrainingData,
+    commit,
+    last_of,
     read_weights,
     versions,
     write_card,
@@ -23,17 +31,27 @@ from robustbench_local.checkpoint import (
 )
 from robustbench_local.data import load_dataset, stratified_subset
 from robustbench_local.data.dataset import Dataset, sample_sha256
+from robustbench_local.defenses import Objective
 from robustbench_local.device import choose_device
+from robustbench_local.epochs import EpochReport, TrainingObserver, best
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation import Evaluation, evaluate
-from robustbench_local.files import check_writable, writable
+from robustbench_local.feeding import is_resident
+from robustbench_local.files import check_writable, write_atomically
 from robustbench_local.holdout import cut_holdout
+from robustbench_local.journal import journals
+from robustbench_local.models import load_classifier
 from robustbench_local.observer import Observer
+from robustbench_local.processes import local_device, rank_and_world, require_met
 from robustbench_local.protocol import resolve_suite
 from robustbench_local.recipes import Recipe
 from robustbench_local.record import summed_hash
-from robustbench_local.starting import Start, fresh_start, loaded_start, require_fit
-from robustbench_local.training import RESIDENT_BYTES, EpochReport, TrainingObserver, train
+from robustbench_local.starting import Start, fresh_start, loaded_start, require_fit, resize_of
+from robustbench_local.training import train
+from robustbench_local.training_state import STATE, Snapshot
+
+TEACHER = "teacher"
+"""The subfolder of a teacher that was trained because none was given."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +63,43 @@ class Hardened:
     start: Start
     judged: Dataset
     threat_model: ThreatModel
+    reports: list[EpochReport]
 
     def judge(self, observer: Observer | None = None) -> Evaluation:
-        """Evaluate what was written, write result.json, and put the outcome into model.json."""
+        """Evaluate the chosen weights, write result.json, and put the outcome into model.json; where the last epoch's
+        weights are others, the same for them, in last-result.json. Gives the evaluation of the chosen ones.
+
+        The test images have had no say before. An evaluation that was interrupted goes on where it was.
+        """
+        if (self.folder / LAST).exists():
+            self._record("last_evaluation", self._evaluated(LAST, last_of(self.folder / RESULT), observer))
+        evaluation = self._evaluated(WEIGHTS, self.folder / RESULT, observer)
+        self._record("evaluation", evaluation)
+        if rank_and_world()[0] == 0:
+            (self.folder / STATE).unlink(missing_ok=True)
+        return evaluation
+
+    def _evaluated(self, weights: str, output: Path, observer: Observer | None) -> Evaluation:
         recipe = self.card.recipe
-        read_weights(self.folder, self.start.network.module)
+        read_weights(self.folder / weights, self.start.network.module)
         name, device = f"{self.card.architecture} by {recipe.method}", next(self.start.network.parameters()).device
-        evaluation = evaluate(
+        return evaluate(
             self.start.classifier(name, self.card.input_shape), self.judged, self.threat_model, suite=recipe.suite,
-            seed=recipe.seed, device=device, output=self.folder / RESULT, observer=observer,
+            samples=recipe.eval_samples, seed=recipe.seed, device=device, precision=recipe.precision, output=output,
+            resume=bool(journals(output)) or output.exists(), observer=observer,
             config={"recipe": recipe.model_dump(), "trained_by": self.card.trained_by},
         )
+
+    def _record(self, place: str, evaluation: Evaluation) -> None:
         result = evaluation.result
         judgement = Judgement(
             data=result.data.name, split=result.data.split, threat_model=result.threat_model, protocol=result.protocol,
             clean_accuracy=result.clean_accuracy, robust_accuracy=result.robust_accuracy,
         )
-        write_card(self.folder, self.card.model_copy(update={"evaluation": judgement}))
-        return evaluation
+        card = self.card.model_copy(update={place: judgement})
+        object.__setattr__(self, "card", card)
+        if rank_and_world()[0] == 0:
+            write_card(self.folder / CARD, card)
 
 
 def new_folder(recipe: Recipe) -> Path:
@@ -75,24 +112,30 @@ def new_folder(recipe: Recipe) -> Path:
 
 def harden(
     recipe: Recipe, output: Path, *, trained_by: str | None = None, device: str | None = None,
-    data_dir: Path | None = None, download: bool = False, observer: TrainingObserver | None = None,
+    data_dir: Path | None = None, download: bool = False, workers: int | None = None, compiled: bool = False,
+    resume: bool = False, observer: TrainingObserver | None = None,
 ) -> Hardened:
-    """Train as the recipe says; `output` gets model.safetensors, model.json and metrics.jsonl.
+    """Train as the recipe says; `output` gets model.safetensors, model.json and metrics.jsonl, and while training lasts
+    what it can be gone on from.
 
-    trained_by: the shipped recipe's name, for the checkpoint. Everything that can be wrong with the recipe is found
-    before the first step. Raises UserError for that, for an output folder that is taken or cannot be written, and
-    where the loss stops being finite.
+    trained_by: the shipped recipe's name, for the checkpoint. resume: go on with the training that was interrupted
+    there; the same recipe, data and machine give the weights of an uninterrupted one. Everything that can be wrong with
+    the recipe is found before the first step. Under torchrun every process makes the same call; the first one writes.
+    Raises UserError for that, for an output folder that is taken or cannot be written, and where gradients stop being
+    finite.
     """
+    require_met("harden")
     objective, threat_model = recipe.objective(), recipe.threat_model()
-    resolve_suite(recipe.suite)
-    where = choose_device(device)
-    _require_free(output)
+    recipe.weight_perturbation(), Augmentation.parse(recipe.augment), resolve_suite(recipe.suite)
+    where = (local_device() if device is None else None) or choose_device(device)
+    if not resume:
+        require_free(output)
     start = loaded_start(recipe) if recipe.model else None
-    resize, names = (start.resize, start.class_names) if start else (None, None)
+    resize, names = (start.resize, start.class_names) if start else (resize_of(recipe), None)
 
-    def load(spec: str, split: str) -> Dataset:
+    def load(data: str, split: str) -> Dataset:
         return load_dataset(
-            spec, split=split, data_dir=data_dir, download=download, resize=resize, class_names=names
+            data, split=split, data_dir=data_dir, download=download, resize=resize, class_names=names
         )
 
     whole = load(recipe.data, "train")
@@ -103,27 +146,105 @@ def harden(
     )
     start.network.to(where)
     classes = require_fit(start.network, recipe.model or start.architecture, whole)
+    names = names or whole.class_names
     if recipe.samples is not None:
         whole = whole.subset(stratified_subset(whole.labels, recipe.samples, recipe.seed))
-    training, holdout = (whole.subset(part) for part in cut_holdout(whole.labels, recipe.holdout, recipe.seed))
+    parts = cut_holdout(whole.labels, recipe.holdout, recipe.seed, groups=whole.groups)
+    training, holdout = (whole.subset(part) for part in parts)
     judged = _judged_by(recipe, holdout, load)
     check_writable(output / METRICS)
     card = _card(recipe, start, classes, whole, len(holdout), trained_by)
+    about = card.model_dump(mode="json", include={"recipe", "data", "num_classes", "input_shape"})
+    snapshot = _interrupted(output, about) if resume else None
+    if objective.taught:
+        teacher = _teacher(recipe, objective, output, whole, classes, where, {
+            "device": device, "data_dir": data_dir, "download": download, "workers": workers, "compiled": compiled,
+            "observer": observer,
+        })
+    else:
+        teacher = None
+    first = rank_and_world()[0] == 0
 
-    def keep(report: EpochReport) -> None:
-        if report.chosen:
-            write_weights(output, start.network.module, start.normalization)
-            write_card(output, card.model_copy(update={"chosen": report}))
-        with writable(output / METRICS), (output / METRICS).open("a", encoding="utf-8") as file:
-            file.write(report.model_dump_json() + "\n")
+    def keep(reports: list[EpochReport], network: Any) -> None:
+        if not first:
+            return
+        write_atomically(output / METRICS, "".join(report.model_dump_json() + "\n" for report in reports))
+        if reports[-1].chosen:
+            write_weights(output / WEIGHTS, network.module, start.normalization)
+            write_card(output / CARD, card.model_copy(update={"chosen": reports[-1]}))
+        if _is_over(reports, recipe) and not reports[-1].chosen:
+            write_weights(output / LAST, network.module, start.normalization)
+            write_card(last_of(output / CARD), card.model_copy(update={"chosen": reports[-1]}))
 
-    reports = train(start.network, training, holdout, objective, threat_model, recipe, keep=keep, observer=observer)
-    chosen = [report for report in reports if report.chosen][-1]
-    return Hardened(output, card.model_copy(update={"chosen": chosen}), start, judged, threat_model)
+    def save(snapshot: Snapshot) -> None:
+        if first:
+            snapshot.write(output / STATE, about)
+
+    reports = train(
+        start.network, training, holdout, objective, threat_model, recipe, teacher=teacher, head=start.head,
+        workers=workers, compiled=compiled, keep=keep, save=save, resume=snapshot, observer=observer,
+    )
+    return Hardened(output, card.model_copy(update={"chosen": best(reports)}), start, judged, threat_model, reports)
 
 
-def _require_free(output: Path) -> None:
+def _is_over(reports: list[EpochReport], recipe: Recipe) -> bool:
+    return sum(not report.undone for report in reports) == recipe.epochs
+
+
+def _interrupted(output: Path, about: dict[str, Any]) -> Snapshot | None:
+    """What the folder's training can be gone on from; None where it has not come so far.
+
+    Raises UserError where it is another training.
+    """
+    if not (output / STATE).exists():
+        if (output / RESULT).exists():
+            raise UserError(f"{output} is a finished training: nothing is left to do")
+        if (output / CARD).exists():
+            raise UserError(f"{output} holds a checkpoint but nothing to go on from: name another folder with --output")
+        return None
+    snapshot, then = Snapshot.read(output / STATE)
+    if then != about:
+        changed = [key for key in about["recipe"] if then.get("recipe", {}).get(key) != about["recipe"][key]]
+        what = f"its {', '.join(changed).replace('_', '-')} differ" if changed else "its data differ"
+        raise UserError(f"{output} is another training ({what}): give the same settings, or name another --output")
+    return snapshot
+
+
+def _teacher(
+    recipe: Recipe, objective: Objective, output: Path, whole: Dataset, classes: int, where: torch.device,
+    settings: dict[str, Any],
+) -> Model:
+    """The classifier that the method learns from, trained first where none is given.
+
+    Raises UserError where it does not know the student's classes or cannot take its images.
+    """
+    if recipe.teacher is not None:
+        model = load_classifier(recipe.teacher)
+        name = f"the teacher {recipe.teacher}"
+        known = require_fit(model.to(where), name, whole)
+        if known != classes:
+            raise UserError(f"{name} knows {known} classes, but the student {classes}: give a teacher of the same")
+        return model
+    own = objective.own_teacher()
+    if own is None:
+        raise UserError(
+            f"{objective.name} learns from a robust teacher: name one with --teacher, such as a folder of runs/"
+        )
+    folder = output / TEACHER
+    unfinished = (folder / STATE).exists() or not (folder / CARD).exists()
+    if unfinished:
+        taught = recipe.model_copy(update={"method": spec(own)})
+        harden(taught, folder, resume=(folder / STATE).exists(), **settings)
+        (folder / STATE).unlink(missing_ok=True)
+    return load_classifier(str(folder), arch=recipe.arch if recipe.model else None).to(where)
+
+
+def require_free(output: Path) -> None:
     """Hours of training are not overwritten by a command that is typed again."""
+    if (output / STATE).exists():
+        raise UserError(
+            f"{output} holds a training that was interrupted: go on with it by --resume, or name another --output"
+        )
     taken = [name for name in (WEIGHTS, CARD, METRICS, RESULT) if (output / name).exists()]
     if taken:
         raise UserError(f"{output} already holds {' and '.join(taken)}: name another folder with --output")
@@ -144,13 +265,12 @@ def _card(
     recipe: Recipe, start: Start, classes: int, whole: Dataset, held: int, trained_by: str | None
 ) -> ModelCard:
     """What is known of the checkpoint before its training begins."""
-    channels, height, width = whole.image_shape
-    small = 4 * len(whole) * channels * height * width <= RESIDENT_BYTES
+    small = is_resident(whole)
     hashes = [sample_sha256(whole.images([position])[0]) for position in range(len(whole))] if small else []
     return ModelCard(
         architecture=start.architecture, num_classes=classes, input_shape=whole.image_shape,
-        class_names=start.class_names or whole.class_names, normalization=start.normalization, trained_by=trained_by,
-        recipe=recipe, seed=recipe.seed, versions=versions(),
+        class_names=start.class_names or whole.class_names, normalization=start.normalization, resize=whole.resize,
+        trained_by=trained_by, recipe=recipe, seed=recipe.seed, versions=versions(), commit=commit(),
         data=TrainingData(
             name=whole.name, split=whole.split, training=len(whole) - held, holdout=held,
             sha256=summed_hash(hashes, whole.labels) if small else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import os
 import platform
 import sys
 import time
@@ -32,7 +31,7 @@ from robustbench_local.metering import Metered, Passes, forget_peak_memory, peak
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.observer import Observer
 from robustbench_local.preflight import DETERMINISTIC, GRADIENTS, accuracy_is_plausible, after_attacks, preflight
-from robustbench_local.processes import gather, local_device, rank_and_world
+from robustbench_local.processes import gather, local_device, rank_and_world, require_met
 from robustbench_local.protocol import custom, resolve_suite
 from robustbench_local.record import Ledger, record_path, seconds_of, summed_hash, write_samples
 from robustbench_local.result import (
@@ -111,11 +110,7 @@ def evaluate(
         raise UserError("give a suite or attacks, not both: a protocol cannot carry its name with other attacks in it")
     if attacks is not None and not attacks:
         raise UserError("there is no attack in the list of attacks: give at least one, or leave it out for a suite")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank_and_world()[1] == 1:
-        raise UserError(
-            "torchrun has started several processes, but they have not met: call evaluate inside "
-            "'with robustbench_local.processes.process_group()'"
-        )
+    require_met("evaluate")
     if resume and output is None:
         raise UserError("there is nothing to resume without an output: name the interrupted run's --output")
     protocol, steps = custom(attacks) if attacks else resolve_suite(suite or "fast")
@@ -204,7 +199,8 @@ def _complete(output: Path, binding: Binding, dataset: Dataset) -> Evaluation | 
     if journals(output) or not output.is_file():
         return None
     result = read_result(output)
-    hashes = [sample_sha256(dataset.images([position])[0]) for position in range(len(dataset))]
+    low, high = result.threat_model.box
+    hashes = [sample_sha256(dataset.images([position])[0].clamp(low, high)) for position in range(len(dataset))]
     same_data = summed_hash(hashes, dataset.labels) == result.data.sha256
     if result.config.get("binding") != binding.model_dump() or not same_data:
         raise UserError(f"{output} is the result of another run: name another --output, or leave out --resume")

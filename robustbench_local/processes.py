@@ -10,12 +10,23 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from robustbench_local.errors import UserError
+
 T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are; (0, 1) outside torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def require_met(what: str) -> None:
+    """Raises UserError where torchrun has started several processes that each believe to be alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank_and_world()[1] == 1:
+        raise UserError(
+            f"torchrun has started several processes, but they have not met: call {what} inside "
+            "'with robustbench_local.processes.process_group()'"
+        )
 
 
 def gather(mine: list[T]) -> list[list[T]]:
@@ -37,14 +48,15 @@ def agreed(value: T) -> T:
 def process_group() -> Iterator[int]:
     """Join the group that torchrun has set up, if it has; gives this process's number.
 
-    Only events travel between processes, small and as objects, so gloo serves on every device.
+    An evaluation's events travel as small objects, by gloo on every device; gradients between GPUs by nccl.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield 0
         return
     # Processes wait for each other at the end of every stage, which can take as long as a stage; torchrun itself ends
     # those whose fellows have died.
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=30))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
     try:
         yield dist.get_rank()
     finally:

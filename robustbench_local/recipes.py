@@ -4,7 +4,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,7 +15,7 @@ from robustbench_local.options import build, parse_spec
 
 if TYPE_CHECKING:
     from robustbench_local.attacks import ThreatModel
-    from robustbench_local.defenses import Objective
+    from robustbench_local.defenses import AWP, Objective
 
 
 def _number(value: Any) -> Any:
@@ -43,33 +43,62 @@ class Recipe(BaseModel):
     checkpoint: str | None = Field(None, description="a file with that classifier's weights")
     arch: str | None = Field(None, description="the architecture to start from scratch with, or that of model's file")
     normalize: str | None = Field(None, description="what the model expects its input scaled by")
+    pretrained: bool = Field(False, description="start from arch's published weights, with a new last layer")
+    resize: str | None = Field(None, description="SIZE or SIZE:CROP, for images from files")
+    teacher: str | None = Field(None, description="the classifier that methods with a teacher learn from")
     data: str = "digits"
     eval_data: str | None = Field(None, description="another data set for the final evaluation")
     samples: Whole | None = Field(None, ge=1, description="train on a seeded subset of so many images")
+    eval_samples: Whole | None = Field(None, ge=1, description="evaluate on a seeded subset at the end; null: on all")
     norm: str = "linf"
     eps: Annotated[str | None, BeforeValidator(_text)] = Field(None, description="by default the data set's own")
     epochs: Whole = Field(30, ge=1)
-    batch_size: Whole = Field(128, ge=2)
-    lr: Real = Field(0.1, gt=0, allow_inf_nan=False, description="the highest learning rate of the one cycle")
+    freeze_epochs: Whole = Field(0, ge=0, description="first epochs that train the last layer alone")
+    batch_size: Whole = Field(128, ge=2, description="images of one step, over all processes")
+    accumulate: Whole = Field(1, ge=1, description="parts that a batch is taken through the network in")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Real = Field(0.1, gt=0, allow_inf_nan=False, description="the highest learning rate")
     momentum: Real = Field(0.9, gt=0, lt=1)
     weight_decay: Real = Field(5e-4, ge=0, allow_inf_nan=False)
+    schedule: Literal["onecycle", "cosine", "piecewise", "constant"] = Field(
+        "onecycle", description="piecewise divides by ten after half and after three quarters"
+    )
+    warmup: Real = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises; onecycle has its own")
+    eps_warmup: Real = Field(0.0, ge=0, le=1, description="share of all steps in which eps rises from 0")
+    clip_norm: Real = Field(0.0, ge=0, allow_inf_nan=False, description="longest gradient that is followed; 0: any")
+    label_smoothing: Real = Field(0.0, ge=0, lt=1)
+    average: Real = Field(0.0, ge=0, lt=1, description="decay of averaged weights (EMA), which are kept then; 0: none")
+    augment: str = Field("none", description="what images go through, such as crop=4,flip,cutout=8")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
     holdout: Real = Field(0.1, gt=0, lt=1, description="share of the training split that chooses the epoch")
     seed: Whole = Field(0, ge=0)
-    suite: str = "fast"
+    suite: str = "standard"
 
     def objective(self) -> Objective:
         """The training method.
 
         Raises UserError for an unknown method or setting, with the nearest one.
         """
-        from robustbench_local.defenses import OBJECTIVES
+        from robustbench_local.defenses import AWP, OBJECTIVES
 
-        name, settings = parse_spec(self.method)
+        (name, settings), *more = _methods(self.method)
         if name not in OBJECTIVES:
-            raise UserError(
-                f"unknown method {name!r}: there are {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}"
-            )
+            added = name == AWP.name
+            said = f"{name} goes with a method, as in trades+{name}" if added else f"unknown method {name!r}"
+            raise UserError(f"{said}: there are {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}")
+        if any(extra != AWP.name for extra, _ in more) or len(more) > 1:
+            raise UserError(f"--method {self.method}: what can be added to a method with + is {AWP.name}, once")
         return build(OBJECTIVES[name], settings, f"--method {name}")
+
+    def weight_perturbation(self) -> AWP | None:
+        """What is added to the method with `+`.
+
+        Raises UserError for a setting it does not have.
+        """
+        from robustbench_local.defenses import AWP
+
+        more = _methods(self.method)[1:]
+        return build(AWP, more[0][1], f"--method {AWP.name}") if more else None
 
     def threat_model(self) -> ThreatModel:
         """What the model is to be hardened against, and is evaluated with.
@@ -91,8 +120,16 @@ class Recipe(BaseModel):
         return threat_model
 
 
-LOOP_SETTINGS = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "holdout")
+LOOP_SETTINGS = (
+    "epochs", "freeze_epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule",
+    "warmup", "eps_warmup", "clip_norm", "label_smoothing", "average", "precision", "holdout",
+)
 """What may be written among a method's own settings, as in `pgd-at:steps=7,epochs=20`."""
+
+
+def _methods(text: str) -> list[tuple[str, dict[str, str]]]:
+    """`trades:beta=6+awp` -> what stands between the pluses."""
+    return [parse_spec(part) for part in text.split("+")]
 
 
 def resolve_recipe(config: str | None, flags: Mapping[str, Any]) -> Recipe:
@@ -105,7 +142,7 @@ def resolve_recipe(config: str | None, flags: Mapping[str, Any]) -> Recipe:
         return _checked(given, "the command line")
     where, written = read_config(config)
     written = _lifted(written, where)
-    start = ("model", "checkpoint", "arch", "normalize")
+    start = ("model", "checkpoint", "arch", "pretrained", "normalize", "resize")
     if any(key in given for key in start):
         # Where to start from is one choice: half of the file's would not go with half of the command line's.
         written = {key: value for key, value in written.items() if key not in start}
@@ -154,13 +191,18 @@ def _lifted(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The same with the loop's settings taken out of the method's."""
     if not isinstance(values.get("method"), str):
         return values
-    name, settings = parse_spec(values["method"])
+    methods = _methods(values["method"])
+    settings = methods[0][1]  # what is added to a method has settings of its own
     lifted = {key: settings.pop(key) for key in LOOP_SETTINGS if key in settings}
     for key in lifted:
         if key in values:
             raise UserError(f"{where} gives {key.replace('_', '-')} twice: once by itself and once with the method")
+    return {**values, **lifted, "method": "+".join(_written(*method) for method in methods)}
+
+
+def _written(name: str, settings: dict[str, str]) -> str:
     own = ",".join(f"{key.replace('_', '-')}={value}" for key, value in settings.items())
-    return {**values, **lifted, "method": f"{name}:{own}" if own else name}
+    return f"{name}:{own}" if own else name
 
 
 def _checked(values: dict[str, Any], where: str) -> Recipe:

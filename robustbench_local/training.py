@@ -2,214 +2,243 @@
 their recipe."""
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import nn
 
-from robustbench_local.attacks import PGD, ThreatModel, run
-from robustbench_local.attacks.randomness import sample_keys
+from robustbench_local.attacks import ThreatModel
+from robustbench_local.attacks.attack import Model, spec
+from robustbench_local.averaging import SETTLING
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.defenses import Objective
-from robustbench_local.defenses.objective import held_still
+from robustbench_local.epochs import EpochReport, TrainingObserver, is_catastrophic, overfitting
 from robustbench_local.errors import UserError
+from robustbench_local.feeding import Source, shuffled
+from robustbench_local.judging import Judgement, judge
+from robustbench_local.lesson import Lesson
+from robustbench_local.processes import gather, rank_and_world
 from robustbench_local.recipes import Recipe
-from robustbench_local.result import Accuracy, Part
+from robustbench_local.starting import seeded
+from robustbench_local.training_arithmetic import laid_out
+from robustbench_local.training_state import Snapshot
 
-RESIDENT_BYTES = 2 * 2**30
-"""A set that takes less than this as float32 stays on the device; a larger one is read batch by batch."""
-JUDGE = PGD(steps=10, loss="margin")
-"""What held-out images are attacked with after every epoch, from the same random starts each time."""
+CONSTANT = 5
+"""Epochs in a row that may answer one class for every image: the first ones of a hard training often do."""
+SAVE_SECONDS = 600.0
+"""How much work on an epoch may be lost to a kill."""
 
-
-class EpochReport(Part):
-    """One line of `metrics.jsonl`. Accuracies are those on the hold-out; losses are means over the epoch's images."""
-
-    epoch: int = Field(ge=1)
-    loss: float
-    parts: dict[str, float]
-    learning_rate: float
-    clean_accuracy: Accuracy
-    robust_accuracy: Accuracy | None = Field(description="null where the method is judged by clean accuracy")
-    images_per_second: float
-    seconds: float
-    chosen: bool = Field(description="no epoch before this one was better")
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Orders epochs: by robust accuracy where it was measured, clean accuracy breaks ties."""
-        return self.robust_accuracy.value if self.robust_accuracy else 0.0, self.clean_accuracy.value
-
-
-class TrainingObserver:
-    """Hears how training goes; does nothing with it. A display overrides what it shows."""
-
-    def begin(self, epochs: int, images: int) -> None:
-        """Training begins: so many epochs of so many images."""
-
-    def advance(self, images: int, loss: float) -> None:
-        """A batch of so many images has been learnt from."""
-
-    def epoch(self, report: EpochReport) -> None:
-        """An epoch has ended."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-class Source:
-    """Batches of a data set on a device."""
-
-    def __init__(self, dataset: Dataset, device: torch.device):
-        channels, height, width = dataset.image_shape
-        self._dataset, self._device = dataset, device
-        fits = 4 * len(dataset) * channels * height * width <= RESIDENT_BYTES
-        self._images = dataset.images(torch.arange(len(dataset))).to(device) if fits else None
-
-    def load(self, positions: Tensor) -> Batch:
-        labels, indices = self._dataset.labels[positions], self._dataset.indices[positions]
-        images = self._dataset.images(positions) if self._images is None else self._images[positions.to(self._device)]
-        return Batch(images.to(self._device), labels.to(self._device), indices.to(self._device))
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Every sample once."""
-        return (self.load(positions) for positions in torch.arange(len(self._dataset)).split(size))
-
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Full batches in a fresh order; the few that are left over sit this epoch out."""
-        order = torch.randperm(len(self._dataset), generator=generator)
-        return (self.load(positions) for positions in order.split(size) if len(positions) == size)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global random numbers start from the seed – for initial weights and dropout – and the caller's go on
-    afterwards as if nothing had drawn from them."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+Keep = Callable[[list[EpochReport], nn.Module], None]
+Save = Callable[[Snapshot], None]
 
 
 def train(
     network: nn.Module, training: Dataset, holdout: Dataset, objective: Objective, threat_model: ThreatModel,
-    recipe: Recipe, *, keep: Callable[[EpochReport], None] | None = None,
+    recipe: Recipe, *, teacher: Model | None = None, head: Sequence[str] = (), workers: int | None = None,
+    compiled: bool = False, keep: Keep | None = None, save: Save | None = None, resume: Snapshot | None = None,
     observer: TrainingObserver | None = None,
 ) -> list[EpochReport]:
     """Train the network in place, on the device it is on, and report every epoch.
 
-    network: float [rows, ...] in the box -> logits, its parameters to be trained have `requires_grad`. keep is called
-    after every epoch, while the network has that epoch's weights: `report.chosen` says that none before was better.
-    Raises UserError where there are fewer images than a batch holds, or the loss stops being a finite number.
+    network: float [rows, ...] in the box -> logits, its parameters to be trained have `requires_grad`. teacher: images
+    -> logits, for methods that learn from one. head: names of the parameters that the first `freeze_epochs` train. keep
+    is called after every epoch with all reports and the network that was judged, which is the averaged one where there
+    is an average: the last report's `chosen` says that none before was better. save is given what training can be gone
+    on from, resume takes it. Under torchrun every process makes the same call and learns from its share of every batch.
+    Raises UserError where there are fewer images than a batch holds, a batch cannot be shared between the processes, or
+    gradients stop being finite numbers.
     """
     if len(training) < recipe.batch_size:
         raise UserError(
             f"{len(training)} images are left to train on, fewer than one batch of {recipe.batch_size}: give more "
             f"images, or a smaller --batch-size"
         )
+    rank, world = rank_and_world()
+    if recipe.batch_size % (world * recipe.accumulate):
+        raise UserError(
+            f"a batch of {recipe.batch_size} cannot be cut into equal parts for {world} processes and --accumulate "
+            f"{recipe.accumulate}: give a --batch-size that is a multiple of {world * recipe.accumulate}"
+        )
     device = next(network.parameters()).device
-    batches = len(training) // recipe.batch_size
-    lesson = Lesson.of(network, objective, threat_model, recipe, steps=recipe.epochs * batches)
-    source, held = Source(training, device), Source(holdout, device)
-    order = torch.Generator().manual_seed(recipe.seed)
-    observer = observer or TrainingObserver()
-    observer.begin(recipe.epochs, batches * recipe.batch_size)
-    reports: list[EpochReport] = []
-    with seeded(recipe.seed, device):
-        for epoch in range(1, recipe.epochs + 1):
-            began, rate = time.perf_counter(), float(lesson.schedule.get_last_lr()[0])
-            totals: Counter[str] = Counter()
-            for number, batch in enumerate(source.shuffled(recipe.batch_size, order), start=1):
-                losses = lesson.learn(batch, epoch, number)
-                totals.update(losses)
-                observer.advance(recipe.batch_size, losses["loss"])
-            seconds = time.perf_counter() - began
-            means = {name: total / batches for name, total in totals.items()}
-            clean, robust = judge(network, held, objective, threat_model, recipe)
-            report = EpochReport(
-                epoch=epoch, loss=means.pop("loss"), parts=means, learning_rate=rate, clean_accuracy=clean,
-                robust_accuracy=robust, images_per_second=batches * recipe.batch_size / seconds,
-                seconds=time.perf_counter() - began, chosen=False,
-            )
-            # Of equals the later: its learning rate is lower and its weights have seen more.
-            chosen = all(report.rank >= earlier.rank for earlier in reports)
-            reports.append(report.model_copy(update={"chosen": chosen}))
-            if keep is not None:
-                keep(reports[-1])
-            observer.epoch(reports[-1])
-    return reports
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What every step of the optimiser needs, whatever the batch."""
-
-    network: nn.Module
-    objective: Objective
-    threat_model: ThreatModel
-    seed: int
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.OneCycleLR
-
-    @classmethod
-    def of(
-        cls, network: nn.Module, objective: Objective, threat_model: ThreatModel, recipe: Recipe, *, steps: int
-    ) -> Lesson:
-        optimizer = torch.optim.SGD(
-            [parameter for parameter in network.parameters() if parameter.requires_grad], lr=recipe.lr,
-            momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay,
+    with seeded(recipe.seed + rank, device):
+        batches = len(training) // recipe.batch_size
+        lesson = Lesson(
+            laid_out(network, device), objective, threat_model, recipe, steps=recipe.epochs * batches,
+            teacher=teacher, head=head, compiled=compiled,
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=recipe.lr, total_steps=steps, cycle_momentum=False
+        trainer = Trainer(
+            lesson, Source(training, device, workers=workers), Source(holdout, device, workers=workers), threat_model,
+            recipe, keep or (lambda *_: None), save or (lambda _: None),
+            observer or TrainingObserver(),
         )
-        return cls(network, objective, threat_model, recipe.seed, optimizer, schedule)
+        trainer.begin(resume)
+        trainer.run()
+    return trainer.reports
 
-    def learn(self, batch: Batch, epoch: int, number: int) -> dict[str, float]:
-        """One step; the loss and its parts. Raises UserError, with the weights as they were, for a loss like NaN."""
-        self.network.train()
-        keys = sample_keys(self.seed, batch.indices, f"train/{epoch}", 0)
-        loss, parts = self.objective.loss(self.network, batch.images, batch.labels, self.threat_model, keys)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+
+class Trainer:
+    """Epochs: their order of images, their reports, and the watch over them."""
+
+    def __init__(
+        self, lesson: Lesson, source: Source, held: Source, threat_model: ThreatModel, recipe: Recipe, keep: Keep,
+        save: Save, observer: TrainingObserver,
+    ):
+        self.reports: list[EpochReport] = []
+        self._lesson, self._source, self._held = lesson, source, held
+        self._threat_model, self._recipe, self._device = threat_model, recipe, next(lesson.network.parameters()).device
+        self._keep, self._save, self._observer = keep, save, observer
+        self._order = torch.Generator().manual_seed(recipe.seed)
+        self._order_then = self._order.get_state()
+        # How far the running epoch is.
+        self._batch, self._seconds, self._rate = 0, 0.0, lesson.rate
+        self._totals: Counter[str] = Counter()
+        self._healthy: Snapshot | None = None
+
+    @property
+    def _finished(self) -> int:
+        """Epochs that are done and stand."""
+        return sum(not report.undone for report in self.reports)
+
+    def begin(self, resume: Snapshot | None) -> None:
+        """From the snapshot, or from the start: whatever lies in the folder from now on can be gone on from."""
+        if resume is None:
+            self._save(self._snapshot())
+        else:
+            self.restore(resume)
+
+    def run(self) -> None:
+        recipe, size = self._recipe, self._recipe.batch_size
+        self._observer.begin(recipe.epochs, len(self._source) // size * size, self._finished)
+        while self._finished < recipe.epochs:
+            if self._healthy is None and self._lesson.objective.safer() is not None:
+                self._healthy = self._snapshot()
+            self._one_epoch(self._finished + 1)
+        if self.reports and (told := overfitting(self.reports)):
+            self._observer.warn(told)
+
+    def _one_epoch(self, epoch: int) -> None:
+        recipe, lesson = self._recipe, self._lesson
+        rank, world = rank_and_world()
+        lesson.freeze(epoch <= recipe.freeze_epochs)
+        self._order_then = self._order.get_state()
+        parts = shuffled(len(self._source), recipe.batch_size, self._order)
+        began, saved = time.perf_counter() - self._seconds, time.monotonic()
+        self._rate = self._rate if self._batch else lesson.rate
+        for batch in self._source.batches([positions[rank::world] for positions in parts[self._batch :]]):
+            self._batch += 1
+            losses = lesson.learn(batch, epoch, self._batch, settle=self._batch > len(parts) - SETTLING)
+            self._totals.update(losses)
+            self._observer.advance(recipe.batch_size, losses.get("loss", math.nan))
+            if time.monotonic() - saved > SAVE_SECONDS and world == 1 and self._batch < len(parts):
+                self._seconds, saved = time.perf_counter() - began, time.monotonic()
+                self._save(self._snapshot())
+        learning = time.perf_counter() - began
+        self._share_buffers()
+        judged = judge(
+            lesson.judged, self._held, lesson.objective, self._threat_model, seed=recipe.seed,
+            batch_size=recipe.batch_size,
+        )
+        report = self._report(epoch, learning, judged, images=len(parts) * recipe.batch_size)
+        report = report.model_copy(update={"seconds": time.perf_counter() - began})
+        self._batch, self._seconds, self._totals = 0, 0.0, Counter()
+        self._enter(report)
+        self._observer.epoch(self.reports[-1])
+        self._refuse_constant(judged)
+
+    def _report(self, epoch: int, learning: float, judged: Judgement, *, images: int) -> EpochReport:
+        totals: Counter[str] = Counter()
+        for (each,) in gather([self._totals]):
+            totals.update(each)
+        _, world = rank_and_world()
+        skipped = round(totals.pop("skipped", 0) / world)
+        learnt = images // self._recipe.batch_size - skipped
+        means = {name: total / world / max(1, learnt) for name, total in totals.items()}
+        told = [f"{skipped} batches had no finite gradient and changed nothing"] if skipped else []
+        if judged.only_class is not None:
+            told.append(f"every held-out image is taken for class {judged.only_class}")
+        report = EpochReport(
+            epoch=epoch, method=spec(self._lesson.objective), loss=means.pop("loss", math.nan), parts=means,
+            learning_rate=self._rate, clean_accuracy=judged.clean, robust_accuracy=judged.robust,
+            fgsm_accuracy=judged.fgsm, noisy_accuracy=judged.noisy, skipped=skipped,
+            images_per_second=images / learning, seconds=learning, chosen=False, warnings=told,
+        )
+        standing = [earlier for earlier in self.reports if not earlier.undone]
+        return report.model_copy(update={"chosen": all(report.rank >= earlier.rank for earlier in standing)})
+
+    def _enter(self, report: EpochReport) -> None:
+        """The epoch stands, or is undone where its weights have overfitted to their own single step."""
+        lesson = self._lesson
+        safer = lesson.objective.safer() if is_catastrophic(report, self.reports) else None
+        if safer is not None and self._healthy is not None:
+            told = f"catastrophic overfitting: back to epoch {report.epoch - 1}, and on with {spec(safer)}"
+            report = report.model_copy(update={"undone": True, "chosen": False, "warnings": [*report.warnings, told]})
+            reports = [*self.reports, report]
+            self.restore(self._healthy)
+            lesson.objective, self.reports = safer, reports
+        else:
+            self.reports = [*self.reports, report]
+        self._order_then = self._order.get_state()
+        self._keep(self.reports, lesson.judged)
+        self._healthy = None  # a snapshot holds the one before it, and that one's would be held with it
+        if lesson.objective.safer() is not None:
+            self._healthy = self._snapshot()
+        self._save(self._snapshot())
+
+    def _refuse_constant(self, judged: Judgement) -> None:
+        last = self.reports[-CONSTANT:]
+        if judged.only_class is None or len(last) < CONSTANT:
+            return
+        if all(any("taken for class" in told for told in report.warnings) for report in last):
             raise UserError(
-                f"the loss became {value} in epoch {epoch}, batch {number}: lower --lr, or look for damaged images; "
-                "the checkpoint of the best epoch so far, if there was one, is intact"
+                f"for {CONSTANT} epochs every image has been taken for one class, now {judged.only_class}: lower --lr, "
+                "or let eps rise slowly with --eps-warmup 0.5"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        return {"loss": value, **{name: float(part) for name, part in parts.items()}}
 
+    def _share_buffers(self) -> None:
+        """Every process has seen other images: running statistics become the mean of all, so that all judge alike."""
+        _, world = rank_and_world()
+        if world == 1:
+            return
+        # In the same order everywhere, which a set would not give.
+        for network in dict.fromkeys((self._lesson.network, self._lesson.judged)):
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= world
 
-def judge(
-    network: nn.Module, held: Source, objective: Objective, threat_model: ThreatModel, recipe: Recipe
-) -> tuple[Accuracy, Accuracy | None]:
-    """Clean accuracy on the held-out images and, for a method that is judged by it, robust accuracy under `JUDGE`."""
-    n = correct = standing = 0
-    with held_still(network):
-        for batch in held.in_order(recipe.batch_size):
-            with torch.no_grad():
-                right = network(batch.images).argmax(1) == batch.labels
-            n, correct = n + len(right), correct + int(right.sum())
-            if objective.judged_by == "robust" and right.any():
-                images, labels = batch.images[right], batch.labels[right]
-                points = run(
-                    JUDGE, network, threat_model, images, labels, seed=recipe.seed, indices=batch.indices[right]
-                )
-                with torch.no_grad():
-                    standing += int((network(points).argmax(1) == labels).sum())
-    robust = Accuracy.of(standing, n) if objective.judged_by == "robust" else None
-    return Accuracy.of(correct, n), robust
+    def _snapshot(self) -> Snapshot:
+        lesson, (_, world) = self._lesson.snapshot(), rank_and_world()
+        random = torch.get_rng_state()
+        tensors = {"order": self._order_then, **lesson.tensors}
+        tensors |= {f"random.{rank}": each for rank, (each,) in enumerate(gather([random]))}
+        if self._device.type == "cuda" and world == 1:
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        facts: dict[str, Any] = {
+            "lesson": lesson.facts, "method": spec(self._lesson.objective), "batch": self._batch,
+            "rate": self._rate, "seconds": self._seconds, "totals": dict(self._totals),
+            "reports": [report.model_dump(mode="json") for report in self.reports],
+        }
+        return Snapshot(tensors, facts, self._healthy)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on as if nothing had happened since the snapshot. Raises UserError where it is another network's."""
+        tensors, facts = snapshot.tensors, snapshot.facts
+        self._lesson.restore(Snapshot(tensors, facts["lesson"]))
+        if facts["method"] != spec(self._lesson.objective):
+            self._lesson.objective = self._recipe.model_copy(update={"method": facts["method"]}).objective()
+        self._order.set_state(tensors["order"])
+        self._order_then = tensors["order"]
+        rank, _ = rank_and_world()
+        if f"random.{rank}" in tensors:
+            torch.set_rng_state(tensors[f"random.{rank}"])
+        if "random.cuda" in tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self._device)
+        self._batch, self._seconds, self._rate = facts["batch"], facts["seconds"], facts["rate"]
+        self._totals = Counter(facts["totals"])
+        self.reports = [EpochReport.model_validate(report) for report in facts["reports"]]
+        self._healthy = snapshot.healthy

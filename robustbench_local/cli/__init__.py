@@ -16,7 +16,9 @@ COMMANDS = {
     "defend": "Train a more robust classifier.",
     "doctor": "Check that a model and its data can be evaluated together.",
     "gate": "Pass or fail a result file by its limits: for CI.",
+    "train": "Train a classifier on clean images, from scratch or from published weights.",
     "list": "List models, datasets, attacks, defenses or configs.",
+    "predict": "Say what a classifier sees in image files.",
 }
 
 
@@ -29,7 +31,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"robustbench_local.cli.{name}"), f"{name}_command")
+        module = "defend" if name == "train" else name
+        return getattr(importlib.import_module(f"robustbench_local.cli.{module}"), f"{name}_command")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

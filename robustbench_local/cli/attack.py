@@ -102,5 +102,5 @@ def _new_file(*parts: str) -> Path:
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """The options as given, for the result file."""
-    kept = ("model", "checkpoint", "arch", "normalize", "data", "split", "resize", "attacks", "suite")
+    kept = ("model", "checkpoint", "arch", "normalize", "data", "split", "resize", "defenses", "attacks", "suite")
     return {"options": {name: str(options[name]) for name in kept if options[name]}}

@@ -73,6 +73,9 @@ model_options = _all([
     click.option("--arch", help="Architecture of a file that holds weights alone."),
     click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
     click.option("--num-classes", type=click.IntRange(min=2), help="Classes of the architecture, where not inferred."),
+    click.option("--defense", "defenses", multiple=True, metavar="NAME[:KEY=VALUE,…]",
+                 help="Input defense in front of the model, such as jpeg:quality=75; repeatable. Attacks go through it "
+                      "(BPDA)."),
 ])
 
 data_options = _all([
@@ -108,10 +111,22 @@ def batch_size(text: str) -> int | None:
     return int(text)
 
 
+def load_model(options: dict[str, Any]) -> Classifier:
+    """The classifier that the shared options name, behind its input defenses."""
+    from robustbench_local.input_defenses import defended
+    from robustbench_local.models import load_classifier
+
+    classifier = load_classifier(
+        options["model"], checkpoint=options["checkpoint"], arch=options["arch"], normalize=options["normalize"],
+        num_classes=options["num_classes"],
+    )
+    return defended(classifier, options["defenses"])
+
+
 def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     """The classifier and the data set that the shared options name."""
-    from robustbench_local.data import load_dataset
-    from robustbench_local.models import load_classifier
+    from robustbench_local.data import load_dataset, require_files
+    from robustbench_local.data.folder import Resize
 
     spec = options["data"]
     if options["model"] is None:
@@ -120,33 +135,17 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
         if spec not in (None, "digits"):
             raise UserError(f"name the model that is to be attacked on {spec}: without one, the bundled digits-cnn is")
     name = options["model"] or "digits-cnn"
-    classifier = load_classifier(
-        name, checkpoint=options["checkpoint"], arch=options["arch"], normalize=options["normalize"],
-        num_classes=options["num_classes"],
-    )
+    classifier = load_model({**options, "model": name})
     if spec is None and not name.startswith("digits-cnn"):
         raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
-    if options["resize"] and spec not in ("gtsrb", "imagenet") and not str(spec).startswith("imagefolder:"):
-        raise UserError(f"--resize is for images from files, and {spec or 'digits'} has none: leave it out")
+    if options["resize"]:
+        require_files(spec or "digits")
     dataset = load_dataset(
         "digits" if spec is None else spec, split=options["split"], data_dir=options["data_dir"],
-        download=options["download"], resize=_resize(options["resize"]) if options["resize"] else classifier.resize,
+        download=options["download"], resize=Resize.parse(options["resize"]) if options["resize"] else classifier.resize,
         class_names=classifier.class_names,
     )
     return classifier, dataset
-
-
-def _resize(text: str) -> Any:
-    from robustbench_local.data.folder import Resize
-
-    size, colon, crop = text.partition(":")
-    crop = crop if colon else size
-    if not (size.isdecimal() and crop.isdecimal() and 1 <= int(crop) <= int(size) <= 10_000):
-        raise UserError(
-            f"--resize is {text!r}, but is written SIZE or SIZE:CROP in pixels, such as 256:224, with a crop no larger "
-            "than the size"
-        )
-    return Resize(int(size), int(crop))
 
 
 def load_threat_model(options: dict[str, Any]) -> ThreatModel:

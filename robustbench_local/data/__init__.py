@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from robustbench_local.data.dataset import Dataset
     from robustbench_local.data.folder import Resize
 
-__all__ = ["DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "stratified_subset"]
+__all__ = ["DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "require_files", "stratified_subset"]
 
 
 def load_dataset(
@@ -52,6 +52,12 @@ def load_dataset(
 
     root = Path(data_dir or os.environ.get("ROBUST_DATA") or "data").expanduser()
     return load_torchvision(spec, split=split, data_dir=root, download=download, resize=resize)
+
+
+def require_files(spec: str) -> None:
+    """Raises UserError where `--resize` has nothing to act on: arrays keep their size."""
+    if spec not in ("gtsrb", "imagenet") and not spec.startswith("imagefolder:"):
+        raise UserError(f"--resize is for images from files, and {spec} has none: leave it out")
 
 
 def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Tensor:

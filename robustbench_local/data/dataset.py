@@ -5,11 +5,14 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from robustbench_local.errors import UserError
+
+if TYPE_CHECKING:
+    from robustbench_local.data.folder import Resize
 
 _CHECK_ROWS = 1024
 
@@ -20,7 +23,8 @@ class Dataset(ABC):
     name: what it was called, without folders (`"digits"`, `"npz:test.npz"`); split: `"test"`, `"train"`, `"val"` or
     `"all"`; labels: int64 [N]; class_names: in label order, or None; lossy: the files were stored with a codec that
     changes pixels, so facts published about single originals need not hold; indices: int64 [N], each sample's index
-    in the full split, which a subset keeps.
+    in the full split, which a subset keeps; resize: how files are brought to one size, None where they are not;
+    groups: int64 [N], the same number for images that belong together, or None.
     """
 
     name: str
@@ -29,6 +33,8 @@ class Dataset(ABC):
     class_names: list[str] | None
     lossy: bool
     indices: torch.Tensor
+    resize: Resize | None = None
+    groups: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -74,6 +80,7 @@ class Dataset(ABC):
         chosen = torch.as_tensor(positions, dtype=torch.int64, device="cpu")
         part = copy.copy(self)
         part.labels, part.indices = self.labels[chosen], self.indices[chosen]
+        part.groups = None if self.groups is None else self.groups[chosen]
         return part
 
 

@@ -21,6 +21,7 @@ _GREY = {"1", "L", "LA", "La"}
 # Pillow clips these to 8 bits when it converts them, which would ruin the picture without a word.
 _DEEP = {"I", "F"}
 _LOSSY = {".jpg", ".jpeg", ".webp"}
+_LARGEST_SIDE = 10_000
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -34,6 +35,21 @@ class Resize:
     resize: int | tuple[int, int]
     crop: int | None = None
     interpolation: str = "bilinear"
+
+    @classmethod
+    def parse(cls, text: str) -> Resize:
+        """`256:224` is the shorter side to 256 pixels and the central 224; `224` alone crops to the same.
+
+        Raises UserError for text of another form.
+        """
+        size, colon, crop = text.partition(":")
+        crop = crop if colon else size
+        if not (size.isdecimal() and crop.isdecimal() and 1 <= int(crop) <= int(size) <= _LARGEST_SIDE):
+            raise UserError(
+                f"--resize is {text!r}, but is written SIZE or SIZE:CROP in pixels, such as 256:224, with a crop no "
+                f"larger than the size and at most {_LARGEST_SIDE} pixels"
+            )
+        return cls(int(size), int(crop))
 
 
 class FolderDataset(Dataset):
@@ -61,7 +77,7 @@ class FolderDataset(Dataset):
             lossy = any(Path(path).suffix.lower() in _LOSSY for path in paths)
         super().__init__(labels, name=name, split=split, class_names=class_names, lossy=lossy)
         self._paths = list(paths)
-        self._resize = resize
+        self.resize = resize
         self._mode = mode or _common_mode(self._paths)
         self._size = _common_size(self._paths, name) if resize is None else _target_size(resize)
 
@@ -81,8 +97,8 @@ class FolderDataset(Dataset):
 
         with _opened(path) as image:
             picture = image.convert(self._mode)
-        if self._resize is not None:
-            picture = _resized(picture, self._resize)
+        if self.resize is not None:
+            picture = _resized(picture, self.resize)
         elif (picture.height, picture.width) != self._size:
             raise UserError(f"The image {path} changed its size while the run read it; start the run again.")
         return functional.pil_to_tensor(picture)

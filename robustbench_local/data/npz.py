@@ -18,13 +18,21 @@ _MOST_CHANNELS = 4
 
 
 def load_npz(path: Path, class_names: list[str] | None = None) -> ArrayDataset:
-    """The `images` and `labels` of a numpy archive, whole. Extra arrays are ignored; pickled ones are refused."""
-    images, labels = _read_arrays(path)
-    name = f"npz:{path.name}"
-    return ArrayDataset(_as_nchw(images, path), _as_labels(labels, path), name=name, class_names=class_names)
+    """The `images` and `labels` of a numpy archive, whole, and its `groups` if it has some: integers, alike for images
+    that belong together, such as frames of one film. Other arrays are ignored; pickled ones are refused."""
+    images, labels, groups = _read_arrays(path)
+    dataset = ArrayDataset(
+        _as_nchw(images, path), _as_labels(labels, path), name=f"npz:{path.name}", class_names=class_names
+    )
+    if groups is not None:
+        if groups.shape != labels.shape or groups.dtype.kind not in "iu":
+            raise UserError(f"`groups` in {path} has shape {groups.shape} and type {groups.dtype}; allowed are integers, "
+                            "one for every label.")
+        dataset.groups = torch.from_numpy(groups.astype(np.int64))
+    return dataset
 
 
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     if not path.is_file():
         what = "is a folder (for class folders write imagefolder:PATH)" if path.is_dir() else "does not exist"
         raise UserError(f"The data file {path} {what}; npz:PATH names one .npz file.")
@@ -32,7 +40,8 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} is not a numpy archive; save it with numpy.savez(PATH, images=…, labels=…).")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return _entry(archive, "images", path), _entry(archive, "labels", path)
+            groups = archive["groups"] if "groups" in archive.files else None
+            return _entry(archive, "images", path), _entry(archive, "labels", path), groups
     except (
         OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
     ) as error:  # fmt: skip

@@ -209,6 +209,14 @@ ARCHITECTURES: dict[str, Factory] = {
 }
 
 
+def find_architecture(name: str) -> Factory:
+    """The architecture's class. Raises UserError for an unknown name, with the nearest one."""
+    if name not in ARCHITECTURES:
+        raise UserError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
+                        f"{nearest(name, ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
 def build_architecture(
     name: str, num_classes: int = 10, in_channels: int | None = None, **options: int | bool
 ) -> nn.Module:
@@ -217,10 +225,7 @@ def build_architecture(
     `in_channels` is the architecture's own when not given: 1 for `digits-cnn`, 3 elsewhere. `options`: `image_size`
     (28 or 32) for `cnn-small`, `final_norm` for `preact-resnet18`. Raises UserError for an unknown name or option.
     """
-    if name not in ARCHITECTURES:
-        raise UserError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
-                        f"{nearest(name, ARCHITECTURES)}")
-    factory = ARCHITECTURES[name]
+    factory = find_architecture(name)
     takes = inspect.signature(factory).parameters
     if unknown := [option for option in options if option not in takes]:
         raise UserError(f"architecture {name} takes no {unknown[0]}; it takes {', '.join(takes)}")

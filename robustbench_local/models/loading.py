@@ -28,7 +28,7 @@ from robustbench_local.models.state_dict import (
     shapes_of,
     take_scaling,
 )
-from robustbench_local.models.zoo import load_timm, load_torchvision, torchvision_names
+from robustbench_local.models.zoo import COLLECTIONS, torchvision_names
 
 PROGRAM_SUFFIXES = (".pt2", ".onnx")
 IMAGE_SIZES = range(8, 260, 4)
@@ -186,9 +186,8 @@ def _needs_arch(path: Path) -> str:
 
 def _load_zoo(model: str, checkpoint: Path | None, num_classes: int | None) -> Loaded:
     collection, _, spec = model.partition("/")
-    load = load_torchvision if collection == "torchvision" else load_timm
     state = None if checkpoint is None else read_state_dict(checkpoint)
-    loaded = load(spec, state, num_classes)
+    loaded = COLLECTIONS[collection](spec, state, num_classes)
     if checkpoint is not None:
         _fill(loaded, checkpoint)
     return loaded

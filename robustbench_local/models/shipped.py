@@ -7,10 +7,15 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from robustbench_local.data.folder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models.architectures import build_architecture
 from robustbench_local.models.loaded import Loaded
 from robustbench_local.models.state_dict import State, load_into
+
+_RESIZE: TypeAdapter[Resize | None] = TypeAdapter(Resize | None)
 
 
 def bundled_folder() -> Traversable:
@@ -43,11 +48,17 @@ def description_beside(path: Path) -> dict[str, Any] | None:
 
 
 def describe(loaded: Loaded, description: dict[str, Any]) -> None:
-    """Normalisation, class names and input shape as the description states them."""
+    """Normalisation, class names, input shape and resize as the description states them."""
     scaling, shape = description.get("normalization"), description.get("input_shape")
     loaded.normalization = (tuple(scaling["mean"]), tuple(scaling["std"])) if scaling else None
     loaded.class_names = description.get("class_names")
     loaded.input_shape = (shape[0], shape[1], shape[2]) if shape else None
+    if "resize" in description:
+        try:
+            loaded.resize = _RESIZE.validate_python(description["resize"])
+        except ValidationError:
+            raise UserError(f"the description beside the weights has resize {description['resize']!r}, which is no "
+                            "object of resize, crop and interpolation: mend it, or make it null") from None
 
 
 def load_bundled(name: str) -> Loaded:

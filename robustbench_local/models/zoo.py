@@ -32,9 +32,7 @@ def load_torchvision(spec: str, state: State | None, num_classes: int | None) ->
     """
     name, options = parse_spec(spec)
     where = f"torchvision/{name}"
-    if name not in torchvision_names():
-        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, torchvision_names())} "
-                        "'robust list models' shows them all")
+    _require_torchvision(name)
     named, classes = _options(options, where, num_classes)
     weights = None if named == "none" else _weights(name, named, where)
 
@@ -59,6 +57,32 @@ def load_torchvision(spec: str, state: State | None, num_classes: int | None) ->
     if weights is not None and classes == len(weights.meta["categories"]):
         _describe(loaded, weights)
     return loaded
+
+
+def published_resize(arch: str) -> Resize | None:
+    """How the weights that `torchvision/NAME` or `timm/NAME` stands for want image files resized.
+
+    Without weights of its own, an architecture is given images as its default weights are. Fetches nothing. Raises
+    UserError for an unknown name.
+    """
+    collection, _, spec = arch.partition("/")
+    name, options = parse_spec(spec)
+    named, _ = _options(options, arch, None)
+    if collection == "torchvision":
+        _require_torchvision(name)
+        return _torchvision_resize(_weights(name, None if named == "none" else named, f"torchvision/{name}"))
+    timm = _require_timm(name)
+    try:
+        published = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise UserError(f"timm/{name}: {error}".rstrip(".")) from None
+    return _timm_resize(timm.data.resolve_data_config(pretrained_cfg=published.to_dict())) if published else None
+
+
+def untrained(arch: str, num_classes: int) -> nn.Module:
+    """The network that `torchvision/NAME` or `timm/NAME` names, its weights from torch's global generator."""
+    collection, _, spec = arch.partition("/")
+    return COLLECTIONS[collection](f"{spec.partition(':')[0]}:weights=none", None, num_classes).module
 
 
 def _options(options: dict[str, str], where: str, num_classes: int | None) -> tuple[str | None, int | None]:
@@ -88,6 +112,12 @@ def _weights(name: str, named: str | None, where: str) -> Any:
     return known[named]
 
 
+def _require_torchvision(name: str) -> None:
+    if name not in torchvision_names():
+        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, torchvision_names())} "
+                        "'robust list models' shows them all")
+
+
 def _untrained(name: str, num_classes: int) -> nn.Module:
     # Their own initialisation takes a minute and is about to be replaced; said aloud, it warns of nothing.
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -98,35 +128,32 @@ def _download(name: str, weights: Any, where: str) -> nn.Module:
     try:
         return torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise UserError(f"the weights {weights.name} of {where} could not be fetched from {weights.url} "
-                        f"({type(error).__name__}: {_first_line(error)}); fetch the file elsewhere and give it with "
-                        f"--checkpoint FILE, or take {where}:weights=none for random weights") from None
+        raise _unreachable(f"{weights.name} of {where}", f" from {weights.url}", error, where) from None
 
 
 def _describe(loaded: Loaded, weights: Any) -> None:
     """Normalisation, sizes and class names as the weights state them."""
     transform = weights.transforms()
     loaded.normalization = (tuple(transform.mean), tuple(transform.std))
-    crop = transform.crop_size[0]
-    loaded.resize = Resize(transform.resize_size[0], crop, transform.interpolation.value)
-    loaded.input_shape = (3, crop, crop)
+    loaded.resize = _torchvision_resize(weights)
+    loaded.input_shape = (3, transform.crop_size[0], transform.crop_size[0])
     loaded.class_names = list(weights.meta["categories"])
+
+
+def _torchvision_resize(weights: Any) -> Resize:
+    transform = weights.transforms()
+    return Resize(transform.resize_size[0], transform.crop_size[0], transform.interpolation.value)
 
 
 def load_timm(spec: str, state: State | None, num_classes: int | None) -> Loaded:
     """`NAME[:weights=none,num_classes=K]`; pretrained unless a checkpoint's `state` is given."""
     name, options = parse_spec(spec)
     where = f"timm/{name}"
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"{where} needs the timm package: pip install 'robustbench-local[timm]'") from None
+    timm = _require_timm(name)
     named, classes = _options(options, where, num_classes)
     if named not in (None, "none"):
         raise UserError(f"{where}: weights= takes only none; timm names its weights after a dot, as "
                         "timm/resnet50.a1_in1k")
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}.{nearest(name, timm.list_models())}")
 
     def build(count: int) -> nn.Module:
         return timm.create_model(name, pretrained=False, num_classes=count)
@@ -149,9 +176,24 @@ def load_timm(spec: str, state: State | None, num_classes: int | None) -> Loaded
         config = timm.data.resolve_model_data_config(module)
         loaded.normalization = (tuple(config["mean"]), tuple(config["std"]))
         loaded.input_shape = tuple(config["input_size"])
-        crop = loaded.input_shape[-1]
-        loaded.resize = Resize(int(crop / config["crop_pct"]), crop, config["interpolation"])
+        loaded.resize = _timm_resize(config)
     return loaded
+
+
+def _require_timm(name: str) -> Any:
+    """The package, which has a model of that name."""
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"timm/{name} needs the timm package: pip install 'robustbench-local[timm]'") from None
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}.{nearest(name, timm.list_models())}")
+    return timm
+
+
+def _timm_resize(config: dict[str, Any]) -> Resize:
+    crop = config["input_size"][-1]
+    return Resize(int(crop / config["crop_pct"]), crop, config["interpolation"])
 
 
 def _timm_pretrained(create: Callable[..., nn.Module], name: str, where: str) -> nn.Module:
@@ -161,12 +203,17 @@ def _timm_pretrained(create: Callable[..., nn.Module], name: str, where: str) ->
             warnings.filterwarnings("ignore", module="huggingface_hub")
             return create(name, pretrained=True)
     except Exception as error:  # the hub's client raises types of four libraries for one broken line
-        raise UserError(f"the weights of {where} could not be fetched ({type(error).__name__}: {_first_line(error)}); "
-                        f"fetch the file elsewhere and give it with --checkpoint FILE, or take {where}:weights=none "
-                        "for random weights") from None
+        raise _unreachable(f"of {where}", "", error, where) from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no reason given").splitlines()[0]
+def _unreachable(weights: str, source: str, error: BaseException, where: str) -> UserError:
+    """What to do without a network, for those who evaluate and for those who train."""
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    return UserError(f"the weights {weights} could not be fetched{source} ({type(error).__name__}: {reason}); fetch "
+                     f"the file elsewhere and give it with --checkpoint FILE, or take random weights: {where}"
+                     ":weights=none, or defend's --arch without --pretrained")
 
 
+COLLECTIONS: dict[str, Callable[[str, State | None, int | None], Loaded]] = {
+    "torchvision": load_torchvision, "timm": load_timm,
+}

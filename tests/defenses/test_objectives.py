@@ -1,128 +1,307 @@
-"""Training methods against a linear model, whose worst point in an L∞ ball is known in closed form."""
+"""What every training method keeps to, whatever its formula is."""
 from __future__ import annotations
+
+import dataclasses
+import typing
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.randomness import sample_keys
-from robustbench_local.defenses import OBJECTIVES, PGDAT, Objective, Standard
+from robustbench_local.defenses import AWP, OBJECTIVES, Learner, Objective
 
-EPS = 0.05
-THREAT = ThreatModel("linf", EPS)
+BALLS = [ThreatModel("linf", 0.05), ThreatModel("linf", 0.6), ThreatModel("l2", 0.5), ThreatModel("l1", 2.0)]
+LINF = BALLS[0]
+PLAIN = ("standard", "defensive-distillation")
+"""Methods that learn from the images as they are."""
+OUTSIDE = ("n-fgsm", "gaussian")
+"""Methods whose points are not bound to the ball."""
+
+every_method = pytest.mark.parametrize("name", OBJECTIVES)
+every_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: f"{ball.norm}-{ball.eps:g}")
 
 
 @pytest.fixture
-def linear() -> nn.Module:
-    """Two classes: the loss of class 0 rises with the sign of w1 - w0, wherever one stands."""
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+def learner(network):
+    """Makes a learner of a fresh network, with a teacher."""
+
+    def make(shape=(3, 4, 4), threat_model=LINF, **settings):
+        teacher = network(shape, seed=7).eval().requires_grad_(False)
+        return Learner.of(network(shape, **settings), threat_model, teacher=teacher)
+
+    return make
 
 
-@pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    images = 0.2 + 0.6 * torch.rand(9, 3, 2, 2, generator=generator)
-    return images, torch.arange(9) % 2, sample_keys(0, torch.arange(9), "train/1", 0)
+def brief(name: str) -> Objective:
+    """The method with an inner attack too short to forget where it began."""
+    short = {"steps": 1, "step_size": 1e-3} if "steps" in OBJECTIVES[name].__dataclass_fields__ else {}
+    return OBJECTIVES[name](**short)
 
 
-def worst(linear: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    weight = linear[1].weight.detach()
-    direction = (weight[1 - labels] - weight[labels]).sign()
-    return images + EPS * direction.view_as(images)
+@every_method
+def test_keys_alone_decide_where_points_are(learner, batch, name):
+    who, (images, labels, keys) = learner(), batch()
+    objective = brief(name)
+    once = objective.examples(who, images, labels, keys).points
+    torch.manual_seed(99)
+    assert torch.equal(objective.examples(who, images, labels, keys).points, once)
+    differs = not torch.equal(objective.examples(who, images, labels, keys + 1).points, once)
+    assert differs == (name not in PLAIN)
 
 
-@pytest.mark.parametrize("settings", [{}, {"steps": 3, "step_size": EPS}, {"random_start": False}])
-def test_pgd_at_is_cross_entropy_at_the_worst_point(linear, batch, settings):
-    images, labels, keys = batch
-    loss, parts = PGDAT(**settings).loss(linear, images, labels, THREAT, keys)
-    expected = F.cross_entropy(linear(worst(linear, images, labels)), labels)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    assert parts["adversarial"] == loss and not parts["adversarial"].requires_grad
-
-    gradients = torch.autograd.grad(loss, list(linear.parameters()))
-    by_hand = torch.autograd.grad(expected, list(linear.parameters()))
-    for ours, theirs in zip(gradients, by_hand, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_standard_is_cross_entropy_at_the_images(linear, batch):
-    images, labels, keys = batch
-    loss, parts = Standard().loss(linear, images, labels, THREAT, keys)
-    assert loss == F.cross_entropy(linear(images), labels) == parts["clean"]
+@every_method
+@every_ball
+def test_points_do_not_depend_on_the_rest_of_the_batch(learner, batch, name, ball):
+    who, (images, labels, keys) = learner(threat_model=ball), batch()
+    # In float64: of the divergence's gradient near the image, float32 sees only a few digits.
+    who.model.double()
+    who = dataclasses.replace(who, teacher=who.teacher.double())
+    images, objective = images.double(), OBJECTIVES[name]()
+    whole = objective.examples(who, images, labels, keys).points
+    some = torch.tensor([5, 2])
+    alone = objective.examples(who, images[some], labels[some], keys[some]).points
+    torch.testing.assert_close(alone, whole[some], rtol=0, atol=1e-7)
 
 
-class Watched(nn.Module):
-    """Counts passes, and sees in which mode and with which parameters they happen."""
+@every_method
+@every_ball
+def test_points_are_where_the_method_promises(learner, batch, name, ball):
+    images, labels, keys = batch()
+    examples = OBJECTIVES[name]().examples(learner(threat_model=ball), images, labels, keys)
+    points, low, high = examples.points.detach(), 0.0, 1.0
+    far = ball.geometry.distance(points - images)
+    assert points.isfinite().all() and examples.images is images and examples.labels is labels
+    if name in PLAIN:
+        assert examples.points is images
+    elif name == "gaussian":
+        assert points.min() < low and points.max() > high, "the certificate's noise knows no box"
+    else:
+        assert points.min() >= low and points.max() <= high
+    if name not in OUTSIDE:
+        assert (far <= ball.eps * (1 + 1e-5) + 1e-7).all()
+    if name == "n-fgsm":
+        assert (far <= 3 * ball.eps * (1 + 1e-5)).all()
+        assert (far > ball.eps).any() or ball.eps == 0.6
+    if name not in (*PLAIN, *OUTSIDE):
+        assert (far >= 0.5 * min(ball.eps, 0.5)).all(), "an attack that stays at home"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(12), nn.Linear(12, 2)
-        self.dropout = nn.Dropout(0.5).eval()
-        self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
-        self.seen: list[tuple[bool, bool]] = []
-        self.backwards = 0
+
+@every_method
+def test_parts_are_detached_and_the_loss_trains_every_weight(learner, batch, name):
+    who, (images, labels, keys) = learner(dropout=0.2), batch()
+    objective = OBJECTIVES[name]()
+    loss, parts = objective.loss(who, objective.examples(who, images, labels, keys))
+    assert loss.shape == () and loss.isfinite() and parts
+    assert all(part.shape == () and part.isfinite() and not part.requires_grad for part in parts.values())
+    loss.backward()
+    trained = [parameter for parameter in who.model.parameters() if parameter.requires_grad]
+    assert len(trained) == 6 and who.model.scale.grad is None
+    assert all(each.grad.isfinite().all() and each.grad.any() for each in trained)
+
+
+@every_method
+def test_examples_leave_network_teacher_images_and_random_state_as_they_were(learner, batch, name):
+    who, (images, labels, keys) = learner(dropout=0.5), batch()
+    model = who.model
+    model.norm.eval()
+    model.first.weight.grad = torch.full_like(model.first.weight, 3.0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pixels, state = images.clone(), torch.get_rng_state()
+    examples = OBJECTIVES[name]().examples(who, images, labels, keys)
+    assert examples.points.grad_fn is None and examples.points.requires_grad == (name == "free")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training and model.dropout.training and not model.norm.training, "every part keeps its own mode"
+    assert model.first.weight.requires_grad and not model.scale.requires_grad
+    assert (model.first.weight.grad == 3).all() and model.last.weight.grad is None
+    assert not any(each.training for each in who.teacher.modules())
+    assert torch.equal(images, pixels) and torch.equal(torch.get_rng_state(), state)
+
+
+COSTS = {  # in passes of the batch: forward and backward of the attack, forward of the loss, forward of the teacher
+    "standard": (0, 0, 1, 0), "pgd-at": (4, 4, 1, 0), "trades": (5, 4, 2, 0), "mart": (4, 4, 2, 0), "hat": (5, 4, 3, 1),
+    "fgsm-rs": (1, 1, 1, 0), "n-fgsm": (1, 1, 1, 0), "free": (0, 0, 1, 0), "rslad": (4, 4, 2, 2),
+    "defensive-distillation": (0, 0, 1, 1), "gaussian": (0, 0, 1, 0), "smooth-adv": (8, 8, 2, 0),
+}
+
+
+@every_method
+def test_passes_are_those_the_method_needs_and_happen_on_a_network_held_still(learner, batch, name):
+    who, (images, labels, keys) = learner(), batch()
+    kind, model, rows = OBJECTIVES[name], who.model, len(images)
+    objective = kind(steps=4) if "steps" in kind.__dataclass_fields__ else kind()
+    examples = objective.examples(who, images, labels, keys)
+    forwards, backwards = model.forwards / rows, model.backwards / rows
+    assert model.seen <= {(False, False)}
+    model.seen.clear()
+    objective.loss(who, examples)
+    assert model.seen == {(True, True)}
+    found = (forwards, backwards, model.forwards / rows - forwards, who.teacher.forwards / rows)
+    assert found == COSTS[name] and who.teacher.backwards == 0
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 4, 4), (7,)])
+@pytest.mark.parametrize("ball", BALLS[1:3], ids=["linf", "l2"])
+def test_images_may_have_any_rank(learner, batch, name, shape, ball):
+    who, (images, labels, keys) = learner(shape, ball), batch(shape)
+    objective = OBJECTIVES[name]()
+    examples = objective.examples(who, images, labels, keys)
+    loss, _ = objective.loss(who, examples)
+    loss.backward()
+    assert examples.points.shape == images.shape and who.model.first.weight.grad.isfinite().all()
+
+
+class Broken(nn.Module):
+    def forward(self, images):
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in (*PLAIN, "gaussian", "free")])
+def test_a_network_is_released_when_the_attack_fails(learner, batch, name):
+    who = learner()
+    who.model.last = Broken()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        OBJECTIVES[name]().examples(who, *batch())
+    assert who.model.training and who.model.norm.training and who.model.first.weight.requires_grad
+
+
+class Root(nn.Module):
+    """Square roots of pixels; at a black one the gradient is infinite in the first half, no number in the second."""
 
     def forward(self, images):
-        self.seen.append((self.norm.training, self.linear.weight.requires_grad))
-        logits = self.linear(self.norm(images.flatten(1))) * self.frozen
-        if logits.requires_grad:
-            logits.register_hook(lambda _: setattr(self, "backwards", self.backwards + 1))
-        return logits
+        first, second = images.flatten(1).chunk(2, dim=1)
+        return torch.cat([first.maximum(torch.zeros(())), torch.where(second > 0, second, 0 * second)], dim=1).sqrt()
 
 
-def test_pgd_at_costs_steps_passes_on_a_model_held_still_and_one_more(batch):
-    model = Watched().train()
-    model.dropout.eval()
-    images, labels, keys = batch
-    means = model.norm.running_mean.clone()
-    loss, _ = PGDAT(steps=4).loss(model, images, labels, THREAT, keys)
-    assert model.seen == [(False, False)] * 4 + [(True, True)] and model.backwards == 4
-    assert model.norm.num_batches_tracked == 1 and not torch.equal(model.norm.running_mean, means)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.norm.training and not model.dropout.training, "every part keeps its own mode"
-    assert not model.frozen.requires_grad and model.linear.weight.requires_grad
+@every_method
+@every_ball
+def test_gradients_that_are_no_numbers_do_not_move_points_out_of_the_world(learner, batch, name, ball):
+    images, labels, keys = batch()
+    torch.manual_seed(3)
+    crooked = nn.Sequential(Root(), nn.Linear(48, 5))
+    black = images.clone().requires_grad_(True)
+    gradient, = torch.autograd.grad(crooked(black).logsumexp(1).sum(), black)
+    assert gradient.isnan().any() and gradient.isinf().any()
+
+    who = Learner.of(crooked, ball, teacher=learner().teacher)
+    objective = OBJECTIVES[name]()
+    examples = objective.examples(who, images, labels, keys)
+    loss, _ = objective.loss(who, examples)
     loss.backward()
-    assert model.linear.weight.grad is not None
+    again = objective.again(who, examples)
+    assert examples.points.isfinite().all() and loss.isfinite()
+    assert again is None or again.points.isfinite().all()
 
 
-def test_model_is_released_when_the_attack_fails(batch):
-    class Broken(Watched):
-        def forward(self, images):
-            raise RuntimeError("out of memory")
+@every_method
+def test_losses_are_float32s_even_of_bfloat16_logits(learner, batch, name):
+    """A CPU's autocast would take the difference of two bfloat16 log-probabilities, which is mostly rounding."""
+    who, (images, labels, keys) = learner(), batch()
+    network, teacher = who.model.eval(), who.teacher
+    objective = OBJECTIVES[name]()
+    examples = objective.examples(who, images, labels, keys)
+    narrow = dataclasses.replace(who, model=lambda x: network(x).bfloat16(), teacher=lambda x: teacher(x).bfloat16())
+    rounded = dataclasses.replace(
+        who, model=lambda x: network(x).bfloat16().float(), teacher=lambda x: teacher(x).bfloat16().float()
+    )
+    loss, parts = objective.loss(narrow, examples)
+    assert loss.dtype == torch.float32 and (loss, parts) == objective.loss(rounded, examples)
 
-    model = Broken().train()
-    with pytest.raises(RuntimeError, match="out of memory"):
-        PGDAT().loss(model, *batch[:2], THREAT, batch[2])
-    assert model.norm.training and model.linear.weight.requires_grad
+
+@every_method
+def test_smoothed_labels_change_losses_and_not_points(learner, batch, name):
+    who, (images, labels, keys) = learner(), batch()
+    who.model.eval()
+    smooth = dataclasses.replace(who, label_smoothing=0.3)
+    objective = OBJECTIVES[name]()
+    hard, soft = (objective.examples(each, images, labels, keys) for each in (who, smooth))
+    assert torch.equal(hard.points, soft.points)
+    from_labels = name not in ("rslad", "defensive-distillation")
+    assert (objective.loss(who, hard)[0] != objective.loss(smooth, soft)[0]) == from_labels
 
 
-def test_points_depend_on_keys_and_not_on_the_batch(linear, batch):
-    images, labels, keys = batch
-    objective = PGDAT(steps=1, step_size=1e-3)
-    whole, _ = objective.loss(linear, images, labels, THREAT, keys)
-    rows = [objective.loss(linear, images[i : i + 1], labels[i : i + 1], THREAT, keys[i : i + 1])[0] for i in range(9)]
-    torch.testing.assert_close(whole, torch.stack(rows).mean(), rtol=1e-6, atol=1e-6)
-    other, _ = objective.loss(linear, images, labels, THREAT, keys + 1)
-    assert whole != other
+@every_method
+def test_settings_that_are_no_sensible_numbers_are_refused_by_their_names(name):
+    _refuses_nonsense(OBJECTIVES[name])
+
+
+def test_weight_perturbation_refuses_them_too():
+    _refuses_nonsense(AWP)
+
+
+def _refuses_nonsense(kind: type) -> None:
+    for key, hint in typing.get_type_hints(kind).items():
+        if typing.get_origin(hint) is typing.ClassVar or hint is bool:
+            continue
+        for nonsense in (-1, *([float("nan")] if hint is not int else [])):
+            with pytest.raises(ValueError, match=f"^{key} is {nonsense}, but must be "):
+                kind(**{key: nonsense})
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [({"steps": 0}, "steps is 0"), ({"steps": -3}, "steps is -3"), ({"step_size": -0.1}, "step_size is -0.1"),
-     ({"step_size": 0.0}, "step_size is 0")],
+    ("name", "settings", "sentence"),
+    [
+        ("pgd-at", {"steps": 0}, "steps is 0"), ("smooth-adv", {"draws": 0}, "draws is 0"),
+        ("free", {"replays": 1}, "replays is 1, but must be at least 2"),
+        ("rslad", {"clean": 1.01}, "a share from 0 to 1"), ("standard", {"temperature": 0}, "temperature is 0"),
+        ("defensive-distillation", {"temperature": 0}, "temperature is 0"), ("gaussian", {"sigma": 0}, "sigma is 0"),
+        ("smooth-adv", {"sigma": 0}, "sigma is 0"), ("fgsm-rs", {"step": 0}, "step is 0"),
+        ("n-fgsm", {"step": 0}, "step is 0"), ("n-fgsm", {"noise": 0}, "noise is 0"),
+        *[(name, {"steps": 0}, "steps is 0") for name in ("trades", "mart", "hat", "rslad", "smooth-adv")],
+        *[(name, {"step_size": 0.0}, "step_size is 0, which would train on noise")
+          for name in ("pgd-at", "trades", "mart", "hat", "rslad", "smooth-adv")],
+    ],
 )
-def test_impossible_settings_are_refused(settings, sentence):
+def test_impossible_settings_are_refused_with_a_sentence(name, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        PGDAT(**settings)
+        OBJECTIVES[name](**settings)
+
+
+@pytest.mark.parametrize(("name", "key"), [("trades", "beta"), ("mart", "beta"), ("hat", "beta"), ("hat", "gamma"),
+                                           ("hat", "reach"), ("rslad", "clean")])
+def test_nothing_is_a_possible_weight(name, key):
+    assert getattr(OBJECTIVES[name](**{key: 0.0}), key) == 0
 
 
 def test_registry_holds_objectives_by_their_names():
-    assert set(OBJECTIVES) >= {"standard", "pgd-at"}
+    assert set(OBJECTIVES) == set(COSTS) and AWP.name not in OBJECTIVES
     for name, kind in OBJECTIVES.items():
-        assert kind.name == name and isinstance(kind(), Objective)
+        objective = kind()
+        assert kind.name == name and isinstance(objective, Objective) and kind.__doc__
+        assert objective == kind() and hash(objective) == hash(kind())
+        assert objective.judged_by in ("clean", "robust", "noisy")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            objective.anything = 1
+
+
+@every_method
+def test_safer_methods_come_to_an_end_at_one_of_many_steps(name):
+    chain = [OBJECTIVES[name]()]
+    while (safer := chain[-1].safer()) is not None:
+        chain.append(safer)
+        assert len(set(chain)) == len(chain) <= 5, "a circle"
+    assert len(chain) == {"fgsm-rs": 4, "free": 4, "n-fgsm": 3}.get(name, 1)
+    assert len(chain) == 1 or (chain[-1].name, chain[-1].steps) == ("pgd-at", 10)
+
+
+@pytest.mark.parametrize(("steps", "after"), [(1, 10), (3, 10), (4, None)])
+def test_pgd_of_few_steps_has_a_safer_one(steps, after):
+    safer = OBJECTIVES["pgd-at"](steps=steps, step_size=0.5).safer()
+    assert (safer and (safer.steps, safer.step_size)) == (after and (after, None))
+
+
+@every_method
+def test_methods_with_a_teacher_ask_it_and_can_train_their_own_or_say_not(learner, batch, name):
+    who, (images, labels, keys) = learner(), batch()
+    objective, alone = OBJECTIVES[name](), dataclasses.replace(who, teacher=None)
+    own = objective.own_teacher()
+    assert own is None or (objective.taught and not own.taught)
+    if objective.taught:
+        with pytest.raises(AssertionError, match="a teacher"):
+            objective.loss(alone, objective.examples(alone, images, labels, keys))
+    else:
+        objective.loss(alone, objective.examples(alone, images, labels, keys))
 
 
 def test_folder_refuses_to_be_imported_under_another_name():

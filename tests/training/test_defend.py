@@ -1,8 +1,12 @@
-"""`robust defend` from the command to the files it leaves behind."""
+"""`robust defend` and `robust train` from the command to the files they leave behind."""
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,33 +17,24 @@ from robustbench_local.cli import cli, main
 from robustbench_local.data import load_dataset
 from robustbench_local.defending import harden
 from robustbench_local.errors import UserError
+from robustbench_local.lesson import Lesson
 from robustbench_local.models import build_architecture, fingerprint, load_classifier
 from robustbench_local.recipes import resolve_recipe
 from robustbench_local.result import Result
-from robustbench_local.training import Lesson
 
-QUICK = ("--samples", "200", "--batch-size", "32", "--device", "cpu")
+QUICK = ("--samples", "200", "--batch-size", "32", "--device", "cpu", "--suite", "fast")
 FACTORY = """
 import torch
 from torch import nn
 
 def make():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, {classes}){tail})
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 """
 
 
 def defend(*arguments) -> None:
     cli(["defend", *map(str, arguments)], standalone_mode=False)
-
-
-@pytest.fixture
-def factory(tmp_path):
-    def write(classes=10, tail=""):
-        (tmp_path / "net.py").write_text(FACTORY.format(classes=classes, tail=tail))
-        return f"{tmp_path / 'net.py'}:make"
-
-    return write
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +45,16 @@ def folder(tmp_path_factory):
     return folder
 
 
+def names(folder):
+    """The files that are there whatever is installed and however training went."""
+    return {file.name for file in folder.iterdir() if file.name != "curves.png" and not file.name.startswith("last")}
+
+
+FILES = {"metrics.jsonl", "model.json", "model.safetensors", "result.json", "result.samples.jsonl"}
+
+
 def test_the_folder_holds_checkpoint_metrics_and_result(folder):
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "metrics.jsonl", "model.json", "model.safetensors", "result.json", "result.samples.jsonl"
-    ]
+    assert names(folder) == FILES
     card = read_card((folder / "model.json").read_bytes())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
@@ -98,14 +99,6 @@ def test_a_checkpoint_carries_its_normalisation(tmp_path):
     assert int((predictions == digits.labels).sum()) == result["clean_accuracy"]["correct"]
 
 
-def test_a_program_that_cannot_be_trained_is_refused(tmp_path):
-    example, rows = (torch.zeros(2, 1, 8, 8),), torch.export.Dim("rows")
-    program = torch.export.export(load_classifier("digits-cnn").module, example, dynamic_shapes=({0: rows},))
-    torch.export.save(program, tmp_path / "net.pt2")
-    with pytest.raises(UserError, match=r"net\.pt2 is an exported program"):
-        defend(tmp_path / "net.pt2", *QUICK, "--output", tmp_path / "out")
-
-
 def test_a_taken_folder_is_left_alone(folder):
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"already holds model\.safetensors"):
@@ -118,7 +111,7 @@ def test_a_set_that_is_taken_whole_is_judged_by_its_hold_out_or_another_set(tmp_
     images = (digits.images(range(300)) * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "mine.npz", images=images, labels=digits.labels.numpy())
     base = ("--data", f"npz:{tmp_path / 'mine.npz'}", "--eps", "0.1", "--epochs", "1", "--method", "standard",
-            "--batch-size", "32", "--device", "cpu")
+            "--batch-size", "32", "--device", "cpu", "--suite", "fast")
     defend(*base, "--output", tmp_path / "alone")
     card = read_card((tmp_path / "alone" / "model.json").read_bytes())
     assert (card.evaluation.data, card.evaluation.split) == ("npz:mine.npz", "holdout")
@@ -128,81 +121,165 @@ def test_a_set_that_is_taken_whole_is_judged_by_its_hold_out_or_another_set(tmp_
     assert (card.evaluation.data, card.evaluation.clean_accuracy.n) == ("digits", 360)
 
 
-def test_a_callers_factory_is_trained(factory, tmp_path):
-    defend(factory(), *QUICK, "--epochs", "1", "--output", tmp_path / "out")
+def test_a_callers_factory_is_trained(tmp_path):
+    (tmp_path / "net.py").write_text(FACTORY)
+    defend(f"{tmp_path / 'net.py'}:make", *QUICK, "--epochs", "1", "--output", tmp_path / "out")
     assert read_card((tmp_path / "out" / "model.json").read_bytes()).architecture.endswith("net.py:make")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("--method", "pgd_at"), "unknown method 'pgd_at'.*Did you mean 'pgd-at'"),
-        (("--eps", "0"), "eps is 0"),
-        (("--eps", "-1/255"), "eps is '?-1/255"),
-        (("--eps", "8"), "8/255"),
-        (("--method", "pgd-at:steps=-1"), "steps is -1"),
-        (("--suite", "fats"), "unknown suite 'fats'.*fast"),
-        (("--arch", "digits-cn"), "unknown architecture 'digits-cn'.*digits-cnn"),
-        (("--arch", "cnn-small", "--normalize", "imagenet"), "digits"),
-        (("--config", "digits-robust"), "neither a file nor a shipped recipe"),
-        (("--samples", "99999"), "holds only 1,437"),
-        (("--samples", "30", "--batch-size", "64"), "fewer than one batch of 64"),
-        (("--device", "abacus"), "abacus"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_leaves_no_checkpoint(arguments, sentence, tmp_path):
-    with pytest.raises(UserError, match=sentence) as caught:
-        defend(*arguments, "--output", tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path).glob("out/*"))
+def test_the_card_says_with_what_it_was_made(folder):
+    card = read_card((folder / "model.json").read_bytes())
+    assert card.versions.keys() == {"robustbench_local", "python", "torch", "torchvision", "numpy", "safetensors"}
+    assert torch.__version__.startswith(card.versions["torch"])
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    if asked.returncode == 0:
+        assert card.commit.rstrip("+") == asked.stdout.strip()
+    assert card.recipe.eps == "0.1" and card.recipe.arch == "digits-cnn", "defaults are spelt out"
 
 
-def test_models_that_do_not_fit_the_data_are_refused(factory, tmp_path):
-    for settings, sentence in (
-        ({"classes": 7}, "label 9, but .* knows 7 classes"),
-        ({"tail": ", nn.Softmax(1)"}, "ends in a softmax"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            defend(factory(**settings), *QUICK, "--output", tmp_path / "out")
-    np.savez(tmp_path / "one.npz", images=np.zeros((40, 8, 8), np.float32), labels=np.ones(40, int))
-    with pytest.raises(UserError, match=r"every image of npz:one\.npz is of class 1"):
-        defend("--data", f"npz:{tmp_path / 'one.npz'}", "--eps", "0.1", "--output", tmp_path / "out")
-    np.savez(tmp_path / "grey.npz", images=np.full((40, 8, 8), 9, np.float32), labels=np.arange(40) % 2)
-    with pytest.raises(UserError, match=r"must be in \[0, 1\]"):
-        defend("--data", f"npz:{tmp_path / 'grey.npz'}", "--eps", "0.1", "--output", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(sys, "argv", ["robust", "defend", *QUICK, "--output", str(tmp_path / "file" / "out")])
+def commands(monkeypatch, *arguments):
+    """The exit code of the whole command line."""
+    monkeypatch.setattr(sys, "argv", ["robust", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and "cannot write" in error and "Traceback" not in error and "epoch" not in error
+    return ended.value.code
 
 
-def test_an_interrupted_training_keeps_its_best_checkpoint(tmp_path, monkeypatch, capsys):
-    def interrupted(lesson, batch, epoch, number):
+SMALL = ("defend", "--arch", "cnn-small", "--method", "pgd-at:steps=1", "--samples", "120", "--batch-size", "32",
+         "--epochs", "3", "--device", "cpu", "--suite", "fast", "--eval-samples", "40")
+
+
+def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch, capsys):
+    def interrupted(lesson, batch, epoch, number, **settings):
         if epoch == 2:
             raise KeyboardInterrupt
-        return learn(lesson, batch, epoch, number)
+        return learn(lesson, batch, epoch, number, **settings)
 
-    learn = Lesson.learn
-    monkeypatch.setattr(Lesson, "learn", interrupted)
-    monkeypatch.setattr(sys, "argv", ["robust", "defend", *QUICK, "--epochs", "3", "--output", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 130 and "best checkpoint so far" in capsys.readouterr().err
-    assert read_card((tmp_path / "out" / "model.json").read_bytes()).chosen.epoch == 1
-    load_classifier(str(tmp_path / "out" / "model.safetensors"), arch="digits-cnn")
+    learn, out = Lesson.learn, tmp_path / "out"
+    assert commands(monkeypatch, *SMALL, "--output", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Lesson, "learn", interrupted)
+        assert commands(monkeypatch, *SMALL, "--output", out) == 130
+    assert f"--output {out} --resume" in " ".join(capsys.readouterr().err.split())
+    assert read_card((out / "model.json").read_bytes()).chosen.epoch == 1
+    load_classifier(str(out))
+    assert commands(monkeypatch, *SMALL, "--output", out) == 2
+    assert "go on with it by --resume" in capsys.readouterr().err
+    assert commands(monkeypatch, *SMALL, "--output", out, "--lr", "0.2", "--seed", "1", "--resume") == 2
+    assert "is another training (its lr, seed differ)" in capsys.readouterr().err
+    assert commands(monkeypatch, *SMALL, "--output", out, "--resume") == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert names(out) == names(tmp_path / "whole") == FILES
+    assert commands(monkeypatch, *SMALL, "--output", out, "--resume") == 2
+    assert "is a finished training: nothing is left to do" in capsys.readouterr().err
+
+
+def test_a_command_killed_in_the_middle_of_an_epoch_is_resumed_to_the_bit(tmp_path, monkeypatch):
+    script = (
+        "import os, signal, robustbench_local.training as loop\n"
+        "from robustbench_local.lesson import Lesson\n"
+        "from robustbench_local.cli import main\n"
+        "learn, loop.SAVE_SECONDS = Lesson.learn, 0\n"
+        "def deadly(lesson, batch, epoch, number, **settings):\n"
+        "    if (epoch, number) == (2, 3):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return learn(lesson, batch, epoch, number, **settings)\n"
+        "Lesson.learn = deadly\n"
+        "main()\n"
+    )
+    more = ("--average", "0.9", "--optimizer", "adamw", "--lr", "0.01", "--augment", "crop=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *SMALL, *more, "--output", str(tmp_path / "out")], env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "out" / "training.safetensors").exists() and not (tmp_path / "out" / "result.json").exists()
+    assert commands(monkeypatch, *SMALL, *more, "--output", tmp_path / "out", "--resume") == 0
+    assert commands(monkeypatch, *SMALL, *more, "--output", tmp_path / "whole") == 0
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+    def told(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+    assert told(out) == told(whole) and len(told(out)) == 3
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_an_evaluation_that_was_interrupted_after_training_goes_on(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("robustbench_local.defending.evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out") == 130
+    stamp = (tmp_path / "out" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(Lesson, "learn", None)  # nothing is learnt any more
+    assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out", "--resume") == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == stamp
+    assert names(tmp_path / "out") == FILES
+
+
+def worse(monkeypatch, epoch):
+    """From that epoch on the judge finds nothing robust."""
+    import robustbench_local.training as loop
+
+    judge, calls = loop.judge, []
+
+    def judged(*arguments, **settings):
+        calls.append(1)
+        found = judge(*arguments, **settings)
+        none = type(found.clean).of(0, found.clean.n)
+        return type(found)(**{**found.__dict__, "robust": none, "clean": none}) if len(calls) >= epoch else found
+
+    monkeypatch.setattr(loop, "judge", judged)
+
+
+def test_the_last_epochs_weights_are_kept_and_judged_where_others_were_chosen(tmp_path, monkeypatch, capsys):
+    worse(monkeypatch, 3)
+    assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out") == 0
+    out = tmp_path / "out"
+    card, last = (read_card((out / name).read_bytes()) for name in ("model.json", "last.json"))
+    assert card.chosen.epoch < 3 and last.chosen.epoch == 3 and not last.chosen.chosen
+    results = [json.loads((out / name).read_text()) for name in ("result.json", "last-result.json")]
+    assert card.evaluation.clean_accuracy.correct == results[0]["clean_accuracy"]["correct"]
+    assert card.last_evaluation.robust_accuracy.correct == results[1]["robust_accuracy"]["correct"]
+    made = [load_classifier(str(out / name), arch="cnn-small") for name in ("model.safetensors", "last.safetensors")]
+    assert [fingerprint(each) for each in made] == [result["model"]["sha256"] for result in results]
+    assert fingerprint(made[0]) != fingerprint(made[1])
+    assert "the last epoch on the same images: clean" in " ".join(capsys.readouterr().err.split())
+
+
+def test_where_the_last_epoch_was_chosen_there_is_no_other(folder, tmp_path, monkeypatch):
+    import robustbench_local.training as loop
+
+    judge = loop.judge
+    same = []
+
+    def judged(*arguments, **settings):
+        same.append(judge(*arguments, **settings))
+        return same[0]
+
+    monkeypatch.setattr(loop, "judge", judged)
+    assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {"curves.png"} == FILES, "of equals the later"
+    assert read_card((tmp_path / "out" / "model.json").read_bytes()).chosen.epoch == 3
+
+
+def test_robust_train_is_standard_training_and_takes_no_method(tmp_path, monkeypatch, capsys):
+    small = [each for each in SMALL[1:] if each not in ("--method", "pgd-at:steps=1")]
+    assert commands(monkeypatch, "train", *small, "--output", tmp_path / "out") == 0
+    card = read_card((tmp_path / "out" / "model.json").read_bytes())
+    assert card.recipe.method == "standard" and card.chosen.robust_accuracy is None
+    assert names(tmp_path / "out") == FILES
+    assert "curves: " in " ".join(capsys.readouterr().err.split())
+    assert commands(monkeypatch, "train", "--method", "pgd-at") == 2
 
 
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     recipe = resolve_recipe(None, {"lr": "1e30", "samples": "200", "batch_size": "32", "method": "standard"})
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, batch \d+"):
         harden(recipe, tmp_path / "out", device="cpu")
-    for file in (tmp_path / "out").glob("*.safetensors"):
+    for file in (tmp_path / "out").glob("model.safetensors"):
         load_classifier(str(file), arch="digits-cnn")
 
 
@@ -212,7 +289,8 @@ def test_the_callers_classifier_and_random_numbers_are_left_alone(tmp_path, monk
     weights = fingerprint(classifier)
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    recipe = resolve_recipe(None, {"model": "mine", "samples": "200", "batch_size": "32", "epochs": "1"})
+    settings = {"samples": "200", "batch_size": "32", "epochs": "1", "suite": "fast"}
+    recipe = resolve_recipe(None, {"model": "mine", **settings})
     hardened = harden(recipe, tmp_path / "out", device="cpu")
     hardened.judge()
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -3,141 +3,101 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_trainings import THREAT, Training, network, parts, same
 from torch import nn
 
-from robustbench_local.attacks import ThreatModel
-from robustbench_local.data import load_dataset
+from robustbench_local.attacks import PGD, ThreatModel, run
 from robustbench_local.data.dataset import ArrayDataset
-from robustbench_local.defenses import PGDAT, Standard
+from robustbench_local.epochs import TrainingObserver
 from robustbench_local.errors import UserError
 from robustbench_local.holdout import cut_holdout
-from robustbench_local.recipes import Recipe
-from robustbench_local.training import Source, TrainingObserver, seeded, train
-
-CPU = torch.device("cpu")
-THREAT = ThreatModel("linf", "0.1")
 
 
-def network(seed: int = 0) -> nn.Module:
-    with seeded(seed, CPU):
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(36, 10)
-        )
-
-
-@pytest.fixture(scope="module")
-def parts():
-    digits = load_dataset("digits", split="train").subset(range(400))
-    training, holdout = cut_holdout(digits.labels, 0.2, seed=0)
-    return digits.subset(training), digits.subset(holdout)
-
-
-def trained(parts, objective=None, **settings):
-    recipe = Recipe(**{"epochs": 2, "batch_size": 32, "lr": 0.05, **settings})
-    model = network(recipe.seed)
-    reports = train(model, *parts, objective or PGDAT(steps=2), THREAT, recipe)
-    return model, reports
-
-
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numbers_alone(parts):
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, _ = trained(parts)
+    one = Training().run()
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
-    two, _ = trained(parts)
-    other, _ = trained(parts, seed=1)
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, two.state_dict()[name]), name
-    assert not torch.equal(one[-1].weight, other[-1].weight)
+    two, other = Training().run(), Training(seed=1).run()
+    assert same(one.model, two.model) and one.told == two.told
+    assert not same(one.model, other.model)
 
 
-def test_hold_out_and_training_are_disjoint_and_keep_the_classes_shares():
-    labels = load_dataset("digits", split="train").labels
-    training, holdout = cut_holdout(labels, 0.1, seed=0)
-    assert len(holdout) == 144
-    assert torch.equal(torch.cat([training, holdout]).sort().values, torch.arange(len(labels)))
-    shares = labels[holdout].bincount(minlength=10) - 0.1 * labels.bincount(minlength=10)
-    assert shares.abs().max() <= 1
-    assert not torch.equal(cut_holdout(labels, 0.1, seed=1)[1], holdout)
+def test_weights_do_not_depend_on_the_hold_out():
+    training, holdout = parts()
+    one, other = Training().run(), Training(data=(training, holdout.subset(range(7)))).run()
+    assert same(one.model, other.model)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.999])
-def test_a_hold_out_that_leaves_nothing_is_refused(share):
-    with pytest.raises(UserError, match="cannot be cut"):
-        cut_holdout(torch.arange(20) % 2, share, seed=0)
-
-
-def test_training_sees_every_image_once_an_epoch_and_none_of_the_hold_out(parts):
-    training, holdout = parts
-    seen = [batch.indices for batch in Source(training, CPU).shuffled(32, torch.Generator().manual_seed(0))]
-    assert all(len(indices) == 32 for indices in seen) and len(seen) == 10
-    flat = torch.cat(seen)
-    assert len(flat.unique()) == len(flat) and not set(flat.tolist()) & set(holdout.indices.tolist())
-    assert set(flat.tolist()) <= set(training.indices.tolist())
-
-
-def test_weights_do_not_depend_on_the_hold_out(parts):
-    training, holdout = parts
-    one, _ = trained(parts)
-    other, _ = trained((training, holdout.subset(range(7))))
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
-
-
-def test_streamed_and_resident_images_are_the_same(parts, monkeypatch):
-    positions = torch.tensor([3, 0, 17])
-    resident = Source(parts[0], CPU).load(positions)
-    monkeypatch.setattr("robustbench_local.training.RESIDENT_BYTES", 0)
-    streamed = Source(parts[0], CPU).load(positions)
-    assert torch.equal(resident.images, streamed.images) and torch.equal(resident.labels, parts[0].labels[positions])
-
-
-def test_reports_say_which_epoch_was_best(parts):
+def test_reports_say_which_epoch_was_best():
     told = []
 
     class Ear(TrainingObserver):
-        def begin(self, epochs, images):
-            told.append((epochs, images))
+        def begin(self, epochs, images, done=0):
+            told.append((epochs, images, done))
+
+        def advance(self, images, loss):
+            told.append(images)
 
         def epoch(self, report):
-            told.append(report.epoch)
+            told.append(f"epoch {report.epoch}")
 
-    kept = []
-    recipe = Recipe(epochs=4, batch_size=32, lr=0.05)
-    reports = train(network(), *parts, PGDAT(steps=2), THREAT, recipe, keep=kept.append, observer=Ear())
-    assert told == [(4, 320), 1, 2, 3, 4] and kept == reports
+    training = Training(epochs=3).run(observer=Ear())
+    assert told == [(3, 160, 0), *([32] * 5 + ["epoch 1"]), *([32] * 5 + ["epoch 2"]), *([32] * 5 + ["epoch 3"])]
+    reports = training.reports
+    assert [len(kept) for kept, _ in training.kept] == [1, 2, 3] and training.kept[-1][0] == reports
     best = max(report.rank for report in reports)
     assert [report for report in reports if report.chosen][-1].rank == best
-    assert reports[0].chosen and all(report.robust_accuracy.n == 80 for report in reports)
-    assert all(report.robust_accuracy.value <= report.clean_accuracy.value for report in reports)
+    assert reports[0].chosen and all(report.robust_accuracy.n == 40 for report in reports)
+    assert all(r.robust_accuracy.value <= r.fgsm_accuracy.value <= r.clean_accuracy.value for r in reports)
+    assert all(report.method == "pgd-at:steps=2" and report.parts.keys() == {"adversarial"} for report in reports)
+    assert same(training.kept[-1][1], training.model), "without an average the network itself is judged"
 
 
-def test_standard_training_is_judged_by_clean_accuracy(parts):
-    _, reports = trained(parts, Standard(), epochs=6)
-    assert all(report.robust_accuracy is None for report in reports)
+def test_what_is_said_of_the_last_epoch_is_so():
+    training = Training(epochs=6, method="standard", lr=0.2).run()
+    held = training.data[1]
+    model = training.model.eval()
+    images = held.images(range(40))
+    assert training.reports[-1].clean_accuracy.correct == int((model(images).argmax(1) == held.labels).sum())
+    assert training.reports[-1].robust_accuracy is None
+    robust = Training(epochs=6, lr=0.2).run()
+    model = robust.model.eval()
+    points = run(PGD(steps=10, loss="margin"), model, THREAT, images, held.labels, seed=0, indices=held.indices)
+    standing = (model(images).argmax(1) == held.labels) & (model(points).argmax(1) == held.labels)
+    assert robust.reports[-1].robust_accuracy.correct == int(standing.sum()) > 0
+
+
+def test_methods_for_smoothing_are_judged_under_noise():
+    training = Training(epochs=8, method="gaussian:sigma=0.3", lr=0.1).run()
+    report = training.reports[-1]
+    assert report.robust_accuracy is None and report.noisy_accuracy.n == 40
+    assert report.noisy_accuracy.value > 0.5 and report.rank[0] == report.noisy_accuracy.value
+
+
+def test_standard_training_learns():
+    reports = Training(method="standard", epochs=8, lr=0.1).run().reports
     assert reports[-1].clean_accuracy.value > 0.6 > reports[0].clean_accuracy.value
     assert reports[-1].loss < reports[0].loss and reports[0].parts == {"clean": pytest.approx(reports[0].loss)}
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch_and_the_weights_as_they_were(parts):
-    class Bursting:
-        name, judged_by, calls = "bursting", "clean", 0
-
-        def loss(self, model, images, labels, threat_model, keys):
-            self.calls += 1
-            loss = model(images).sum()
-            return (loss * float("nan") if self.calls == 13 else loss * 0), {}
-
+def test_the_caller_gets_the_network_back_with_its_parameters_free_to_be_trained():
     model = network()
-    with pytest.raises(UserError, match="nan in epoch 2, batch 3"):
-        train(model, *parts, Bursting(), THREAT, Recipe(epochs=3, batch_size=32))
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    model[0].bias.requires_grad_(False)
+    before = model[0].bias.clone()
+    Training(model, epochs=1).run()
+    assert torch.equal(model[0].bias, before), "what was frozen is not trained"
+    assert [name for name, value in model.named_parameters() if not value.requires_grad] == ["0.bias"]
 
 
-def test_fewer_images_than_a_batch_are_refused(parts):
-    with pytest.raises(UserError, match="fewer than one batch of 512"):
-        trained(parts, batch_size=512)
+@pytest.mark.parametrize("settings, sentence", [
+    ({"batch_size": 512}, "160 images are left to train on, fewer than one batch of 512"),
+    ({"accumulate": 3}, "a batch of 32 cannot be cut into equal parts .* --accumulate 3.* multiple of 3"),
+])
+def test_batches_that_cannot_be_had_are_refused(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Training(**settings).run()
 
 
 def test_training_works_on_colour_images_of_any_size():
@@ -147,7 +107,23 @@ def test_training_works_on_colour_images_of_any_size():
     whole = ArrayDataset(images, labels)
     training, holdout = cut_holdout(labels, 0.2, seed=0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(105, 3))
-    threat_model = ThreatModel("l2", "0.5")
-    recipe = Recipe(epochs=20, batch_size=16, lr=0.2)
-    reports = train(model, whole.subset(training), whole.subset(holdout), PGDAT(steps=3), threat_model, recipe)
-    assert reports[-1].robust_accuracy.value > 0.9
+    data = whole.subset(training), whole.subset(holdout)
+    done = Training(model, data, threat_model=ThreatModel("l2", "0.5"), epochs=20, batch_size=16, lr=0.2,
+                    method="pgd-at:steps=3").run()
+    assert done.reports[-1].robust_accuracy.value > 0.9
+
+
+@pytest.mark.parametrize("method", [
+    "standard", "pgd-at:steps=1", "trades:steps=2", "mart:steps=2", "fgsm-rs", "n-fgsm", "free:replays=2",
+    "gaussian", "smooth-adv:steps=1", "trades:steps=1+awp", "free:replays=2+awp",
+    "pgd-at:steps=1+awp:gamma=0.01,warmup=1",
+])
+@pytest.mark.parametrize("settings", [
+    {}, {"accumulate": 2, "average": 0.9, "freeze_epochs": 1, "precision": "bf16", "optimizer": "adamw", "lr": 0.001},
+])
+def test_every_method_goes_through_the_loop(method, settings):
+    head = ("5.weight", "5.bias") if settings else ()
+    done = Training(method=method, train_with={"head": head}, data=parts(80), **settings).run()
+    assert len(done.reports) == 2 and all(report.skipped == 0 for report in done.reports)
+    assert all(value.isfinite().all() for value in done.kept[-1][1].values())
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in done.model.parameters())

@@ -4,7 +4,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from robustbench_local.augmentation import Augmentation
 from robustbench_local.errors import UserError
+from robustbench_local.protocol import resolve_suite
 from robustbench_local.recipes import Recipe, list_recipes, read_config, resolve_recipe
 
 
@@ -12,8 +14,10 @@ from robustbench_local.recipes import Recipe, list_recipes, read_config, resolve
 def test_shipped_recipes_are_valid_and_begin_with_their_command(name):
     recipe = resolve_recipe(name, {})
     assert recipe.objective() and recipe.threat_model().eps > 0
+    recipe.weight_perturbation(), Augmentation.parse(recipe.augment), resolve_suite(recipe.suite)
     command = dict(list_recipes())[name]
-    assert command.startswith("robust defend ") and f"--config {name}" in command
+    assert command.startswith(("robust defend ", "torchrun --nproc-per-node ")) and f"--config {name}" in command
+    assert " defend " in command
 
 
 def test_defaults_fit_the_plain_command():
@@ -33,6 +37,10 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_loop_settings_may_stand_with_the_method():
     recipe = resolve_recipe(None, {"method": "pgd-at:steps=7,epochs=20,batch-size=64"})
     assert (recipe.epochs, recipe.batch_size, recipe.method) == (20, 64, "pgd-at:steps=7")
+    recipe = resolve_recipe(None, {"method": "trades:beta=5,average=0.99,clip-norm=1/2+awp:gamma=0.01,warmup=2"})
+    assert (recipe.average, recipe.clip_norm, recipe.method) == (0.99, 0.5, "trades:beta=5+awp:gamma=0.01,warmup=2")
+    assert (recipe.weight_perturbation().gamma, recipe.weight_perturbation().warmup) == (0.01, 2)
+    assert recipe.warmup == 0, "what is added to a method keeps its own settings"
     with pytest.raises(UserError, match="epochs twice"):
         resolve_recipe(None, {"method": "pgd-at:epochs=20", "epochs": "3"})
 
@@ -83,6 +91,15 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
         ({"lr": "inf"}, r"lr is 'inf'"),
         ({"batch_size": "1"}, r"batch-size is '1'"),
         ({"holdout": "1"}, r"holdout is '1'"),
+        ({"accumulate": "0"}, r"accumulate is '0'"),
+        ({"average": "1"}, r"average is '1'"),
+        ({"momentum": "1"}, r"momentum is '1'"),
+        ({"clip_norm": "-1"}, r"clip-norm is '-1'"),
+        ({"eps_warmup": "2"}, r"eps-warmup is '2'"),
+        ({"schedule": "cosin"}, r"schedule is 'cosin'"),
+        ({"optimizer": "adam"}, r"optimizer is 'adam'"),
+        ({"precision": "fp16"}, r"precision is 'fp16'"),
+        ({"label_smoothing": "1"}, r"label-smoothing is '1'"),
     ],
 )
 def test_bad_settings_are_named(flags, sentence):

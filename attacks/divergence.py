@@ -1,0 +1,45 @@
+"""The inner attack of TRADES: Zhang et al., "Theoretically principled trade-off between robustness and accuracy"
+(ICML 2019)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_local.attacks import randomness
+from robustbench_local.attacks.attack import Look, Model, Rows, State, initial_state, look_along
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.attacks.threat_model import ThreatModel
+
+NEAR = 0.001
+"""The standard deviation of the start around the image, in pixels: at the image the divergence has gradient 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergencePGD(PGD):
+    """PGD that leads predictions away from given ones, whatever the labels are: it climbs KL(reference || prediction).
+
+    The state holds the `reference`, float [rows, classes] of probabilities, which whoever starts the attack adds to it.
+    What it climbs and where it starts are no settings here: loss, random_start and targets are refused.
+    """
+
+    name: ClassVar[str] = "divergence-pgd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss != "ce" or not self.random_start or self.targets:
+            raise ValueError(f"{self.name} has one loss and one start: leave out loss, random_start and targets")
+
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:
+        noise = NEAR * randomness.normal(rows.keys, rows.images.shape[1:])
+        points = threat_model.project(rows.images + noise, rows.images)
+        state = initial_state(rows, points)
+        return {**state, "before": points} if self.momentum else state
+
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+        def climb(logits: Tensor) -> Tensor:
+            return F.kl_div(logits.log_softmax(1), state["reference"], reduction="none").sum(1)
+
+        return look_along(model, threat_model, climb, state)

@@ -1,0 +1,86 @@
+"""Learning from a teacher's probabilities.
+
+Defensive distillation: Papernot et al., "Distillation as a defense to adversarial perturbations against deep neural
+networks" (S&P 2016). Broken by Carlini and Wagner, "Towards evaluating the robustness of neural networks" (S&P 2017):
+it hides gradients and moves no boundary. Here as the known-broken control, not as a defense to use.
+RSLAD: Zi et al., "Revisiting adversarial robustness distillation: robust soft labels make student better" (ICCV 2021).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_local.attacks.divergence import DivergencePGD
+from robustbench_local.defenses.objective import (
+    Examples,
+    Learner,
+    Objective,
+    Parts,
+    divergence,
+    last_points,
+    require_moving,
+)
+from robustbench_local.defenses.standard import Standard
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefensiveDistillation(Objective):
+    """Known to be broken: looks robust because its gradients vanish. A control that every attack must see through.
+
+    Student and teacher work at the same temperature, which is taken away afterwards: what is left are logits so many
+    times too large. The loss is multiplied by the temperature, so that its gradient to the logits stays as long.
+    Without a teacher given, one is trained first, by cross-entropy at the temperature.
+    """
+
+    name: ClassVar[str] = "defensive-distillation"
+    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "clean"
+    taught: ClassVar[bool] = True
+    temperature: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        told = (learner.taught(examples.images) / self.temperature).softmax(1)
+        loss = self.temperature * F.cross_entropy(learner.logits(examples.images) / self.temperature, told)
+        return loss, {"distillation": loss.detach()}
+
+    def own_teacher(self) -> Objective | None:
+        return Standard(temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSLAD(Objective):
+    """A robust teacher's probabilities on the clean images are the labels, on the images and on adversarial points.
+
+    clean: the share of the loss that looks at the images. steps, step_size: of the inner attack, which leads away from
+    the teacher's probabilities; step_size is in pixel units, by default 2.5 · eps / steps.
+    """
+
+    name: ClassVar[str] = "rslad"
+    taught: ClassVar[bool] = True
+    clean: float = 1 / 6
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        DivergencePGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
+        require_moving(self.step_size)
+        if not 0 <= self.clean <= 1:
+            raise ValueError(f"clean is {self.clean:g}, but must be a share from 0 to 1")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = DivergencePGD(steps=self.steps, step_size=self.step_size)
+        reference = learner.taught(images).softmax(1)
+        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, reference=reference))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        told = learner.taught(examples.images).log_softmax(1)
+        clean = divergence(learner.logits(examples.images), told).mean()
+        robust = divergence(learner.logits(examples.points), told).mean()
+        parts = {"clean": clean.detach(), "adversarial": robust.detach()}
+        return self.clean * clean + (1 - self.clean) * robust, parts

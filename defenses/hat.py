@@ -1,0 +1,65 @@
+"""HAT: Rade and Moosavi-Dezfooli, "Reducing excessive margin to achieve a better accuracy vs. robustness trade-off"
+(ICLR 2022)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustbench_local.attacks.divergence import DivergencePGD
+from robustbench_local.defenses.objective import (
+    Examples,
+    Learner,
+    Objective,
+    Parts,
+    divergence,
+    last_points,
+    probabilities,
+    require_moving,
+)
+from robustbench_local.defenses.standard import Standard
+
+
+@dataclass(frozen=True, kw_only=True)
+class HAT(Objective):
+    """TRADES with helper examples: points further out are taught to be what an ordinary network takes them for.
+
+    That keeps the margin from growing beyond what robustness needs, which costs clean accuracy. The teacher is an
+    ordinary network; without one it is trained first. beta: what a moved prediction costs. gamma: what a helper costs.
+    reach: how far out helpers lie, in multiples of the perturbation. steps, step_size: of the inner attack; step_size
+    is in pixel units, by default 2.5 · eps / steps.
+    """
+
+    name: ClassVar[str] = "hat"
+    taught: ClassVar[bool] = True
+    beta: float = 2.5
+    gamma: float = 0.5
+    reach: float = 2.0
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        DivergencePGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
+        require_moving(self.step_size)
+        for name in ("beta", "gamma", "reach"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name):g}, but must be at least 0")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = DivergencePGD(steps=self.steps, step_size=self.step_size)
+        reference = probabilities(learner, images)
+        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, reference=reference))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        images, points = examples.images, examples.points
+        helpers = (images + self.reach * (points - images)).clamp(*learner.threat_model.box)
+        logits = learner.logits(images)
+        clean = learner.cross_entropy(logits, examples.labels)
+        drift = divergence(learner.logits(points), logits.log_softmax(1)).mean()
+        helped = learner.cross_entropy(learner.logits(helpers), learner.taught(points).argmax(1))
+        parts = {"clean": clean.detach(), "divergence": drift.detach(), "helpers": helped.detach()}
+        return clean + self.beta * drift + self.gamma * helped, parts
+
+    def own_teacher(self) -> Objective | None:
+        return Standard()

@@ -1,0 +1,51 @@
+"""MART: Wang et al., "Improving adversarial robustness requires revisiting misclassified examples" (ICLR 2020)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.defenses.objective import (
+    Examples,
+    Learner,
+    Objective,
+    Parts,
+    divergence,
+    last_points,
+    require_moving,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MART(Objective):
+    """A boosted cross-entropy at the adversarial point, and a drift that counts more the less the image is recognised.
+
+    beta: what the drift of the prediction costs. steps, step_size: of the inner attack on the cross-entropy; step_size
+    is in pixel units, by default 2.5 · eps / steps.
+    """
+
+    name: ClassVar[str] = "mart"
+    beta: float = 5.0
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        PGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
+        require_moving(self.step_size)
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = PGD(steps=self.steps, step_size=self.step_size)
+        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        labels, logits, moved = examples.labels, learner.logits(examples.images), learner.logits(examples.points)
+        rivals = moved.softmax(1).scatter(1, labels[:, None], 0).amax(1)
+        # 1.0001 as in the authors' code: a rival that is certain still costs a finite amount.
+        boosted = learner.cross_entropy(moved, labels) - (1.0001 - rivals).log().mean()
+        doubt = 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+        drift = (divergence(moved, logits.log_softmax(1)) * doubt).mean()
+        return boosted + self.beta * drift, {"boosted": boosted.detach(), "divergence": drift.detach()}

@@ -1,0 +1,120 @@
+"""Adversarial training with a single gradient: as fast as it gets, and liable to catastrophic overfitting.
+
+FGSM-RS: Wong, Rice and Kolter, "Fast is better than free: revisiting adversarial training" (ICLR 2020).
+N-FGSM: de Jorge et al., "Make some noise: reliable and efficient single-step adversarial training" (NeurIPS 2022).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, last_points
+from robustbench_local.defenses.pgd_at import PGDAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMRS(Objective):
+    """Cross-entropy after one step from a uniform point of the ball, projected back into it.
+
+    step: the step's length in multiples of eps.
+    """
+
+    name: ClassVar[str] = "fgsm-rs"
+    step: float = 1.25
+
+    def __post_init__(self) -> None:
+        _require_above_0(self.step, "step")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = PGD(steps=1, step_size=self.step * learner.threat_model.eps)
+        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        return _at_points(learner, examples)
+
+    def safer(self) -> Objective | None:
+        return NFGSM()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(Objective):
+    """Cross-entropy after one step from strong noise, which is not taken back: the points lie outside the ball.
+
+    noise: how far the uniform noise reaches, in multiples of eps. step: the step's length, likewise.
+    """
+
+    name: ClassVar[str] = "n-fgsm"
+    noise: float = 2.0
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_above_0(self.noise, "noise")
+        _require_above_0(self.step, "step")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        threat_model = learner.threat_model
+        noise = threat_model.geometry.random_start(images, self.noise * threat_model.eps, keys)
+        noisy = (images + noise).clamp(*threat_model.box)
+        # The ball around the noisy image is wide enough for the step, so that nothing but the box cuts it.
+        attack = PGD(steps=1, step_size=self.step * threat_model.eps, random_start=False)
+        wide = max(self.step, 1.0)
+        unbound = Learner(learner.model, threat_model.widened(wide), learner.attacked)
+        return Examples(images, labels, keys, last_points(attack, unbound, noisy, labels, keys))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        return _at_points(learner, examples)
+
+    def safer(self) -> Objective | None:
+        return PGDAT(steps=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeAT(Objective):
+    """Every batch is learnt from several times; the gradient that moves the weights moves the points as well.
+
+    Shafahi et al., "Adversarial training for free!" (NeurIPS 2019). replays: how often. The points start afresh, at
+    random in the ball, with every batch; in the paper the perturbation is handed on to the next images.
+    """
+
+    name: ClassVar[str] = "free"
+    replays: int = 8
+
+    def __post_init__(self) -> None:
+        if self.replays < 2:
+            raise ValueError(f"replays is {self.replays}, but must be at least 2: the first only finds a direction")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        threat_model = learner.threat_model
+        start = images + threat_model.geometry.random_start(images, threat_model.eps, keys)
+        return Examples(images, labels, keys, threat_model.project(start, images).requires_grad_(True))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        return _at_points(learner, examples)
+
+    def again(self, learner: Learner, examples: Examples) -> Examples | None:
+        if examples.replay + 1 >= self.replays:
+            return None
+        threat_model, points = learner.threat_model, examples.points.detach()
+        assert examples.points.grad is not None, "the loss has been differentiated"
+        gradient = examples.points.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        lengths = torch.full((len(points),), threat_model.eps, device=points.device)
+        steps = threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
+        moved = threat_model.project(points + steps, examples.images).requires_grad_(True)
+        return Examples(examples.images, examples.labels, examples.keys, moved, examples.replay + 1)
+
+    def safer(self) -> Objective | None:
+        return NFGSM()
+
+
+def _at_points(learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+    loss = learner.cross_entropy(learner.logits(examples.points), examples.labels)
+    return loss, {"adversarial": loss.detach()}
+
+
+def _require_above_0(value: float, name: str) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value:g}, but must be above 0")

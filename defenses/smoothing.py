@@ -1,0 +1,93 @@
+"""Training for randomized smoothing, whose classifier is the network under Gaussian noise.
+
+Gaussian augmentation: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized smoothing" (ICML
+2019). SmoothAdv: Salman et al., "Provably robust deep learning via adversarially trained smoothed classifiers"
+(NeurIPS 2019).
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from robustbench_local.attacks import randomness
+from robustbench_local.attacks.attack import Model
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, last_points, require_moving
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Objective):
+    """Cross-entropy on the images under Gaussian noise of standard deviation sigma, in pixel units."""
+
+    name: ClassVar[str] = "gaussian"
+    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
+    sigma: float = 0.25
+
+    def __post_init__(self) -> None:
+        _require_noise(self.sigma)
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
+        return Examples(images, labels, keys, noisy(images, self.sigma, keys, 0))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        loss = learner.cross_entropy(learner.logits(examples.points), examples.labels)
+        return loss, {"noisy": loss.detach()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothAdv(Objective):
+    """Cross-entropy under noise at points that fool the smoothed classifier, estimated with a few draws of noise.
+
+    sigma: of the noise, in pixel units. draws: of noise for every image, the same ones in attack and loss. steps,
+    step_size: of the inner attack; step_size is in pixel units, by default 2.5 · eps / steps.
+    """
+
+    name: ClassVar[str] = "smooth-adv"
+    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
+    sigma: float = 0.25
+    draws: int = 2
+    steps: int = 4
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_noise(self.sigma)
+        if self.draws < 1:
+            raise ValueError(f"draws is {self.draws}, but must be at least 1")
+        PGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
+        require_moving(self.step_size)
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = PGD(steps=self.steps, step_size=self.step_size, random_start=False)
+        noise = self._noise(images, keys)
+
+        def smoothed(model: Model) -> Model:
+            def log_probabilities(points: Tensor) -> Tensor:
+                each = torch.stack([model(points + part).log_softmax(1) for part in noise])
+                return each.logsumexp(0) - math.log(self.draws)
+
+            return log_probabilities
+
+        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, seen_as=smoothed))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        noise = self._noise(examples.images, examples.keys)
+        points = torch.cat([examples.points + part for part in noise])
+        loss = learner.cross_entropy(learner.logits(points), examples.labels.repeat(self.draws))
+        return loss, {"adversarial": loss.detach()}
+
+    def _noise(self, images: Tensor, keys: Tensor) -> list[Tensor]:
+        return [noisy(torch.zeros_like(images), self.sigma, keys, draw) for draw in range(self.draws)]
+
+
+def noisy(images: Tensor, sigma: float, keys: Tensor, draw: int) -> Tensor:
+    """The images under the noise of that draw: outside the box too, as the certificate has it."""
+    return images + sigma * randomness.normal(keys, images.shape[1:], draw)
+
+
+def _require_noise(sigma: float) -> None:
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma:g}, but must be above 0")

@@ -1,0 +1,50 @@
+"""TRADES: Zhang et al., "Theoretically principled trade-off between robustness and accuracy" (ICML 2019)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustbench_local.attacks.divergence import DivergencePGD
+from robustbench_local.defenses.objective import (
+    Examples,
+    Learner,
+    Objective,
+    Parts,
+    divergence,
+    last_points,
+    probabilities,
+    require_moving,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Objective):
+    """Cross-entropy on the images plus beta times how far the prediction moves: KL(f(x) || f(x')).
+
+    beta: what a moved prediction costs, against a wrong one. steps, step_size: of the inner attack on that divergence;
+    step_size is in pixel units, by default 2.5 · eps / steps.
+    """
+
+    name: ClassVar[str] = "trades"
+    beta: float = 6.0
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        DivergencePGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
+        require_moving(self.step_size)
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
+
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = DivergencePGD(steps=self.steps, step_size=self.step_size)
+        reference = probabilities(learner, images)
+        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, reference=reference))
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        logits, moved = learner.logits(examples.images), learner.logits(examples.points)
+        clean = learner.cross_entropy(logits, examples.labels)
+        drift = divergence(moved, logits.log_softmax(1)).mean()
+        return clean + self.beta * drift, {"clean": clean.detach(), "divergence": drift.detach()}

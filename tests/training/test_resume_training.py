@@ -1,0 +1,226 @@
+"""A training that is interrupted anywhere and resumed ends to the bit like one that was not."""
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from small_trainings import BATCHES, Stop, Training, network, same
+
+import robustbench_local.training as loop
+from robustbench_local.defending import harden
+from robustbench_local.errors import UserError
+from robustbench_local.recipes import resolve_recipe
+from robustbench_local.training_state import Snapshot
+
+EPOCHS = 3
+KINDS = {
+    "plain": {}, "average": {"average": 0.9}, "adamw": {"optimizer": "adamw", "lr": 0.01},
+    "cosine": {"schedule": "cosine", "warmup": 0.3}, "piecewise": {"schedule": "piecewise"},
+    "constant": {"schedule": "constant", "eps_warmup": 0.5, "clip_norm": 0.5},
+    "accumulate": {"accumulate": 2, "augment": "crop=1,flip", "label_smoothing": 0.1},
+    "trades+awp": {"method": "trades:steps=1+awp"}, "free": {"method": "free:replays=2"},
+    "freeze": {"freeze_epochs": 2, "average": 0.9}, "bf16": {"precision": "bf16"},
+}
+
+
+def training(kind: str) -> Training:
+    return Training(epochs=EPOCHS, train_with={"head": ("5.weight", "5.bias")}, **KINDS[kind])
+
+
+def interrupted(kind: str, batches: int, path) -> Snapshot:
+    """What lies on the disk when the training was interrupted after so many batches."""
+    begun = training(kind)
+    with pytest.raises(KeyboardInterrupt):
+        begun.run(observer=Stop(batches))
+    begun.saved[-1].write(path, {"about": kind})
+    snapshot, about = Snapshot.read(path)
+    assert about == {"about": kind}
+    return snapshot
+
+
+def require_same(resumed: Training, whole: Training):
+    assert resumed.told == whole.told
+    assert same(resumed.model, whole.model) and same(resumed.kept[-1][1], whole.kept[-1][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_trainings_end_like_uninterrupted_ones(kind, tmp_path, monkeypatch):
+    whole = training(kind).run()
+    for batches, seconds in ((BATCHES + 3, 600), (BATCHES + 3, 0), (2, 0), (2 * BATCHES, 0), (EPOCHS * BATCHES, 0)):
+        monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
+        snapshot = interrupted(kind, batches, tmp_path / "state")
+        # Saved is every batch but the last of an epoch, after which there is the epoch's own.
+        expected = (batches - 1) % BATCHES if seconds == 0 else 0
+        assert snapshot.facts["batch"] == expected and len(snapshot.facts["reports"]) == (batches - 1) // BATCHES
+        torch.manual_seed(batches)
+        resumed = training(kind)
+        resumed.model = network(seed=9)
+        require_same(resumed.run(resume=snapshot), whole)
+
+
+def test_every_step_can_be_the_one_where_it_is_interrupted(tmp_path, monkeypatch):
+    whole = training("average").run()
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    for batches in range(1, EPOCHS * BATCHES + 1):
+        require_same(training("average").run(resume=interrupted("average", batches, tmp_path / "state")), whole)
+
+
+def test_a_training_may_be_interrupted_again_and_again(tmp_path, monkeypatch):
+    whole, snapshot = training("average").run(), None
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    for _ in range(EPOCHS * BATCHES + EPOCHS):
+        each = training("average")
+        try:
+            each.run(resume=snapshot, observer=Stop(2))
+            break
+        except KeyboardInterrupt:
+            each.saved[-1].write(tmp_path / "state", {})
+            snapshot, _ = Snapshot.read(tmp_path / "state")
+    require_same(each, whole)
+
+
+def test_streamed_images_leave_dropout_its_random_numbers(tmp_path, monkeypatch):
+    whole = training("plain").run()
+    monkeypatch.setattr("robustbench_local.feeding.RESIDENT_BYTES", 0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    more = {"workers": 0}
+    assert same(training("plain").run(**more).model, whole.model), "as from memory"
+    begun = training("plain")
+    with pytest.raises(KeyboardInterrupt):
+        begun.run(observer=Stop(BATCHES + 3), **more)
+    require_same(training("plain").run(resume=begun.saved[-1], **more), whole)
+
+
+@pytest.fixture
+def falling(monkeypatch):
+    """The second epoch of fgsm-rs is taken for catastrophic overfitting, the fourth report too."""
+    monkeypatch.setattr(loop, "is_catastrophic", lambda report, earlier: len(earlier) in (1, 3))
+    return lambda: Training(epochs=4, method="fgsm-rs", average=0.9)
+
+
+def test_a_training_that_was_rolled_back_is_resumed_like_any_other(falling, tmp_path, monkeypatch):
+    whole = falling().run()
+    assert [(report.epoch, report.undone) for report in whole.reports] == [
+        (1, False), (2, True), (2, False), (3, True), (3, False), (4, False)
+    ]
+    assert [report.method for report in whole.reports] == [
+        "fgsm-rs", "fgsm-rs", "n-fgsm", "n-fgsm", "pgd-at:steps=2", "pgd-at:steps=2"
+    ]
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
+    for batches in (3, BATCHES + 2, 2 * BATCHES, 2 * BATCHES + 2, 3 * BATCHES + 4, 5 * BATCHES, 5 * BATCHES + 1):
+        begun = falling()
+        with pytest.raises(KeyboardInterrupt):
+            begun.run(observer=Stop(batches))
+        begun.saved[-1].write(tmp_path / "state", {})
+        snapshot, _ = Snapshot.read(tmp_path / "state")
+        assert snapshot.healthy is not None
+        require_same(falling().run(resume=snapshot), whole)
+
+
+def test_the_healthy_snapshot_stays_what_it_was_and_holds_no_other(falling):
+    training = falling()
+    seen = []
+
+    def watch(snapshot):
+        if snapshot.healthy is not None:
+            assert snapshot.healthy.healthy is None, "or every epoch of the training would stay in memory"
+            tensors = {name: tensor.clone() for name, tensor in snapshot.healthy.tensors.items()}
+            seen.append((snapshot.healthy, tensors))
+        training.saved.append(snapshot)
+
+    loop.train(training.model, *training.data, training.objective, training.threat_model, training.recipe, save=watch)
+    assert len(seen) >= 5
+    for snapshot, tensors in seen:
+        assert all(torch.equal(snapshot.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_going_on_from_a_snapshot_does_not_change_it(tmp_path):
+    for kind in ("plain", "adamw"):
+        begun = training(kind)
+        with pytest.raises(KeyboardInterrupt):
+            begun.run(observer=Stop(BATCHES + 2))
+        snapshot = begun.saved[-1]
+        first, again = training(kind).run(resume=snapshot), training(kind).run(resume=snapshot)
+        require_same(first, again)
+
+
+def test_a_finished_training_has_nothing_left_to_do(tmp_path):
+    whole = training("plain").run()
+    before = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    again = training("plain").run(resume=whole.saved[-1])
+    assert again.told == whole.told and same(again.model, before) and not again.saved
+
+
+def test_the_snapshot_of_another_network_is_refused():
+    snapshot = training("plain").run().saved[-1]
+    for model in (network(norm=False), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))):
+        with pytest.raises(UserError, match="is of another network") as caught:
+            Training(model, epochs=EPOCHS).run(resume=snapshot)
+        assert "\n" not in str(caught.value)
+
+
+QUICK = {"method": "pgd-at:steps=1", "arch": "cnn-small", "samples": "120", "batch_size": "32", "epochs": "3",
+         "average": "0.9", "eval_samples": "40", "suite": "fast"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    harden(resolve_recipe(None, QUICK), folder, device="cpu")
+    return folder
+
+
+def killed(places, output, resume=False):
+    """The signal that ended a process in which the n-th call of a function is its last. places: (where, n)."""
+    child = os.fork()
+    if child == 0:
+        try:
+            (module, name), last = places
+            function, calls = getattr(module, name), [0]
+
+            def call(*arguments, **settings):
+                calls[0] += 1
+                if calls[0] == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **settings)
+
+            setattr(module, name, call)
+            loop.SAVE_SECONDS = 0
+            harden(resolve_recipe(None, QUICK), output, device="cpu", resume=resume)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
+@pytest.mark.parametrize("where", ["step", "metrics", "weights", "card", "state", "rename", "judge"])
+def test_a_process_killed_anywhere_is_resumed_to_the_same_files(where, uninterrupted, tmp_path):
+    import robustbench_local.defending as defending
+    import robustbench_local.lesson as lesson
+
+    places = {
+        "step": ((lesson.Lesson, "learn"), (2, 5, 8)), "metrics": ((defending, "write_atomically"), (1, 2, 3)),
+        "weights": ((defending, "write_weights"), (1, 2)), "card": ((defending, "write_card"), (1, 2)),
+        "state": ((Snapshot, "write"), (1, 4, 5)), "rename": ((os, "fsync"), (1, 5, 9, 13)),
+        "judge": ((loop, "judge"), (1, 3)),
+    }
+    place, moments = places[where]
+    for moment in moments:
+        output = tmp_path / f"out{moment}"
+        assert killed((place, moment), output) == -signal.SIGKILL
+        harden(resolve_recipe(None, QUICK), output, device="cpu", resume=True)
+        require_same_files(output, uninterrupted)
+
+
+def require_same_files(output, whole):
+    def told(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [loop.EpochReport.model_validate_json(line).model_dump(exclude={"seconds", "images_per_second"})
+                for line in lines]
+
+    assert told(output) == told(whole)
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (output / name).exists() == (whole / name).exists()
+        assert not (whole / name).exists() or (output / name).read_bytes() == (whole / name).read_bytes()

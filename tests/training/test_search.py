@@ -1,0 +1,109 @@
+"""`--search`: every combination is trained, the hold-out chooses, and the winner becomes the training of the folder."""
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+from rich.console import Console
+
+import robustbench_local.searching as searching
+from robustbench_local.checkpoint import read_card
+from robustbench_local.cli import cli
+from robustbench_local.errors import UserError
+from robustbench_local.recipes import Recipe
+from robustbench_local.searching import combinations, search
+
+QUICK = ("--samples", "150", "--batch-size", "32", "--device", "cpu", "--arch", "cnn-small", "--suite", "fast",
+         "--eval-samples", "30")
+SETTINGS = {"device": "cpu", "resume": False, "trained_by": None}
+
+
+def defend(*arguments):
+    cli(["defend", *map(str, arguments)], standalone_mode=False)
+
+
+def test_all_combinations_are_made():
+    assert combinations(["lr=0.1, 0.2", "batch-size=32,64"]) == [
+        {"lr": "0.1", "batch_size": "32"}, {"lr": "0.1", "batch_size": "64"}, {"lr": "0.2", "batch_size": "32"},
+        {"lr": "0.2", "batch_size": "64"},
+    ]
+    assert combinations(["method=trades:beta=6,steps=7;pgd-at", "augment=crop=4,flip;none"])[0] == {
+        "method": "trades:beta=6,steps=7", "augment": "crop=4,flip"
+    }
+
+
+@pytest.mark.parametrize("texts, sentence", [
+    (["lrr=0.1"], "'lrr' cannot be searched.*Did you mean 'lr'"), (["seed=1,2"], "'seed' cannot be searched"),
+    (["suite=fast"], "'suite' cannot be searched"), (["lr"], "KEY=VALUE,VALUE"), (["lr="], "KEY=VALUE,VALUE"),
+    (["lr=0.1", "lr=0.2"], "gives lr twice"), (["lr=" + ",".join(["1"] * 65)], "65 trainings: at most 64"),
+])
+def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        combinations(texts)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("method=pgd-at:steps=1;pgdat", "unknown method 'pgdat'"), ("lr=0.1,fast", "lr is 'fast'"),
+    ("eps=0.1,0", "eps is 0"), ("augment=flip;flop", "no 'flop'"),
+])
+def test_what_is_wrong_with_the_last_combination_is_found_before_the_first(text, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "harden", None)
+    with pytest.raises(UserError, match=sentence):
+        search(Recipe(), [text], tmp_path / "out", SETTINGS, screen=Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search") / "out"
+    defend(*QUICK, "--method", "standard", "--epochs", "3", "--search", "lr=1e-6,0.2", "--output", folder)
+    return folder
+
+
+def test_the_winner_becomes_the_training_of_the_folder(searched):
+    table = json.loads((searched / "search.json").read_text())["trials"]
+    assert [trial["settings"] for trial in table] == [{"lr": "0.2"}, {"lr": "1e-6"}]
+    best, worst = (trial["chosen"]["clean_accuracy"]["value"] for trial in table)
+    assert best > worst
+    card = read_card((searched / "model.json").read_bytes())
+    assert card.recipe.lr == 0.2 and card.chosen.clean_accuracy.value == best and card.evaluation is not None
+    trial = searched / "search" / "2"
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (searched / name).read_bytes() == (trial / name).read_bytes()
+    assert not (trial / "result.json").exists(), "the test images have judged nothing but the winner"
+    assert (searched / "result.json").exists() and not (searched / "training.safetensors").exists()
+
+
+def test_a_finished_folder_is_not_searched_over(searched):
+    before = (searched / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="already holds"):
+        defend(*QUICK, "--method", "standard", "--epochs", "3", "--search", "lr=1e-6,0.1", "--output", searched)
+    assert (searched / "model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_search_does_not_repeat_what_is_done(tmp_path, monkeypatch):
+    asked = ("--method", "standard", "--epochs", "2", "--search", "lr=0.1,0.2", "--output", tmp_path / "out")
+    train, begun = searching.harden, []
+
+    def second(recipe, *arguments, **settings):
+        begun.append(recipe.lr)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return train(recipe, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "harden", second)
+        with pytest.raises(click.Abort):  # what click makes of the interruption
+            defend(*QUICK, *asked)
+    stamp = (tmp_path / "out" / "search" / "1" / "metrics.jsonl").stat().st_mtime_ns
+    defend(*QUICK, *asked)
+    assert (tmp_path / "out" / "search" / "1" / "metrics.jsonl").stat().st_mtime_ns == stamp
+    assert (tmp_path / "out" / "result.json").exists()
+
+
+def test_the_winners_teacher_is_not_trained_again(tmp_path):
+    defend(*QUICK, "--method", "hat:steps=1", "--epochs", "1", "--search", "lr=0.05", "--output", tmp_path / "out")
+    one, other = (folder / "teacher" for folder in (tmp_path / "out", tmp_path / "out" / "search" / "1"))
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes(), "seconds would differ"
