@@ -22,12 +22,14 @@ import images
 import torch
 from machine import machine
 
+from robustbench_local import ThreatModel, evaluate, load_classifier
 from robustbench_local.defending import harden
 from robustbench_local.files import write_atomically
 from robustbench_local.recipes import Recipe, resolve_recipe
 
 RESULTS = Path(__file__).parent / "results" / "defenses.json"
 FOLDER = Path("runs/defenses")
+STOP, EIGHTY = 14, 5
 MAIN = ("standard", "pgd-at", "trades", "n-fgsm")
 MORE = ("mart", "hat", "trades+awp", "fgsm-rs", "free", "rslad", "defensive-distillation")
 
@@ -49,8 +51,7 @@ BOARDS = {
 }
 CHANGES: dict[str, dict[str, Any]] = {
     # Distillation divides logits by 20 or more while it trains, so plain SGD hardly moves.
-    "defensive-distillation": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.0},
-    "free": {},
+    "defensive-distillation": {"optimizer": "adamw", "lr": 6e-3, "weight_decay": 0.0},
 }
 STEPPED = ("pgd-at", "trades", "mart", "hat", "rslad")
 
@@ -59,10 +60,9 @@ def recipe_of(data: str, method: str, seed: int) -> Recipe:
     """The data set's recipe with another method and seed."""
     board = BOARDS[data]
     name, plus, more = method.partition("+")
-    settings: dict[str, Any] = {
-        "method": (f"{name}:steps={board.steps}" if name in STEPPED else name) + plus + more, "seed": seed,
-        **CHANGES.get(name, {}),
-    }
+    settings: dict[str, Any] = {"seed": seed, **CHANGES.get(name, {})}
+    if resolve_recipe(board.config, {}).method.partition(":")[0] != method:  # its own method keeps its settings
+        settings["method"] = (f"{name}:steps={board.steps}" if name in STEPPED else name) + plus + more
     if name == "rslad":
         settings["teacher"] = str(FOLDER / data / f"trades-{seed}")
     if board.npz:
@@ -85,6 +85,16 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
     card, result = hardened.card, evaluation.result
     assert card.chosen is not None
     last = card.last_evaluation
+    signs = {}
+    if data == "gtsrb":
+        classifier = load_classifier(str(folder))
+        attacked = evaluate(
+            classifier, hardened.judged, ThreatModel("linf", "8/255", source=STOP, target=EIGHTY), suite="standard/1"
+        ).result
+        signs["stop_to_80"] = {
+            "images": attacked.clean_accuracy.n, "standing": attacked.robust_accuracy.correct,
+            "taken_for_80": 1 - attacked.robust_accuracy.value,
+        }
     return {
         "data": data, "method": method, "seed": seed, "clean": result.clean_accuracy.model_dump(),
         "robust": result.robust_accuracy.model_dump(), "threat_model": result.threat_model.model_dump(),
@@ -93,7 +103,7 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
         "undone": sum(report.undone for report in hardened.reports),
         "last": {"clean": last.clean_accuracy.value, "robust": last.robust_accuracy.value} if last else None,
         "recipe": card.recipe.model_dump(exclude_defaults=True), "threads": torch.get_num_threads(),
-        "finished": time.strftime("%Y-%m-%d"),
+        "finished": time.strftime("%Y-%m-%d"), **signs,
     }
 
 

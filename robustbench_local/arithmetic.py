@@ -24,6 +24,17 @@ ALIKE = 0.9
 """What share of the images a low-precision twin must predict alike."""
 
 
+@contextlib.contextmanager
+def tensor_float_32(allowed: bool) -> Iterator[None]:
+    """Inside, GPUs may round the factors of their matrix products to TF32, or may not."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 @dataclass(frozen=True)
 class Twin:
     """A classifier to search with. slack: how much of a margin, in logits, may be its rounding."""
@@ -36,12 +47,8 @@ class Twin:
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Inside, matrix products use the twin's own arithmetic."""
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
-        try:
+        with tensor_float_32(self.tf32):
             yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass(frozen=True)

@@ -97,17 +97,18 @@ class _Kind:
     default: float | None
     most: float
     about: str
+    whole: bool = False
 
 
 KINDS = {
-    "crop": _Kind(None, 512, "pixels to move by"),
+    "crop": _Kind(None, 512, "pixels to move by", whole=True),
     "flip": _Kind(0.5, 1, "share of images"),
     "cutout": _Kind(None, 512, "pixels of the square"),
     "resized-crop": _Kind(0.08, 1, "smallest share of the area"),
     "color-jitter": _Kind(0.4, 1, "strength"),
     "rotate": _Kind(15, 180, "degrees"),
     "trivial-augment": _Kind(1, 1, "no number"),
-    "rand-augment": _Kind(9, 30, "magnitude"),
+    "rand-augment": _Kind(9, 30, "magnitude", whole=True),
 }
 
 
@@ -144,5 +145,7 @@ def _parsed(part: str, text: str) -> Transform:
     if not 0 < value <= kind.most:
         raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be above 0 and at most "
                         f"{kind.most:g}")
+    if kind.whole and value != int(value):
+        raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be a whole number")
     own = {"crop": _crop, "flip": _flip, "cutout": _cutout}
     return own[name](value) if name in own else _torchvision(name, value)

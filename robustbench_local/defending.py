@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.attack import Model, spec
-from robustbench_local.augmentation import Augmentation
 from robustbench_local.checkpoint import (
     CARD,
     LAST,
@@ -29,29 +27,28 @@ from robustbench_local.checkpoint import (
     write_card,
     write_weights,
 )
-from robustbench_local.data import load_dataset, stratified_subset
 from robustbench_local.data.dataset import Dataset, sample_sha256
 from robustbench_local.defenses import Objective
-from robustbench_local.device import choose_device
 from robustbench_local.epochs import EpochReport, TrainingObserver, best
-from robustbench_local.errors import UserError
+from robustbench_local.errors import Diverged, UserError
 from robustbench_local.evaluation import Evaluation, evaluate
 from robustbench_local.feeding import is_resident
-from robustbench_local.files import check_writable, write_atomically
-from robustbench_local.holdout import cut_holdout
+from robustbench_local.files import alone_in, write_atomically
 from robustbench_local.journal import journals
 from robustbench_local.models import load_classifier
 from robustbench_local.observer import Observer
-from robustbench_local.processes import local_device, rank_and_world, require_met
-from robustbench_local.protocol import resolve_suite
+from robustbench_local.preparing import Prepared, prepare
+from robustbench_local.processes import held_by_first, rank_and_world, require_met
 from robustbench_local.recipes import Recipe
 from robustbench_local.record import summed_hash
-from robustbench_local.starting import Start, fresh_start, loaded_start, require_fit, resize_of
+from robustbench_local.starting import Start
 from robustbench_local.training import train
 from robustbench_local.training_state import STATE, Snapshot
 
 TEACHER = "teacher"
 """The subfolder of a teacher that was trained because none was given."""
+TRIALS = "search"
+"""The subfolder of a search's trainings."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,13 @@ class Hardened:
 
         The test images have had no say before. An evaluation that was interrupted goes on where it was.
         """
-        if (self.folder / LAST).exists():
-            self._record("last_evaluation", self._evaluated(LAST, last_of(self.folder / RESULT), observer))
-        evaluation = self._evaluated(WEIGHTS, self.folder / RESULT, observer)
-        self._record("evaluation", evaluation)
-        if rank_and_world()[0] == 0:
-            (self.folder / STATE).unlink(missing_ok=True)
+        with held_by_first(alone_in(self.folder)):
+            if (self.folder / LAST).exists():
+                self._record("last_evaluation", self._evaluated(LAST, last_of(self.folder / RESULT), observer))
+            evaluation = self._evaluated(WEIGHTS, self.folder / RESULT, observer)
+            self._record("evaluation", evaluation)
+            if rank_and_world()[0] == 0:
+                (self.folder / STATE).unlink(missing_ok=True)
         return evaluation
 
     def _evaluated(self, weights: str, output: Path, observer: Observer | None) -> Evaluation:
@@ -121,48 +119,37 @@ def harden(
     trained_by: the shipped recipe's name, for the checkpoint. resume: go on with the training that was interrupted
     there; the same recipe, data and machine give the weights of an uninterrupted one. Everything that can be wrong with
     the recipe is found before the first step. Under torchrun every process makes the same call; the first one writes.
-    Raises UserError for that, for an output folder that is taken or cannot be written, and where gradients stop being
-    finite.
+    Raises UserError for that, and for an output folder that is taken, in use or cannot be written; Diverged where the
+    training's numbers stop being finite or useful, after which there is nothing to go on from.
     """
     require_met("harden")
-    objective, threat_model = recipe.objective(), recipe.threat_model()
-    recipe.weight_perturbation(), Augmentation.parse(recipe.augment), resolve_suite(recipe.suite)
-    where = (local_device() if device is None else None) or choose_device(device)
-    if not resume:
-        require_free(output)
-    start = loaded_start(recipe) if recipe.model else None
-    resize, names = (start.resize, start.class_names) if start else (resize_of(recipe), None)
+    with held_by_first(alone_in(output)):
+        if not resume:
+            require_free(output)
+        prepared = prepare(recipe, device=device, data_dir=data_dir, download=download)
+        try:
+            return _harden(prepared, output, trained_by, resume, {
+                "device": device, "data_dir": data_dir, "download": download, "workers": workers, "compiled": compiled,
+                "observer": observer,
+            })
+        except Diverged:
+            # To go on from there would end there again.
+            if rank_and_world()[0] == 0:
+                (output / STATE).unlink(missing_ok=True)
+            raise
 
-    def load(data: str, split: str) -> Dataset:
-        return load_dataset(
-            data, split=split, data_dir=data_dir, download=download, resize=resize, class_names=names
-        )
 
-    whole = load(recipe.data, "train")
-    start = start or fresh_start(recipe, whole)
-    # The checkpoint's recipe says in full what was done, so that no later default can change what it means.
-    recipe = recipe.model_copy(
-        update={"eps": threat_model.eps_text, "arch": recipe.arch if recipe.model else start.architecture}
-    )
-    start.network.to(where)
-    classes = require_fit(start.network, recipe.model or start.architecture, whole)
-    names = names or whole.class_names
-    if recipe.samples is not None:
-        whole = whole.subset(stratified_subset(whole.labels, recipe.samples, recipe.seed))
-    parts = cut_holdout(whole.labels, recipe.holdout, recipe.seed, groups=whole.groups)
-    training, holdout = (whole.subset(part) for part in parts)
-    judged = _judged_by(recipe, holdout, load)
-    check_writable(output / METRICS)
-    card = _card(recipe, start, classes, whole, len(holdout), trained_by)
+def _harden(
+    prepared: Prepared, output: Path, trained_by: str | None, resume: bool, settings: dict[str, Any]
+) -> Hardened:
+    """settings: those of `harden` that a teacher is trained with too."""
+    recipe, start, threat_model = prepared.recipe, prepared.start, prepared.threat_model
+    card = _card(recipe, start, prepared.classes, prepared.whole, len(prepared.holdout), trained_by)
     about = card.model_dump(mode="json", include={"recipe", "data", "num_classes", "input_shape"})
     snapshot = _interrupted(output, about) if resume else None
-    if objective.taught:
-        teacher = _teacher(recipe, objective, output, whole, classes, where, {
-            "device": device, "data_dir": data_dir, "download": download, "workers": workers, "compiled": compiled,
-            "observer": observer,
-        })
-    else:
-        teacher = None
+    teacher = prepared.teacher
+    if teacher is None and (own := prepared.objective.own_teacher()) is not None:
+        teacher = _own_teacher(recipe, own, output, prepared.device, settings)
     first = rank_and_world()[0] == 0
 
     def keep(reports: list[EpochReport], network: Any) -> None:
@@ -181,10 +168,12 @@ def harden(
             snapshot.write(output / STATE, about)
 
     reports = train(
-        start.network, training, holdout, objective, threat_model, recipe, teacher=teacher, head=start.head,
-        workers=workers, compiled=compiled, keep=keep, save=save, resume=snapshot, observer=observer,
+        start.network, prepared.training, prepared.holdout, prepared.objective, threat_model, recipe, teacher=teacher,
+        head=start.head, keep=keep, save=save, resume=snapshot,
+        **{name: settings[name] for name in ("workers", "compiled", "observer")},
     )
-    return Hardened(output, card.model_copy(update={"chosen": best(reports)}), start, judged, threat_model, reports)
+    card = card.model_copy(update={"chosen": best(reports)})
+    return Hardened(output, card, start, prepared.judged, threat_model, reports)
 
 
 def _is_over(reports: list[EpochReport], recipe: Recipe) -> bool:
@@ -205,34 +194,18 @@ def _interrupted(output: Path, about: dict[str, Any]) -> Snapshot | None:
     snapshot, then = Snapshot.read(output / STATE)
     if then != about:
         changed = [key for key in about["recipe"] if then.get("recipe", {}).get(key) != about["recipe"][key]]
-        what = f"its {', '.join(changed).replace('_', '-')} differ" if changed else "its data differ"
+        told = ", ".join(changed).replace("_", "-")
+        what = f"its {told} differ{'s' * (len(changed) == 1)}" if changed else "its data differ"
         raise UserError(f"{output} is another training ({what}): give the same settings, or name another --output")
     return snapshot
 
 
-def _teacher(
-    recipe: Recipe, objective: Objective, output: Path, whole: Dataset, classes: int, where: torch.device,
-    settings: dict[str, Any],
+def _own_teacher(
+    recipe: Recipe, own: Objective, output: Path, where: torch.device, settings: dict[str, Any]
 ) -> Model:
-    """The classifier that the method learns from, trained first where none is given.
-
-    Raises UserError where it does not know the student's classes or cannot take its images.
-    """
-    if recipe.teacher is not None:
-        model = load_classifier(recipe.teacher)
-        name = f"the teacher {recipe.teacher}"
-        known = require_fit(model.to(where), name, whole)
-        if known != classes:
-            raise UserError(f"{name} knows {known} classes, but the student {classes}: give a teacher of the same")
-        return model
-    own = objective.own_teacher()
-    if own is None:
-        raise UserError(
-            f"{objective.name} learns from a robust teacher: name one with --teacher, such as a folder of runs/"
-        )
+    """The classifier that the method learns from where none is named, trained first if that is not done yet."""
     folder = output / TEACHER
-    unfinished = (folder / STATE).exists() or not (folder / CARD).exists()
-    if unfinished:
+    if (folder / STATE).exists() or not (folder / CARD).exists():
         taught = recipe.model_copy(update={"method": spec(own)})
         harden(taught, folder, resume=(folder / STATE).exists(), **settings)
         (folder / STATE).unlink(missing_ok=True)
@@ -250,15 +223,9 @@ def require_free(output: Path) -> None:
         raise UserError(f"{output} already holds {' and '.join(taken)}: name another folder with --output")
 
 
-def _judged_by(recipe: Recipe, holdout: Dataset, load: Callable[[str, str], Dataset]) -> Dataset:
-    """The data set of the final evaluation."""
-    if recipe.eval_data is not None:
-        return load(recipe.eval_data, "test")
-    if holdout.split != "all":
-        return load(recipe.data, "test")
-    # A set that is taken whole has no test split. Its hold-out was at least not trained on, and is named as what it is.
-    holdout.split = "holdout"
-    return holdout
+def is_resumable(output: Path) -> bool:
+    """Whether an interrupted training, or search, of the folder can be gone on with."""
+    return (output / STATE).exists() or (output / TRIALS).exists()
 
 
 def _card(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustbench_local.arithmetic import Twin, Twins
+from robustbench_local.arithmetic import Twin, Twins, tensor_float_32
 from robustbench_local.attacks.attack import Attack, Rows, State, keys_of, likeliest, target_of
 from robustbench_local.attacks.norms import NORMS, per_row, wide
 from robustbench_local.attacks.threat_model import ThreatModel
@@ -37,13 +37,8 @@ LEAST_STEPS = 5
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """float32 with gradients, whatever mode the caller is in: no TF32, no autocast, no inference mode."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with tensor_float_32(False), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """A training that went astray: what was asked for made sense, but its numbers did not stay finite or useful."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'pgd'?"`, or nothing when no known name is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {found[0]!r}?" if found else ""

@@ -31,8 +31,8 @@ from robustbench_local.metering import Metered, Passes, forget_peak_memory, peak
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.observer import Observer
 from robustbench_local.preflight import DETERMINISTIC, GRADIENTS, accuracy_is_plausible, after_attacks, preflight
-from robustbench_local.processes import gather, local_device, rank_and_world, require_met
-from robustbench_local.protocol import custom, resolve_suite
+from robustbench_local.processes import device_for, gather, rank_and_world, require_met
+from robustbench_local.protocol import custom, require_goes_with, resolve_suite
 from robustbench_local.record import Ledger, record_path, seconds_of, summed_hash, write_samples
 from robustbench_local.result import (
     Accuracy,
@@ -114,12 +114,8 @@ def evaluate(
     if resume and output is None:
         raise UserError("there is nothing to resume without an output: name the interrupted run's --output")
     protocol, steps = custom(attacks) if attacks else resolve_suite(suite or "fast")
-    if protocol.name == "autoattack" and threat_model.norm == "l1":
-        raise UserError(
-            "autoattack/1 is AutoAttack for L∞ and L2; its L1 version has an APGD of its own that is not here: "
-            "choose --suite standard"
-        )
-    where = device if isinstance(device, torch.device) else (device is None and local_device()) or choose_device(device)
+    require_goes_with(protocol, threat_model)
+    where = device if isinstance(device, torch.device) else device_for(device)
     precision = check_precision(precision, where)
     dataset = _attackable(dataset, threat_model)
     available = len(dataset)

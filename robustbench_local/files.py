@@ -41,6 +41,42 @@ def check_writable(path: Path) -> None:
             pass
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other trainings out of it; one that was made in vain, and is empty, goes again.
+
+    Raises UserError where another process is in it, or it cannot be made or written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file, but a training fills a folder: name another")
+    fresh = not folder.exists()
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError):  # Windows has no locks on folders
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another training is running in {folder}: wait for it, or name another --output"
+                ) from None
+            except OSError:  # a file system without locks, such as some network ones
+                pass
+        try:
+            yield
+        except UserError:
+            if fresh:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+            raise
+
+
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Replace the file in one move, after its new content has reached the disk.
 

@@ -22,7 +22,7 @@ def cut_holdout(
     if not 0 < held < len(labels):
         raise UserError(
             f"{len(labels)} training images cannot be cut into a part to train on and a hold-out of {share:g}: "
-            "give more images"
+            "give more images, or another --holdout"
         )
     holdout = stratified_subset(labels, held, seed)
     rest = torch.ones(len(labels), dtype=torch.bool)

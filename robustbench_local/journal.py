@@ -67,7 +67,15 @@ class Journal:
         self._output, self._path = output, None if output is None else journal_path(output, rank)
         if output is None or self._path is None:
             return
-        self._take(resume)
+        try:
+            self._take(resume)
+            self._gather(output, binding, resume, rank)
+        except UserError:
+            self.close()
+            raise
+
+    def _gather(self, output: Path, binding: Binding, resume: bool, rank: int) -> None:
+        """Read back what there is, and let every process know all of it."""
         mine, (_, world) = 0, rank_and_world()
         for path in journals(output):
             number = int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0
@@ -80,8 +88,8 @@ class Journal:
         events = [event for theirs in gather([*self.clean, *self.searches]) for event in theirs]
         self.clean = [event for event in events if isinstance(event, CleanEvent)]
         self.searches = [event for event in events if isinstance(event, SearchEvent)]
+        assert self._path is not None and self._file is not None
         with writable(self._path):
-            assert self._file is not None
             self._file.truncate(mine)
         if not mine:
             self._write(Header(binding=binding))
@@ -124,18 +132,20 @@ class Journal:
                 raise UserError(f"{path}, line {number} is damaged: delete the file to start afresh")
             if isinstance(event, Header):
                 _require_same(event.binding, binding, path)
-            elif isinstance(event, CleanEvent):
-                self.clean.append(event)
             else:
-                self.searches.append(event)
+                self.keep(event)
         return len(whole)
 
-    def add(self, event: CleanEvent | SearchEvent) -> None:
-        """Append one event; it is on its way to the disk when this returns."""
+    def keep(self, event: CleanEvent | SearchEvent) -> None:
+        """Take an event in that is on a disk already."""
         if isinstance(event, CleanEvent):
             self.clean.append(event)
         else:
             self.searches.append(event)
+
+    def add(self, event: CleanEvent | SearchEvent) -> None:
+        """Append one event; it is on its way to the disk when this returns."""
+        self.keep(event)
         self._write(event)
 
     def of_stage(self, stage: int) -> list[SearchEvent]:

@@ -24,13 +24,14 @@ JUDGE = PGD(steps=10, loss="margin")
 @dataclass(frozen=True)
 class Judgement:
     """Accuracies on the hold-out; None where the method is not judged by it. only_class: what every image is taken for,
-    where it is one class for all."""
+    where it is one class for all. finite: whether every logit was a finite number."""
 
     clean: Accuracy
     robust: Accuracy | None
     fgsm: Accuracy | None
     noisy: Accuracy | None
     only_class: int | None
+    finite: bool
 
 
 def judge(
@@ -58,15 +59,18 @@ def judge(
     return Judgement(
         Accuracy.of(total["clean"], n), accuracy("robust", "robust"), accuracy("fgsm", "robust"),
         accuracy("noisy", "noisy"), int(classes[0].split()[1]) if len(classes) == 1 else None,
+        total["not finite"] == 0,
     )
 
 
 def _counted(model: Model, batch: Batch, objective: Objective, threat_model: ThreatModel, seed: int) -> Counter[str]:
     with torch.no_grad():
-        predicted = model(batch.images).argmax(1)
+        logits = model(batch.images)
+    predicted = logits.argmax(1)
     right = predicted == batch.labels
     counts: Counter[str] = Counter(f"class {label}" for label in predicted.tolist())
-    counts.update({"n": len(right), "clean": int(right.sum())})
+    broken = int((~logits.isfinite()).any(1).sum())
+    counts.update({"n": len(right), "clean": int(right.sum()), "not finite": broken})
     if objective.judged_by == "robust" and right.any():
         images, labels, indices = batch.images[right], batch.labels[right], batch.indices[right]
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from robustbench_local.augmentation import Augmentation
 from robustbench_local.averaging import Average
 from robustbench_local.defenses import Objective
 from robustbench_local.defenses.objective import Examples, Learner
-from robustbench_local.errors import UserError
+from robustbench_local.errors import Diverged, UserError
 from robustbench_local.feeding import Batch
 from robustbench_local.processes import rank_and_world
 from robustbench_local.recipes import Recipe
@@ -89,7 +90,7 @@ class Lesson:
         """One batch, and as many steps as the method takes with it; the last one's loss and its parts.
 
         settle: the average's batch norm looks at the batch too. A gradient that is no finite number changes nothing and
-        counts as "skipped"; raises UserError after `SKIPS` of them in a row.
+        counts as "skipped"; raises Diverged after `SKIPS` of them in a row.
         """
         self.network.train(not self._frozen)
         learner, recipe = self._learner(), self._recipe
@@ -111,7 +112,10 @@ class Lesson:
             self._bad = 0
             again = [self.objective.again(learner, chunk) for chunk in chunks]
             chunks = [chunk for chunk in again if chunk is not None]
-        self._schedule.step()
+        with warnings.catch_warnings():
+            # A first batch that was skipped is no mistake in the order of calls.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self._schedule.step()
         if self.average is not None:
             self.average.update(self.network)
             if settle and not self._frozen:
@@ -171,7 +175,7 @@ class Lesson:
     def _skipped(self, losses: dict[str, float], epoch: int, number: int) -> dict[str, float]:
         self._bad += 1
         if self._bad >= SKIPS:
-            raise UserError(
+            raise Diverged(
                 f"the loss became {losses['loss']:g} in epoch {epoch}, batch {number}, and the gradient of {SKIPS} "
                 "batches in a row was no finite number: lower --lr, or look for damaged images; the checkpoint of the "
                 "best epoch so far, if there was one, is intact"
@@ -225,7 +229,7 @@ def _optimizer(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optim
         betas = recipe.momentum, 0.999
         return torch.optim.AdamW(weights, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
-        weights, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
+        weights, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
     )
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from robustbench_local.device import choose_device
 from robustbench_local.errors import UserError
 
 T = TypeVar("T")
@@ -45,6 +46,21 @@ def agreed(value: T) -> T:
 
 
 @contextlib.contextmanager
+def held_by_first(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """The context in the first process alone; what refuses that one refuses all of them."""
+    with contextlib.ExitStack() as held:
+        refusal = None
+        if rank_and_world()[0] == 0:
+            try:
+                held.enter_context(context)
+            except UserError as error:
+                refusal = str(error)
+        if (refusal := agreed(refusal)) is not None:
+            raise UserError(refusal)
+        yield
+
+
+@contextlib.contextmanager
 def process_group() -> Iterator[int]:
     """Join the group that torchrun has set up, if it has; gives this process's number.
 
@@ -63,8 +79,11 @@ def process_group() -> Iterator[int]:
         dist.destroy_process_group()
 
 
-def local_device() -> torch.device | None:
-    """The GPU that torchrun means for this process, if there are GPUs and several processes."""
-    if rank_and_world()[1] == 1 or not torch.cuda.is_available():
-        return None
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+def device_for(name: str | None) -> torch.device:
+    """The device of that name; without one the GPU that torchrun means for this process, else the best there is.
+
+    Raises UserError for a device that this machine does not have.
+    """
+    if name is None and rank_and_world()[1] > 1 and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return choose_device(name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from robustbench_local.attacks import ATTACKS
 from robustbench_local.attacks.attack import Attack, settings, spec
 from robustbench_local.attacks.suites import SUITES, Stage
+from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.options import build, parse_spec
 from robustbench_local.region_attack import RegionSearch
@@ -59,6 +60,15 @@ def resolve_suite(text: str) -> tuple[Protocol, tuple[Step, ...]]:
         raise UserError(f"there is no {text!r}: the versions of this suite are {known}")
     steps = tuple(Step(resolve_attack(stage.attack), stage) for stage in versions[version])
     return Protocol(name=name, version=version, sha256=settings_hash(steps)), steps
+
+
+def require_goes_with(protocol: Protocol, threat_model: ThreatModel) -> None:
+    """Raises UserError where the protocol does not know the threat model's norm."""
+    if protocol.name == "autoattack" and threat_model.norm == "l1":
+        raise UserError(
+            "autoattack/1 is AutoAttack for L∞ and L2; its L1 version has an APGD of its own that is not here: "
+            "choose --suite standard"
+        )
 
 
 def custom(attacks: Sequence[Attack]) -> tuple[Protocol, tuple[Step, ...]]:

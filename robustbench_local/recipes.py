@@ -24,13 +24,24 @@ def _number(value: Any) -> Any:
     return parse_number(value) if isinstance(value, str) else value
 
 
+def _whole(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)  # a seed may have more digits than a float holds
+    number = _number(value)
+    if isinstance(number, float) and not number.is_integer():
+        raise ValueError("must be a whole number")
+    if isinstance(number, int | float) and abs(number) >= 2**63:
+        raise ValueError("must be less than 2^63")
+    return number
+
+
 def _text(value: Any) -> Any:
     """YAML reads 0.1 as a number, but eps keeps the way it was written."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Real = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Recipe(BaseModel):
@@ -58,7 +69,7 @@ class Recipe(BaseModel):
     accumulate: Whole = Field(1, ge=1, description="parts that a batch is taken through the network in")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Real = Field(0.1, gt=0, allow_inf_nan=False, description="the highest learning rate")
-    momentum: Real = Field(0.9, gt=0, lt=1)
+    momentum: Real = Field(0.9, ge=0, lt=1, description="Nesterov's; with adamw the first beta")
     weight_decay: Real = Field(5e-4, ge=0, allow_inf_nan=False)
     schedule: Literal["onecycle", "cosine", "piecewise", "constant"] = Field(
         "onecycle", description="piecewise divides by ten after half and after three quarters"
@@ -106,15 +117,18 @@ class Recipe(BaseModel):
         Raises UserError where eps is missing, 0, or not a sensible radius.
         """
         from robustbench_local.attacks import ThreatModel
-        from robustbench_local.data import default_eps
+        from robustbench_local.data import default_eps, require_known
 
-        eps = self.eps or default_eps(self.data, self.norm)
+        eps = self.eps if self.eps is not None else default_eps(self.data, self.norm)
+        if eps is None:
+            require_known(self.data)
         try:
             threat_model = ThreatModel(self.norm, eps or "1")  # type: ignore[arg-type]  # parsed from its text
         except ValueError as error:
             raise UserError(f"--norm and --eps: {error}") from None
         if eps is None:
-            raise UserError(f"there is no usual {self.norm} eps for {self.data}: give --eps, such as 8/255")
+            such = "8/255" if self.norm == "linf" else "0.5"
+            raise UserError(f"there is no usual {self.norm} eps for {self.data}: give --eps, such as {such}")
         if threat_model.eps == 0:
             raise UserError("eps is 0, so there is nothing to defend against: give a radius above 0, such as 8/255")
         return threat_model
@@ -137,6 +151,9 @@ def resolve_recipe(config: str | None, flags: Mapping[str, Any]) -> Recipe:
 
     Raises UserError that names everything wrong at once.
     """
+    for key, value in flags.items():
+        if value == "":
+            raise UserError(f"--{key.replace('_', '-')} is empty: give it a value, or leave it out")
     given = _lifted({key: value for key, value in flags.items() if value is not None}, "the command line")
     if config is None:
         return _checked(given, "the command line")

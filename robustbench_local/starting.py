@@ -18,6 +18,7 @@ from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, build_architecture, load_classifier, parse_normalization
 from robustbench_local.models.architectures import ARCHITECTURES, find_architecture
 from robustbench_local.models.head import head_parameters, replace_head
+from robustbench_local.models.shipped import description_beside
 from robustbench_local.models.zoo import published_resize, torchvision_names, untrained
 from robustbench_local.options import parse_spec
 from robustbench_local.recipes import Recipe
@@ -91,6 +92,10 @@ def loaded_start(recipe: Recipe) -> Start:
     Raises UserError where it cannot be loaded or has no parameters to train.
     """
     assert recipe.model is not None
+    if recipe.pretrained:
+        raise UserError(
+            f"--pretrained is for an --arch, but MODEL {recipe.model} brings its own weights: leave one of them out"
+        )
     _refuse_side_outputs(recipe.arch or recipe.model)
     classifier = load_classifier(
         recipe.model, checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None, arch=recipe.arch,
@@ -107,9 +112,16 @@ def loaded_start(recipe: Recipe) -> Start:
     if not any(True for _ in module.parameters()):
         raise UserError(f"{recipe.model} has no weights that could be trained: give a network that has some")
     return Start(
-        Trainee(module, classifier.normalization), recipe.arch or recipe.model, classifier.normalization,
+        Trainee(module, classifier.normalization), recipe.arch or _described(recipe.model), classifier.normalization,
         classifier.class_names, resize_of(recipe) or classifier.resize,
     )
+
+
+def _described(model: str) -> str:
+    """The architecture of a folder or file that was trained here, so that what comes of it loads by itself too."""
+    path = Path(model).expanduser()
+    description = description_beside(path / "model.safetensors" if path.is_dir() else path)
+    return str(description["architecture"]) if description else model
 
 
 def resize_of(recipe: Recipe) -> Resize | None:
@@ -204,19 +216,41 @@ def _refuse_side_outputs(architecture: str) -> None:
         )
 
 
+def require_seen(network: nn.Module, name: str, dataset: Dataset, *, trained_on: Dataset) -> int:
+    """How many classes the network knows, which is to be evaluated on another set than it is trained on.
+
+    Raises UserError where the set has other images than it can take, or classes that it does not know.
+    """
+    (there, *_), (here, *_) = dataset.image_shape, trained_on.image_shape
+    if there != here:
+        raise UserError(
+            f"--eval-data {dataset.name} has images of {there} channels, but those of {trained_on.name}, which is "
+            f"trained on, have {here}: give data of the same kind"
+        )
+    return _logits_of(network, name, dataset).shape[1]
+
+
 def require_fit(network: nn.Module, name: str, dataset: Dataset) -> int:
     """The number of classes of a network that can be trained on the data set.
 
     Raises UserError where the two do not go together, or the data set cannot teach anything.
     """
+    if len(dataset.labels.unique()) < 2:
+        raise UserError(f"every image of {dataset.name} is of class {int(dataset.labels[0])}: give data of two or more")
+    logits = _logits_of(network, name, dataset)
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+        raise UserError(f"{name} ends in a softmax, but training needs logits: take that layer out of its forward")
+    return logits.shape[1]
+
+
+def _logits_of(network: nn.Module, name: str, dataset: Dataset) -> Tensor:
+    """What the network says of the first images. Raises UserError where it cannot take them or lacks a class."""
     low, high = dataset.raw_range
     if low < -1e-4 or high > 1 + 1e-4:
         raise UserError(
             f"{dataset.name} holds values from {low:.4g} to {high:.4g}, but images must be in [0, 1]: store them as "
             "uint8 or before normalisation, and give the normalisation with --normalize"
         )
-    if len(dataset.labels.unique()) < 2:
-        raise UserError(f"every image of {dataset.name} is of class {int(dataset.labels[0])}: give data of two or more")
     device = next(network.parameters()).device
     shape = "×".join(map(str, dataset.image_shape))
     network.eval()
@@ -236,6 +270,4 @@ def require_fit(network: nn.Module, name: str, dataset: Dataset) -> int:
             f"{dataset.name} has label {int(dataset.labels.max())}, but {name} knows {classes} classes "
             f"(labels 0 to {classes - 1}): start from scratch with --arch, or give the data it was made for"
         )
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
-        raise UserError(f"{name} ends in a softmax, but training needs logits: take that layer out of its forward")
-    return classes
+    return logits

@@ -18,7 +18,7 @@ from robustbench_local.averaging import SETTLING
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.defenses import Objective
 from robustbench_local.epochs import EpochReport, TrainingObserver, is_catastrophic, overfitting
-from robustbench_local.errors import UserError
+from robustbench_local.errors import Diverged, UserError
 from robustbench_local.feeding import Source, shuffled
 from robustbench_local.judging import Judgement, judge
 from robustbench_local.lesson import Lesson
@@ -50,20 +50,11 @@ def train(
     is called after every epoch with all reports and the network that was judged, which is the averaged one where there
     is an average: the last report's `chosen` says that none before was better. save is given what training can be gone
     on from, resume takes it. Under torchrun every process makes the same call and learns from its share of every batch.
-    Raises UserError where there are fewer images than a batch holds, a batch cannot be shared between the processes, or
-    gradients stop being finite numbers.
+    Raises UserError where there are fewer images than a batch holds or a batch cannot be shared between the processes,
+    Diverged where gradients or logits stop being finite numbers.
     """
-    if len(training) < recipe.batch_size:
-        raise UserError(
-            f"{len(training)} images are left to train on, fewer than one batch of {recipe.batch_size}: give more "
-            f"images, or a smaller --batch-size"
-        )
-    rank, world = rank_and_world()
-    if recipe.batch_size % (world * recipe.accumulate):
-        raise UserError(
-            f"a batch of {recipe.batch_size} cannot be cut into equal parts for {world} processes and --accumulate "
-            f"{recipe.accumulate}: give a --batch-size that is a multiple of {world * recipe.accumulate}"
-        )
+    require_batches(len(training), recipe)
+    rank, _ = rank_and_world()
     device = next(network.parameters()).device
     with seeded(recipe.seed + rank, device):
         batches = len(training) // recipe.batch_size
@@ -79,6 +70,22 @@ def train(
         trainer.begin(resume)
         trainer.run()
     return trainer.reports
+
+
+def require_batches(images: int, recipe: Recipe) -> None:
+    """Raises UserError where there are fewer images than a batch holds, or a batch cannot be shared out."""
+    if images < recipe.batch_size:
+        raise UserError(
+            f"{images} images are left to train on, fewer than one batch of {recipe.batch_size}: give more images, or "
+            "a smaller --batch-size"
+        )
+    _, world = rank_and_world()
+    if recipe.batch_size % (world * recipe.accumulate):
+        processes = f"{world} process{'es' * (world > 1)}"
+        raise UserError(
+            f"a batch of {recipe.batch_size} cannot be cut into equal parts for {processes} and --accumulate "
+            f"{recipe.accumulate}: give a --batch-size that is a multiple of {world * recipe.accumulate}"
+        )
 
 
 class Trainer:
@@ -143,6 +150,11 @@ class Trainer:
             lesson.judged, self._held, lesson.objective, self._threat_model, seed=recipe.seed,
             batch_size=recipe.batch_size,
         )
+        if not judged.finite:
+            raise Diverged(
+                f"after epoch {epoch} the network gives NaN or infinite logits: lower --lr or --weight-decay; the "
+                "checkpoint of the best epoch so far, if there was one, is intact"
+            )
         report = self._report(epoch, learning, judged, images=len(parts) * recipe.batch_size)
         report = report.model_copy(update={"seconds": time.perf_counter() - began})
         self._batch, self._seconds, self._totals = 0, 0.0, Counter()
@@ -194,7 +206,7 @@ class Trainer:
         if judged.only_class is None or len(last) < CONSTANT:
             return
         if all(any("taken for class" in told for told in report.warnings) for report in last):
-            raise UserError(
+            raise Diverged(
                 f"for {CONSTANT} epochs every image has been taken for one class, now {judged.only_class}: lower --lr, "
                 "or let eps rise slowly with --eps-warmup 0.5"
             )

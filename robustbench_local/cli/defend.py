@@ -15,7 +15,6 @@ OPTIONS = (
     click.option("--arch", help="Architecture to start from scratch with, or that of MODEL's file."),
     click.option("--pretrained", is_flag=True, default=None, help="Start from --arch's published weights."),
     click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
-    click.option("--teacher", metavar="MODEL", help="Classifier to learn from, where the method has a teacher."),
     click.option("--config", metavar="NAME|FILE", help="Recipe: a shipped one or a YAML file; flags win over it."),
     click.option("--data", metavar="SPEC", help="Data set; its train split is used.  [default: digits]"),
     click.option("--eval-data", metavar="SPEC", help="Another data set for the final evaluation."),
@@ -24,7 +23,8 @@ OPTIONS = (
     click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
     click.option("--samples", metavar="N", help="Train on a seeded, stratified subset.  [default: all]"),
     click.option("--eval-samples", metavar="N", help="Evaluate on a subset at the end.  [default: all]"),
-    click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm of the ball.  [default: linf]"),
+    click.option("--norm", type=click.Choice(["linf", "l2", "l1"], case_sensitive=False),
+                 help="Norm of the ball.  [default: linf]"),
     click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
     click.option("--epochs", metavar="N", help="Passes over the training images.  [default: 30]"),
     click.option("--freeze-epochs", metavar="N", help="First epochs that train the last layer alone.  [default: 0]"),
@@ -32,11 +32,13 @@ OPTIONS = (
     click.option("--accumulate", metavar="N", help="Parts to take a batch through in.  [default: 1]"),
     click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="What follows the gradient.  [default: sgd]"),
     click.option("--lr", metavar="RATE", help="Highest learning rate.  [default: 0.1]"),
+    click.option("--momentum", metavar="SHARE", help="Nesterov's; of adamw the first beta.  [default: 0.9]"),
     click.option("--weight-decay", metavar="RATE", help="[default: 5e-4]"),
     click.option("--schedule", type=click.Choice(["onecycle", "cosine", "piecewise", "constant"]),
                  help="How the learning rate falls.  [default: onecycle]"),
     click.option("--warmup", metavar="SHARE", help="Share of training in which lr rises.  [default: 0]"),
     click.option("--eps-warmup", metavar="SHARE", help="Share of training in which eps rises.  [default: 0]"),
+    click.option("--clip-norm", metavar="LENGTH", help="Longest gradient that is followed; 0: any.  [default: 0]"),
     click.option("--label-smoothing", metavar="SHARE", help="[default: 0]"),
     click.option("--average", metavar="DECAY", help="Average the weights (EMA), such as 0.999.  [default: 0]"),
     click.option("--augment", metavar="LIST", help="Such as crop=4,flip,cutout=8.  [default: none]"),
@@ -69,6 +71,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command("defend")
 @click.option("--method", metavar="NAME[:KEY=VALUE,…]",
               help="Training method, 'robust list defenses' shows them; +awp can be added.  [default: pgd-at]")
+@click.option("--teacher", metavar="MODEL", help="Classifier to learn from, for the methods that have a teacher.")
 @_options
 def defend_command(**options: Any) -> None:
     """Train MODEL, or an architecture from scratch, to be more robust.
@@ -104,7 +107,8 @@ def train_command(**options: Any) -> None:
 
 
 def _train(options: dict[str, Any]) -> None:
-    from robustbench_local.defending import new_folder
+    from robustbench_local.defending import is_resumable, new_folder
+    from robustbench_local.display import console
     from robustbench_local.processes import agreed, process_group
     from robustbench_local.recipes import list_recipes, resolve_recipe
 
@@ -124,12 +128,19 @@ def _train(options: dict[str, Any]) -> None:
     }
     with process_group() as rank:
         output = output or agreed(new_folder(recipe))
-        if options["search"]:
-            from robustbench_local.display import console
-            from robustbench_local.searching import search
+        try:
+            if options["search"]:
+                from robustbench_local.searching import search
 
-            recipe, settings = search(recipe, options["search"], output, settings, screen=console(quiet=rank > 0))
-        _run(recipe, output, settings, tensorboard=options["tensorboard"], quiet=rank > 0)
+                recipe, settings = search(recipe, options["search"], output, settings, screen=console(quiet=rank > 0))
+            _run(recipe, output, settings, tensorboard=options["tensorboard"], quiet=rank > 0)
+        except KeyboardInterrupt:
+            if is_resumable(output):
+                console(quiet=rank > 0).print(
+                    f"interrupted; the same command with --output {output} --resume goes on from there",
+                    soft_wrap=True, markup=False,
+                )
+            raise
 
 
 def _run(recipe: Any, output: Path, settings: dict[str, Any], *, tensorboard: bool, quiet: bool) -> None:
@@ -138,19 +149,10 @@ def _run(recipe: Any, output: Path, settings: dict[str, Any], *, tensorboard: bo
     from robustbench_local.defending import harden
     from robustbench_local.display import ProgressObserver, console, show_result
     from robustbench_local.training_display import EpochTable, show_training
-    from robustbench_local.training_state import STATE
 
     screen = console(quiet=quiet)
-    try:
-        with EpochTable(screen) as table:
-            hardened = harden(recipe, output, observer=table, **settings)
-    except KeyboardInterrupt:
-        if (output / STATE).exists():
-            screen.print(
-                f"interrupted; the same command with --output {output} --resume goes on from there", soft_wrap=True,
-                markup=False,
-            )
-        raise
+    with EpochTable(screen) as table:
+        hardened = harden(recipe, output, observer=table, **settings)
     if not quiet:
         drawn = draw_curves(hardened.reports, output)
         if tensorboard:

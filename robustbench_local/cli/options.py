@@ -138,11 +138,13 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     classifier = load_model({**options, "model": name})
     if spec is None and not name.startswith("digits-cnn"):
         raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
+    resize = classifier.resize
     if options["resize"]:
         require_files(spec or "digits")
+        resize = Resize.parse(options["resize"])
     dataset = load_dataset(
         "digits" if spec is None else spec, split=options["split"], data_dir=options["data_dir"],
-        download=options["download"], resize=Resize.parse(options["resize"]) if options["resize"] else classifier.resize,
+        download=options["download"], resize=resize,
         class_names=classifier.class_names,
     )
     return classifier, dataset

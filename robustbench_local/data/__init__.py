@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from robustbench_local.data.dataset import Dataset
     from robustbench_local.data.folder import Resize
 
-__all__ = ["DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "require_files", "stratified_subset"]
+__all__ = [
+    "DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "require_files", "require_known",
+    "stratified_subset",
+]
 
 
 def load_dataset(
@@ -38,8 +41,7 @@ def load_dataset(
         if not rest:
             raise UserError(f"--data {spec} names no path; write {kind}:PATH.")
         return _load_path(kind, Path(rest).expanduser(), resize, class_names)
-    if spec not in DATASETS:
-        raise UserError(f"There is no data set {spec!r}; known are {', '.join(DATASETS)}.{_hint(spec)}")
+    require_known(spec)
     allowed = ("test", "train", "val") if spec == "imagenet" else ("test", "train")
     if split not in allowed:
         listed = " or ".join(allowed)
@@ -52,6 +54,12 @@ def load_dataset(
 
     root = Path(data_dir or os.environ.get("ROBUST_DATA") or "data").expanduser()
     return load_torchvision(spec, split=split, data_dir=root, download=download, resize=resize)
+
+
+def require_known(spec: str) -> None:
+    """Raises UserError where the text is neither a data set's name nor `npz:` or `imagefolder:`."""
+    if spec not in DATASETS and not spec.startswith(("npz:", "imagefolder:")):
+        raise UserError(f"There is no data set {spec!r}; known are {', '.join(DATASETS)}.{_hint(spec)}")
 
 
 def require_files(spec: str) -> None:

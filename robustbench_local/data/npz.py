@@ -26,8 +26,8 @@ def load_npz(path: Path, class_names: list[str] | None = None) -> ArrayDataset:
     )
     if groups is not None:
         if groups.shape != labels.shape or groups.dtype.kind not in "iu":
-            raise UserError(f"`groups` in {path} has shape {groups.shape} and type {groups.dtype}; allowed are integers, "
-                            "one for every label.")
+            raise UserError(f"`groups` in {path} has shape {groups.shape} and type {groups.dtype}; allowed are "
+                            "integers, one for every label.")
         dataset.groups = torch.from_numpy(groups.astype(np.int64))
     return dataset
 

@@ -277,7 +277,7 @@ def test_robust_train_is_standard_training_and_takes_no_method(tmp_path, monkeyp
 
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     recipe = resolve_recipe(None, {"lr": "1e30", "samples": "200", "batch_size": "32", "method": "standard"})
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, batch \d+"):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, batch \d+|NaN or infinite logits"):
         harden(recipe, tmp_path / "out", device="cpu")
     for file in (tmp_path / "out").glob("model.safetensors"):
         load_classifier(str(file), arch="digits-cnn")

@@ -110,7 +110,8 @@ def test_groups_of_an_npz_file_reach_the_cut(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("robustbench_local.defending.train", train)
-    recipe = resolve_recipe(None, {"data": f"npz:{tmp_path / 'films.npz'}", "eps": "0.1", "samples": "100"})
+    settings = {"eps": "0.1", "samples": "100", "batch_size": "32"}
+    recipe = resolve_recipe(None, {"data": f"npz:{tmp_path / 'films.npz'}", **settings})
     with pytest.raises(KeyboardInterrupt):
         harden(recipe, tmp_path / "out", device="cpu")
     (training, holdout), = seen

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 import pytest
@@ -36,7 +37,9 @@ def test_all_combinations_are_made():
 @pytest.mark.parametrize("texts, sentence", [
     (["lrr=0.1"], "'lrr' cannot be searched.*Did you mean 'lr'"), (["seed=1,2"], "'seed' cannot be searched"),
     (["suite=fast"], "'suite' cannot be searched"), (["lr"], "KEY=VALUE,VALUE"), (["lr="], "KEY=VALUE,VALUE"),
-    (["lr=0.1", "lr=0.2"], "gives lr twice"), (["lr=" + ",".join(["1"] * 65)], "65 trainings: at most 64"),
+    (["lr=0.1", "lr=0.2"], "gives lr twice"), (["lr=0.1,0.1"], "gives a value twice"),
+    (["eps=0.1,0.2"], "'eps' cannot"),
+    (["lr=" + ",".join(map(str, range(65)))], "65 trainings: at most 64"),
 ])
 def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
@@ -46,7 +49,9 @@ def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
 
 @pytest.mark.parametrize("text, sentence", [
     ("method=pgd-at:steps=1;pgdat", "unknown method 'pgdat'"), ("lr=0.1,fast", "lr is 'fast'"),
-    ("eps=0.1,0", "eps is 0"), ("augment=flip;flop", "no 'flop'"),
+    ("augment=flip;flop", "no 'flop'"), ("arch=cnn-small,cnn-smal", "unknown architecture 'cnn-smal'"),
+    ("batch-size=32,5000", "fewer than one batch of 5000"), ("method=pgd-at;standard", "cannot be compared"),
+    ("teacher=digits-cnn", "pgd-at learns from no teacher"),
 ])
 def test_what_is_wrong_with_the_last_combination_is_found_before_the_first(text, sentence, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "harden", None)
@@ -107,3 +112,33 @@ def test_the_winners_teacher_is_not_trained_again(tmp_path):
     defend(*QUICK, "--method", "hat:steps=1", "--epochs", "1", "--search", "lr=0.05", "--output", tmp_path / "out")
     one, other = (folder / "teacher" for folder in (tmp_path / "out", tmp_path / "out" / "search" / "1"))
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes(), "seconds would differ"
+
+
+def test_a_trial_that_diverges_does_not_end_the_search(tmp_path, capsys):
+    asked = ("--method", "standard", "--epochs", "1", "--search", "lr=1e30,0.1", "--output", tmp_path / "out")
+    defend(*QUICK, *asked)
+    best, other = json.loads((tmp_path / "out" / "search.json").read_text())["trials"]
+    assert best["settings"] == {"lr": "0.1"} and best["failed"] is None
+    assert other["chosen"] is None and "NaN or infinite logits" in other["failed"]
+    assert not list((tmp_path / "out").glob("**/training.safetensors")), "neither the winner's nor the others'"
+    assert re.search("^failed {19}lr=1e30$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_search_fails_where_all_trials_do(tmp_path):
+    asked = ("--method", "standard", "--epochs", "1", "--search", "lr=1e30,1e31", "--output", tmp_path / "out")
+    with pytest.raises(UserError, match="every training of the search has failed"):
+        defend(*QUICK, *asked)
+    assert not (tmp_path / "out" / "search.json").exists()
+
+
+def test_a_search_goes_on_with_the_evaluation_of_its_winner(tmp_path, monkeypatch):
+    asked = ("--method", "standard", "--epochs", "1", "--search", "lr=0.1,0.2", "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("robustbench_local.defending.evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(click.Abort):
+            defend(*QUICK, *asked)
+    assert not list((tmp_path / "out").glob("search/*/training.safetensors"))
+    with pytest.raises(UserError, match="another --search"):
+        defend(*QUICK, *asked[:-3], "lr=0.1,0.3", *asked[-2:], "--resume")
+    defend(*QUICK, *asked, "--resume")
+    assert (tmp_path / "out" / "result.json").exists()

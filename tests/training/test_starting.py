@@ -22,6 +22,7 @@ from robustbench_local.checkpoint import (
 from robustbench_local.data import load_dataset
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.data.folder import Resize
+from robustbench_local.defending import harden
 from robustbench_local.errors import UserError
 from robustbench_local.models import build_architecture, load_classifier
 from robustbench_local.recipes import Recipe
@@ -256,3 +257,12 @@ def test_cards_keep_every_kind_of_resize_and_may_have_none(tmp_path):
     (tmp_path / CARD).write_text(json.dumps({**content, "resize": "much"}))
     with pytest.raises(UserError, match="has resize 'much'"):
         load_classifier(str(tmp_path))
+
+
+def test_what_is_trained_from_a_folder_of_ours_loads_by_itself_again(tmp_path):
+    quick = {"samples": 200, "batch_size": 32, "epochs": 1, "method": "standard"}
+    harden(Recipe(**quick, arch="digits-cnn"), tmp_path / "first", device="cpu")
+    harden(Recipe(**quick, model=str(tmp_path / "first")), tmp_path / "second", device="cpu")
+    assert read_card((tmp_path / "second" / CARD).read_bytes()).architecture == "digits-cnn"
+    images = load_dataset("digits").images(range(5))
+    assert load_classifier(str(tmp_path / "second"))(images).shape == (5, 10)

@@ -45,7 +45,7 @@ def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatc
     asked = []
     teacher = load_classifier("digits-cnn-robust")
     before = fingerprint(teacher)
-    monkeypatch.setattr("robustbench_local.defending.load_classifier", lambda *_, **__: teacher)
+    monkeypatch.setattr("robustbench_local.preparing.load_classifier", lambda *_, **__: teacher)
     learn = Lesson.learn
 
     def learnt(lesson, *arguments, **settings):

@@ -98,7 +98,7 @@ def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(wr
         patch.setattr(os, "fsync", filling)
         with pytest.raises(UserError, match=r"cannot write .*No space left on device.*--output"):
             harden(recipe, tmp_path / "out", device="cpu")
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert not [path for path in (tmp_path / "out").glob("*") if path.name.startswith(".")]
     if (tmp_path / "out" / "model.json").exists():
         load_classifier(str(tmp_path / "out"))
     begun = (tmp_path / "out" / "training.safetensors").exists()

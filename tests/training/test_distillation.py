@@ -1,0 +1,38 @@
+"""Defensive distillation, in seconds on digits: what cross-entropy attacks claim of it, and what stands.
+
+The same with Fashion-MNIST and 2,000 images is a published truth (tests/truth/test_distillation.py).
+"""
+from __future__ import annotations
+
+import pytest
+
+from robustbench_local import evaluate, load_classifier, load_dataset
+from robustbench_local.attacks import FGSM, PGD
+from robustbench_local.defending import harden
+from robustbench_local.recipes import resolve_recipe
+
+
+@pytest.fixture(scope="module")
+def robust(tmp_path_factory):
+    """Robust accuracies by network and attack."""
+    digits, found = load_dataset("digits"), {}
+    for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=50")):
+        flags = {"method": method, "optimizer": "adamw", "lr": "1e-2", "weight_decay": "0", "epochs": "40"}
+        recipe, folder = resolve_recipe("digits-cnn", flags), tmp_path_factory.mktemp(name) / "run"
+        harden(recipe, folder, device="cpu")
+        classifier = load_classifier(str(folder))
+        for attack, asked in (
+            ("fgsm", {"attacks": [FGSM()]}), ("pgd", {"attacks": [PGD(steps=50)]}), ("standard", {"suite": "standard"}),
+        ):
+            evaluation = evaluate(classifier, digits, recipe.threat_model(), device="cpu", **asked)
+            found[name, attack] = evaluation.robust_accuracy.value
+    return found
+
+
+def test_distillation_looks_robust_to_attacks_on_the_cross_entropy(robust):
+    assert robust["distilled", "fgsm"] > 0.85 and robust["distilled", "pgd"] > 0.85
+    assert robust["distilled", "pgd"] > robust["undefended", "pgd"] + 0.25
+
+
+def test_standard_leaves_no_more_of_it_than_of_the_undefended_network(robust):
+    assert robust["distilled", "standard"] <= robust["undefended", "standard"] + 0.02
