@@ -33,6 +33,8 @@ bench: $(VENV)/.installed-test  ## speed and strength side by side with a bare l
 	$(BIN)/python benchmarks/attack_speed.py
 	$(BIN)/python benchmarks/search_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py --plot benchmarks/results/strength.png
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defenses.py
 
 lint: $(VENV)/.installed-test  ## style, and types against the installed wheel
 	$(BIN)/ruff check .

@@ -49,10 +49,10 @@ def _attacks() -> list[tuple[str, str]]:
 
 
 def _defenses() -> list[tuple[str, str]]:
-    from robustbench_local.defenses import OBJECTIVES
+    from robustbench_local.defenses import AWP, OBJECTIVES
     from robustbench_local.input_defenses import INPUT_DEFENSES
 
-    kinds = {**OBJECTIVES, **INPUT_DEFENSES}
+    kinds = {**OBJECTIVES, f"+{AWP.name}": AWP, **INPUT_DEFENSES}
     return [(name, (kind.__doc__ or "").strip().splitlines()[0]) for name, kind in kinds.items()]
 
 

@@ -88,7 +88,7 @@ def _gtsrb(split: str, data_dir: Path, download: bool, resize: Resize | None) ->
 
     source = _read("gtsrb", data_dir, download, lambda: GTSRB(data_dir, split=split, download=download))
     paths, labels = zip(*source._samples, strict=True) if source._samples else ((), ())
-    return FolderDataset(
+    dataset = FolderDataset(
         paths,
         torch.tensor(labels, dtype=torch.int64),
         name="gtsrb",
@@ -97,6 +97,15 @@ def _gtsrb(split: str, data_dir: Path, download: bool, resize: Resize | None) ->
         resize=resize or _GTSRB_SIZE,
         mode="RGB",
     )
+    if split == "train":
+        dataset.groups = torch.tensor([_track(Path(path), label) for path, label in source._samples])
+    return dataset
+
+
+def _track(path: Path, label: int) -> int:
+    """Training pictures are called 00012_00029.ppm: frame 29 of the 13th sign of the class, 30 frames a sign."""
+    track = path.stem.partition("_")[0]
+    return label * 100_000 + (int(track) if track.isdecimal() else 0)
 
 
 def _imagenet(split: str, data_dir: Path, download: bool, resize: Resize | None) -> FolderDataset:

@@ -252,7 +252,11 @@ def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
 def test_ctrl_c_keeps_what_was_decided(files):
     command = [sys.executable, "-m", "robustbench_local", "attack", "f.py:slow", *GOOD, "--output", "r.json",
                "--attack", "fgsm", "--attack", "pgd:steps=2000,step-size=0", "--batch-size", "5"]
-    process = subprocess.Popen(command, cwd=files, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in a shell's background ignores the signal, and so would its children.
+    process = subprocess.Popen(
+        command, cwd=files, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     partial = files / "r.samples.jsonl.partial"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (partial.exists() and "search" in partial.read_text()):

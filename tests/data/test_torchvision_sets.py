@@ -90,6 +90,17 @@ def test_imagenets_test_split_is_its_validation_set(tmp_path):
         load_dataset("imagenet", data_dir=tmp_path, download=True)
 
 
+def test_frames_of_one_sign_are_a_group(tmp_path):
+    from PIL import Image
+
+    root = tmp_path / "gtsrb" / "GTSRB" / "Training"
+    for label, track, frame in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        (root / f"{label:05}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(root / f"{label:05}" / f"{track:05}_{frame:05}.ppm")
+    groups = load_dataset("gtsrb", split="train", data_dir=tmp_path).groups.tolist()
+    assert groups[0] == groups[1] and len(set(groups)) == 3
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "gtsrb"])
 def test_missing_sets_say_how_to_get_them(tmp_path, name):
     with pytest.raises(UserError, match=f"{name} was not found whole under .*--download.*--data-dir"):
