@@ -32,7 +32,14 @@ class Rows(NamedTuple):
     targets: Tensor
 
 
-class Attack(Protocol):
+class Named(Protocol):
+    """Whatever has a name and, as a frozen dataclass, settings: an attack, a training method."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Attack(Named, Protocol):
     """Hyper-parameters are the fields of a frozen dataclass; all that changes lives in the state.
 
     `steps` counts calls of `step`. A row may leave after any of them and another may take its place, so `step` treats
@@ -40,9 +47,6 @@ class Attack(Protocol):
     drives the attack evaluates it. `targets` is how many wrong classes the attack steers to, one in each of its runs,
     from the likeliest on; 0 for an attack that only leads away from the label.
     """
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def steps(self) -> int: ...
@@ -124,13 +128,13 @@ def require_counts(attack: Attack) -> None:
             raise ValueError(f"{name} is {getattr(attack, name)}, but must be at least {least}")
 
 
-def settings(attack: Attack) -> dict[str, object]:
+def settings(attack: Named | type[Named]) -> dict[str, object]:
     """Every hyper-parameter of an attack by name."""
     return {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}  # type: ignore[arg-type]
 
 
-def spec(attack: Attack) -> str:
-    """The attack as the command line writes it: its name, then whatever departs from its defaults."""
+def spec(attack: Named) -> str:
+    """The attack, or the method, as the command line writes it: its name, then whatever departs from its defaults."""
     return _written(attack, settings(attack))
 
 
@@ -169,7 +173,7 @@ def target_of(attack: Attack, number: int, rivals: Tensor) -> Tensor:
     return rivals[:, number % max(1, min(attack.targets, rivals.shape[1]))]
 
 
-def _written(attack: Attack, given: dict[str, object]) -> str:
+def _written(attack: Named, given: dict[str, object]) -> str:
     defaults = settings(type(attack)())
     departures = [f"{name.replace('_', '-')}={value}" for name, value in given.items() if value != defaults[name]]
     return ":".join(filter(None, [attack.name, ",".join(departures)]))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ class AWP:
             raise ValueError(f"warmup is {self.warmup}, but must be at least 0 epochs")
 
     @contextlib.contextmanager
-    def moved(self, weights: list[Tensor], gradients: list[Tensor]) -> Iterator[None]:
+    def moved(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[None]:
         """Inside, weights with more than one dimension stand one step uphill, each gamma of its norm away."""
         with torch.no_grad():
             steps = [

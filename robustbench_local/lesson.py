@@ -139,8 +139,8 @@ class Lesson:
 
     def _apart(self) -> AbstractContextManager[None]:
         """Inside, processes do not yet exchange gradients."""
-        several = isinstance(self._model, nn.parallel.DistributedDataParallel)
-        return self._model.no_sync() if several else nullcontext()  # type: ignore[union-attr]
+        model = self._model
+        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def _moved_weights(self, learner: Learner, chunks: list[Examples], epoch: int) -> AbstractContextManager[None]:
         if self._awp is None or epoch <= self._awp.warmup:
