@@ -36,19 +36,18 @@ MORE = ("mart", "hat", "trades+awp", "fgsm-rs", "free", "rslad", "defensive-dist
 
 @dataclass(frozen=True)
 class Board:
-    """A data set and the recipe it is trained by. steps: of the inner attacks. changes: to the recipe, for a CPU."""
+    """A data set and the recipe it is trained by. steps: of the inner attacks."""
 
     config: str
     steps: int
     npz: str | None = None
-    changes: tuple[tuple[str, str], ...] = ()
 
 
 BOARDS = {
     "digits": Board("digits-cnn-robust", 7),
     "fashion-mnist": Board("fashion-mnist-cnn", 7),
     "cifar10": Board("cifar10-cnn", 10, "cifar10"),
-    "gtsrb": Board("gtsrb-cnn", 7, "gtsrb", (("precision", "bf16"),)),
+    "gtsrb": Board("gtsrb-cnn", 7, "gtsrb"),
 }
 CHANGES: dict[str, dict[str, Any]] = {
     # Distillation divides logits by 20 or more while it trains, so plain SGD hardly moves.
@@ -61,7 +60,7 @@ def recipe_of(data: str, method: str, seed: int) -> Recipe:
     """The data set's recipe with another method and seed."""
     board = BOARDS[data]
     name, plus, more = method.partition("+")
-    settings: dict[str, Any] = {"seed": seed, **dict(board.changes), **CHANGES.get(name, {})}
+    settings: dict[str, Any] = {"seed": seed, **CHANGES.get(name, {})}
     if resolve_recipe(board.config, {}).method.partition(":")[0] != method:  # its own method keeps its settings
         settings["method"] = (f"{name}:steps={board.steps}" if name in STEPPED else name) + plus + more
     if name == "rslad":
