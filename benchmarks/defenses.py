@@ -93,7 +93,7 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
         ).result
         signs["stop_to_80"] = {
             "images": attacked.clean_accuracy.n, "standing": attacked.robust_accuracy.correct,
-            "taken_for_80": 1 - attacked.robust_accuracy.value,
+            "not_standing": 1 - attacked.robust_accuracy.value,
         }
     return {
         "data": data, "method": method, "seed": seed, "clean": result.clean_accuracy.model_dump(),
