@@ -150,14 +150,16 @@ def family(attack: Attack) -> str:
 
 
 def likeliest(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
-    """The classes worth steering to, int64 [rows, classes - 1], by falling logits; only the target where there is one.
+    """The classes worth steering to, int64 [rows, rivals], by falling logits; only the target where there is one.
 
     logits: float [rows, classes] of the images themselves. labels: int64 [rows].
     """
     if threat_model.target is not None:
         return torch.full_like(labels, threat_model.target)[:, None]
     others = logits.scatter(1, labels[:, None], float("-inf"))
-    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+    if threat_model.reject is not None:
+        others[:, threat_model.reject] = float("-inf")
+    return others.argsort(dim=1, descending=True, stable=True)[:, : threat_model.rivals(logits.shape[1])]
 
 
 def runs(attack: Attack, classes: int) -> int:

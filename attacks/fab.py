@@ -183,14 +183,15 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
     points = points.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
+        told = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
+        logits, own = threat_model.accepted(told, labels)
     values, slope = points.new_zeros(len(points)), torch.zeros_like(points)
     nearest = torch.full_like(values, float("inf"))
     classes = logits.shape[1]
     for other in range(1, classes if logits.requires_grad else 1):
-        rivals = (labels + other) % classes
+        rivals = (own + other) % classes
         with torch.enable_grad():
-            ahead = (logits.gather(1, rivals[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+            ahead = (logits.gather(1, rivals[:, None]) - logits.gather(1, own[:, None])).squeeze(1)
             gradient = torch.autograd.grad(ahead.sum(), points, retain_graph=True, allow_unused=True)[0]
         if gradient is None:
             break
@@ -200,7 +201,7 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
         nearer = distance < nearest
         nearest, values = torch.where(nearer, distance, nearest), torch.where(nearer, ahead, values)
         slope = torch.where(per_row(nearer, slope), gradient, slope)
-    return Look(threat_model.margin(logits.detach(), labels), values, slope)
+    return Look(threat_model.margin(told.detach(), labels), values, slope)
 
 
 def fab(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["search", "follow-up", "probe", "tail", "solver"]
+Role = Literal["search", "follow-up", "probe", "tail", "solver", "diagnostic", "adaptive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +15,17 @@ class Stage:
     """One attack of a suite and what it is run on.
 
     attack: as the command line writes it. share: of the standing samples, those whose margin is smallest; the rest is
-    taken to be out of reach. least: never fewer samples than that. role: a "follow-up" runs only where the stage before
-    it has broken more than `MOVING` of its samples; a "probe" that breaks more than `MASKED` of samples on which
-    the search has failed shows that gradients cannot be trusted; a "tail" runs only where they cannot; a
-    "solver" only on networks that it can take.
+    taken to be out of reach. least, most: never fewer or more samples than that. role: a "follow-up" runs only where
+    the stage before it has broken more than `MOVING` of its samples; a "probe" that breaks more than `MASKED` of
+    samples on which the search has failed shows that gradients cannot be trusted; a "tail" runs only where they
+    cannot; a "solver" only on networks that it can take. No suite holds a "diagnostic", which is run after every suite
+    to see how far it can be believed, or an "adaptive" attack, which is run where a diagnostic found a reason to.
     """
 
     attack: str
     share: float = 1.0
     least: int = 1
+    most: int | None = None
     role: Role = "search"
 
 

@@ -19,6 +19,7 @@ class ThreatModel:
     norm: "linf", "l2" or "l1". eps: the ball's radius in pixel units, a number or a text such as "8/255".
     box: lowest and highest pixel value. target: the class that images must be taken for; without one, any wrong class
     will do. source: with a target, the class whose images are attacked; without one, every class but the target.
+    reject: without a target, the class that stands for a refusal, which is no success: the image must be accepted.
     Raises ValueError for an unknown norm, an eps that is not a finite number of at least 0, or an L∞ eps wider than the
     box, which is what 8 written for 8/255 looks like.
     """
@@ -28,6 +29,7 @@ class ThreatModel:
     box: Box = (0.0, 1.0)
     target: int | None = None
     source: int | None = None
+    reject: int | None = None
     eps_text: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +54,10 @@ class ThreatModel:
             raise ValueError("a source class needs a target class: say which class its images must be taken for")
         if self.target is not None and self.target == self.source:
             raise ValueError(f"source and target are both class {self.target}: an image of it is that already")
+        if self.reject is not None and (self.target is not None or self.reject < 0):
+            raise ValueError(
+                f"the reject class is {self.reject}, but must be at least 0, and a target leaves no room for one"
+            )
         object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "eps_text", self.eps_text or text)
 
@@ -71,13 +77,15 @@ class ThreatModel:
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """How far the attacker is from success, [rows] in logits: negative exactly where it has succeeded.
 
-        Success is what the prediction, the first of the highest logits, says: another class than the label, or the
-        target. Logits that are not numbers predict nothing, so they are a success unless there is a target. All
-        margins are finite numbers.
+        Success is what the prediction, the first of the highest logits, says: another class than the label and than
+        the reject class, or the target. Logits that are not numbers predict nothing, so they are a success unless there
+        is a target. All margins are finite numbers.
         """
         predicted, broken = logits.argmax(1), logits.isnan().any(1)
         if self.target is None:
-            margin, reached = losses.logit_margin(logits, labels), (predicted != labels) | broken
+            margin, reached = losses.logit_margin(*self.accepted(logits, labels)), (predicted != labels) | broken
+            if self.reject is not None:
+                reached &= (predicted != self.reject) | broken
         else:
             target = torch.full_like(labels, self.target)
             margin, reached = -losses.logit_margin(logits, target), (predicted == target) & ~broken
@@ -86,12 +94,33 @@ class ThreatModel:
         # Tied logits have margin 0 whichever of them is predicted.
         return torch.where(reached, margin.clamp(-largest, -smallest), margin.clamp(0, largest))
 
+    def accepted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels for an attacker whom a refusal does not help: the reject class is gone, and what must be
+        beaten is the higher of its logit and the label's. The same, where there is no reject class.
+
+        logits: float [rows, classes] -> [rows, classes - 1]. labels: int64 [rows].
+        """
+        if self.reject is None:
+            return logits, labels
+        hurdle = torch.maximum(logits.gather(1, labels[:, None]), logits[:, self.reject, None])
+        kept = [number for number in range(logits.shape[1]) if number != self.reject]
+        return logits.scatter(1, labels[:, None], hurdle)[:, kept], labels - (labels > self.reject).long()
+
+    def rivals(self, classes: int) -> int:
+        """How many of so many classes an attack can steer to."""
+        if self.target is not None:
+            return 1
+        return classes - 1 - (self.reject is not None)
+
     def climb(self, loss: str, logits: Tensor, labels: Tensor, aims: Tensor | None = None) -> Tensor:
         """The loss of that name with the sign that leads to success when it is climbed, [rows].
 
         aims: int64 [rows], classes to steer to; where any wrong class will do, the way there is the attack's choice.
         """
         if self.target is None:
+            if aims is not None and self.reject is not None:
+                aims = aims - (aims > self.reject).long()
+            logits, labels = self.accepted(logits, labels)
             if aims is not None:
                 return losses.towards(loss, logits, labels, aims)
             return losses.LOSSES[loss](logits, labels)

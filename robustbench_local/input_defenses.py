@@ -14,12 +14,13 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.attacks.bpda import Substituted
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.models import Classifier
 from robustbench_local.options import build, parse_spec
@@ -208,20 +209,8 @@ def transformed(images: Tensor, defenses: Sequence[InputDefense], draw: int = 0)
         pixels = images.detach().to("cpu", torch.float32).clamp(*_BOX).contiguous().numpy()
         exact = torch.from_numpy(np.ascontiguousarray(defense.transform(pixels, draw), dtype=np.float32)).to(images)
         differentiable = torch.is_grad_enabled() and images.requires_grad
-        images = _Substituted.apply(defense.stand_in(images), exact) if differentiable else exact
+        images = Substituted.apply(defense.stand_in(images), exact) if differentiable else exact
     return images
-
-
-class _Substituted(torch.autograd.Function):
-    """Forward the exact values, bit for bit; backward to the stand-in."""
-
-    @staticmethod
-    def forward(ctx: Any, stand_in: Tensor, exact: Tensor) -> Tensor:  # noqa: ARG004
-        return exact.clone()  # a model may work in place, which torch refuses on an input handed through
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
-        return gradient, None
 
 
 class Behind(nn.Module):

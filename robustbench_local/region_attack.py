@@ -43,6 +43,8 @@ class RegionSearch:
         """Why this network cannot be searched in this ball; empty where it can."""
         if threat_model.norm != "linf":
             return "its linear programs are for L∞ balls"
+        if threat_model.reject is not None:
+            return "its linear programs know of no reject class"
         try:
             _network(classifier, shape, self.neurons)
         except ValueError as error:

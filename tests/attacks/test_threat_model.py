@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustbench_local.attacks import ThreatModel
+from robustbench_local.attacks.attack import likeliest
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,28 @@ def test_the_rooms_refuse_a_foreign_name(room):
     command = [sys.executable, "-c", f"import {room}"]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert ran.returncode != 0 and f"robustbench_local.{room}" in ran.stderr
+
+
+@pytest.mark.parametrize("reject", [0, 2, 4])
+def test_a_refusal_is_no_success(reject):
+    """Against the definition: fooled is who is taken for neither its label nor the reject class."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(200, 5, generator=generator)
+    labels = torch.tensor([c for c in range(5) if c != reject]).repeat(50)
+    ball = ThreatModel("linf", 0.1, reject=reject)
+    predicted = logits.argmax(1)
+    assert torch.equal(ball.margin(logits, labels) < 0, (predicted != labels) & (predicted != reject))
+    hurdle = torch.maximum(logits.gather(1, labels[:, None])[:, 0], logits[:, reject])
+    others = [[c for c in range(5) if c not in (int(label), reject)] for label in labels]
+    best = torch.stack([row[other].max() for row, other in zip(logits, others, strict=True)])
+    torch.testing.assert_close(ball.margin(logits, labels), hurdle - best)
+    torch.testing.assert_close(ball.climb("margin", logits, labels), best - hurdle)
+    likely = likeliest(logits, labels, ball)
+    assert likely.shape == (200, 3) and not (likely == reject).any() and not (likely == labels[:, None]).any()
+    aimed = ball.climb("margin", logits, labels, likely[:, 0])
+    torch.testing.assert_close(aimed, best - hurdle)
+
+
+def test_a_target_leaves_no_room_for_a_refusal():
+    with pytest.raises(ValueError, match="reject class is 3"):
+        ThreatModel("linf", 0.1, target=1, reject=3)

@@ -1,0 +1,209 @@
+"""BPDA: Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018)."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from robustbench_local.attacks.attack import Look, Model, State
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.attacks.threat_model import ThreatModel
+
+STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
+"""Functions of a tensor whose gradient is 0 wherever they have one: staircases."""
+SATURATING = frozenset({"tanh", "sigmoid", "hardtanh", "clamp", "clip", "softmax", "relu6", "hardsigmoid"})
+"""Rising functions that are flat at their ends."""
+COMPARISONS = frozenset({"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal",
+                         "__gt__", "__ge__", "__lt__", "__le__"})
+DETACHED = frozenset({"detach", "detach_", "data"})
+
+
+class Substituted(torch.autograd.Function):
+    """Forward the exact values, bit for bit; backward to the stand-in."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: Tensor, exact: Tensor) -> Tensor:  # noqa: ARG004
+        return exact.clone()  # a model may work in place, which torch refuses on an input handed through
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+        return gradient, None
+
+
+class StraightThrough(TorchFunctionMode):
+    """Inside, every torch function gives the values it always gives, but gradients pass where they usually end.
+
+    Staircases (`STEPS`) and casts to integers pass them on unchanged, comparisons as a sigmoid as wide as the compared
+    numbers lie apart on average, and detaching, switching gradients off and going through numpy does nothing to them.
+    saturating: functions that are flat at their ends (`SATURATING`) pass them on unchanged too.
+    """
+
+    def __init__(self, *, saturating: bool = False):
+        super().__init__()
+        self._flat = STEPS | SATURATING if saturating else STEPS
+        self._soft: dict[int, tuple[Tensor, Tensor]] = {}
+        """By id, the tensors that cannot carry a gradient, each with the one that does so in its place."""
+        self._left: Tensor | None = None
+        """What has last been handed to numpy."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = _name(func), kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            return None
+        first = args[0] if args else None
+        if name in DETACHED and _carries(first):
+            return first
+        if name in ("numpy", "__array__", "tolist", "item") and isinstance(first, Tensor):
+            self._left = first if _carries(first) else self._left
+            return func(first.detach(), *args[1:], **kwargs)
+        if self._left is not None:
+            args = [self._returned(value) for value in args]
+        exact = func(*args, **kwargs)
+        if not isinstance(exact, Tensor):
+            return exact
+        soft = self._stand_in(func, name, args, kwargs, exact)
+        if soft is None or soft.shape != exact.shape:
+            return exact
+        if exact.is_floating_point():
+            return Substituted.apply(soft, exact)
+        self._soft[id(exact)] = exact, soft
+        return exact
+
+    def _returned(self, value: Any) -> Any:
+        """What comes back from numpy, which is any tensor without a gradient of the size of what went there, tied to
+        that."""
+        left = self._left
+        if left is None or not isinstance(value, Tensor) or value.requires_grad or value.shape != left.shape:
+            return value
+        if value.is_floating_point():
+            return Substituted.apply(left.to(value.dtype), value)
+        if not self._tracked(value):
+            # Pixels come back as grey levels, which are to be divided again.
+            scale = value.float().abs().mean() / left.detach().abs().mean().clamp_min(1e-12)
+            self._soft[id(value)] = value, left * scale
+        return value
+
+    def _stand_in(
+        self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], exact: Tensor
+    ) -> Tensor | None:
+        """A tensor like `exact` that carries the gradient which `exact` should have, where that has none."""
+        first = args[0] if args else None
+        if name in self._flat and _carries(first):
+            return first
+        if name in COMPARISONS:
+            return _soft_comparison(name, *args[:2]) if any(map(_carries, args[:2])) else None
+        if _carries(first) and not exact.is_floating_point() and name in ("to", "type", "long", "int", "byte", "short"):
+            return first
+        if not any(map(self._tracked, args)):
+            return None
+        softened = [self._softened(value) for value in args]
+        if name == "where" and len(args) == 3:
+            chosen, one, other = softened
+            return chosen * one + (1 - chosen) * other
+        if name in ("masked_fill", "masked_fill_"):
+            points, mask, value = softened
+            return points * (1 - mask) + mask * value
+        if name in ("logical_not", "bitwise_not", "__invert__"):
+            return 1 - softened[0]
+        if name in ("logical_and", "bitwise_and", "__and__"):
+            return softened[0] * softened[1]
+        if name in ("floor_divide", "__floordiv__"):
+            return softened[0] / softened[1]
+        try:
+            soft = func(*softened, **kwargs)
+        except (RuntimeError, TypeError, IndexError):  # it makes sense for integers only
+            return None
+        return soft if isinstance(soft, Tensor) and soft.is_floating_point() else None
+
+    def _tracked(self, value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(map(self._tracked, value))
+        return isinstance(value, Tensor) and id(value) in self._soft
+
+    def _softened(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._softened(each) for each in value]
+        return self._soft[id(value)][1] if isinstance(value, Tensor) and id(value) in self._soft else value
+
+
+def _name(func: Any) -> str:
+    """The function's name; of a property the property's."""
+    name = getattr(func, "__name__", "")
+    return getattr(func.__self__, "__name__", "") if name == "__get__" else name
+
+
+def _carries(value: Any) -> bool:
+    """Whether it is a tensor through which a gradient can pass."""
+    return isinstance(value, Tensor) and value.requires_grad and value.is_floating_point()
+
+
+def _soft_comparison(name: str, one: Any, other: Any) -> Tensor:
+    ahead = other - one if name.strip("_") in ("lt", "le", "less", "less_equal") else one - other
+    width = ahead.detach().abs().mean().clamp_min(1e-12)
+    return (ahead / width).sigmoid()
+
+
+@contextlib.contextmanager
+def passed_through(model: Model, layers: Sequence[str]) -> Iterator[None]:
+    """Inside, the named layers of a module hand gradients on as if they did nothing, where their shapes allow it.
+
+    layers: names as in `named_modules`; those that the model does not have are left out.
+    """
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+
+    def substitute(module: nn.Module, given: Any, output: Any) -> Any:  # noqa: ARG001
+        seen = given[0] if given else None
+        alike = isinstance(output, Tensor) and isinstance(seen, Tensor) and output.shape == seen.shape
+        return Substituted.apply(seen, output.detach()) if alike and _carries(seen) else output
+
+    handles = [
+        module.register_forward_hook(substitute)
+        for name, module in modules.items() if any(name == each or name.endswith(f".{each}") for each in layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def straight_through(model: Model, layers: Sequence[str] = (), *, saturating: bool = False) -> Model:
+    """The same function with gradients that pass through what usually stops them.
+
+    model: images -> logits. layers: named layers that are taken for the identity on the way back.
+    """
+
+    def forward(points: Tensor) -> Tensor:
+        with passed_through(model, layers), StraightThrough(saturating=saturating):
+            return model(points)
+
+    return forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPDA(PGD):
+    """PGD along approximate gradients: those of a stand-in wherever a layer has none or a useless one.
+
+    layers: names of layers, joined by "+", that are taken for the identity on the way back, beside all that
+    `StraightThrough` sees by itself. saturating: also pass through what is flat at its ends, such as tanh or softmax.
+    The other settings are PGD's.
+    """
+
+    name: ClassVar[str] = "bpda"
+    steps: int = 100
+    loss: str = "scaled-ce"
+    schedule: str = "cosine"
+    momentum: float = 0.25
+    layers: str = ""
+    saturating: bool = False
+
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+        passing = straight_through(model, tuple(filter(None, self.layers.split("+"))), saturating=self.saturating)
+        return super()._look(passing, threat_model, state)

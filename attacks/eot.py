@@ -1,0 +1,52 @@
+"""EOT: Athalye, Engstrom, Ilyas and Kwok, "Synthesizing robust adversarial examples" (ICML 2018)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from robustbench_local.attacks.attack import Look, Model, State
+from robustbench_local.attacks.pgd import PGD
+from robustbench_local.attacks.randomness import forked
+from robustbench_local.attacks.threat_model import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class EOT(PGD):
+    """PGD along the mean gradient of several looks, for models that answer at random or whose gradients are shattered.
+
+    draws: looks of every step. radius: how far around the point they are taken, as a share of eps: 0 for a random
+    model, whose looks differ by themselves; more, for one whose gradient changes from point to point without saying
+    where the loss rises. What counts of a random model's point is its mean margin over the draws. The other settings
+    are PGD's.
+    """
+
+    name: ClassVar[str] = "eot"
+    steps: int = 50
+    loss: str = "scaled-ce"
+    schedule: str = "cosine"
+    momentum: float = 0.25
+    draws: int = 20
+    radius: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 1:
+            raise ValueError(f"draws is {self.draws}, but must be at least 1")
+        if not 0 <= self.radius <= 1:
+            raise ValueError(f"radius is {self.radius}, but must be between 0 and 1, a share of eps")
+
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+        looks = [super(EOT, self)._look(model, threat_model, self._moved(threat_model, state, n))
+                 for n in range(self.draws)]
+        margin, loss, gradient = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
+        return Look(looks[0].margin if self.radius else margin, loss, gradient)
+
+    def _moved(self, threat_model: ThreatModel, state: State, draw: int) -> State:
+        """The first look is at the point itself, the others around it."""
+        if not self.radius or not draw:
+            return state
+        keys = forked(forked(state["keys"], state["step"]), torch.full_like(state["step"], draw))
+        noise = threat_model.geometry.random_start(state["images"], self.radius * threat_model.eps, keys)
+        return {**state, "points": (state["points"] + noise.to(state["points"].dtype)).clamp(*threat_model.box)}

@@ -1,0 +1,48 @@
+"""Random points of the ball: what no attack may be weaker than (Carlini et al., "On evaluating adversarial robustness",
+arXiv:1902.06705)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, observe, require_counts
+from robustbench_local.attacks.norms import per_row
+from robustbench_local.attacks.randomness import forked
+from robustbench_local.attacks.threat_model import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Independent random points, one every step: by turns uniform in the ball, and as far out as the ball goes.
+
+    steps: points of each run, one forward pass each. restarts: further runs.
+    """
+
+    name: ClassVar[str] = "noise"
+    targets: ClassVar[int] = 0
+    steps: int = 100
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        require_counts(self)
+
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:
+        state = initial_state(rows, rows.images)
+        return {**state, "points": self._drawn(threat_model, state)}
+
+    @torch.no_grad()
+    def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        state = observe(state, threat_model.margin(model(state["points"]), state["labels"]))
+        state = {**state, "step": state["step"] + 1}
+        return {**state, "points": self._drawn(threat_model, state)}
+
+    def _drawn(self, threat_model: ThreatModel, state: State) -> Tensor:
+        images, keys = state["images"], forked(state["keys"], state["step"])
+        noise = threat_model.geometry.random_start(images, threat_model.eps, keys).to(images.dtype)
+        length = torch.full_like(state["best_margin"], threat_model.eps)
+        far = threat_model.geometry.steepest(noise, images, length, threat_model.box)
+        noise = torch.where(per_row(state["step"] % 2 == 1, noise), far, noise)
+        return threat_model.project(images + noise, images)

@@ -1,0 +1,193 @@
+"""BPDA, EOT and random noise: linear models behind what stops gradients, whose optimum is known all the same."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_local.attacks import BPDA, EOT, PGD, Noise, ThreatModel, run
+from robustbench_local.attacks.attack import Rows
+from robustbench_local.attacks.bpda import straight_through
+from robustbench_local.attacks.randomness import sample_keys
+
+SHAPE, EPS = (1, 4, 4), 0.1
+BALLS = [ThreatModel("linf", 0.1), ThreatModel("l2", 0.5), ThreatModel("l1", 2.0)]
+
+
+@torch.no_grad()
+def unseen(images):
+    return images * 1.0
+
+
+class Hidden(nn.Module):
+    """Two classes behind a front that hides the input's gradient."""
+
+    def __init__(self, front, weight):
+        super().__init__()
+        self.front, self.weight = front, weight
+
+    def forward(self, images):
+        score = (self.front(images) * self.weight).flatten(1).sum(1)
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+
+FRONTS = {
+    "round": lambda images: (images * 255).round() / 255,
+    "bytes": lambda images: (images * 255).byte().float() / 255,
+    "integer arithmetic": lambda images: ((images * 255).long() * 2 // 2).float() / 255,
+    "detach": lambda images: images.detach(),
+    "data": lambda images: images.data,
+    "no_grad": unseen,
+    "numpy": lambda images: torch.from_numpy(images.detach().numpy().copy()) + 0.0,
+    "numpy bytes": lambda images: torch.from_numpy((images.detach().numpy() * 255).astype("uint8")).float() / 255,
+    "comparisons": lambda images: sum((images > level / 50).float() for level in range(50)) / 50,
+    "where": lambda images: torch.where(images > 0.5, torch.ones(()), torch.zeros(())) + 0 * images.detach(),
+    "masked_fill": lambda images: torch.zeros_like(images).masked_fill(images > 0.5, 1.0),
+    "and": lambda images: ((images > 0.3) & (images > 0.31)).float(),
+}
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(SHAPE, generator=generator)
+    images = 0.3 + 0.4 * torch.rand((8, *SHAPE), generator=generator)
+    return weight, images, torch.zeros(8, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_values_stay_and_gradients_pass(problem, front):
+    weight, images, _ = problem
+    model, points = Hidden(FRONTS[front], weight), images.clone().requires_grad_(True)
+    exact = model(images)
+    passing = straight_through(model)(points)
+    assert torch.equal(passing.detach(), exact.detach())
+    gradient = torch.autograd.grad(passing[:, 1].sum(), points)[0]
+    alike = (gradient.sign() == weight.sign()).float().mean()
+    assert alike > 0.97, f"{front}: the gradient leads along the weights at {alike:.0%} of the pixels"
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_bpda_finds_the_optimum_that_pgd_is_blind_to(problem, front):
+    weight, images, labels = problem
+    model, ball = Hidden(FRONTS[front], weight), ThreatModel("linf", EPS)
+    found = run(BPDA(steps=20, loss="margin"), model, ball, images, labels)
+    corner = (images + EPS * weight.sign()).clamp(0, 1)
+    assert (model(found)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
+    blind = run(PGD(steps=20, loss="margin"), model, ball, images, labels)
+    assert (model(blind)[:, 1] < model(corner)[:, 1] - 1e-3).any(), "nothing was hidden"
+
+
+def test_saturation_is_passed_only_when_asked(problem):
+    weight, images, _ = problem
+    flat = Hidden(lambda values: torch.tanh(1000 * (values + 1)), weight)
+    points = images.clone().requires_grad_(True)
+    for saturating in (False, True):
+        gradient = torch.autograd.grad(straight_through(flat, saturating=saturating)(points)[:, 1].sum(), points)[0]
+        assert bool((gradient != 0).all()) is saturating
+
+
+def test_named_layers_are_the_identity_on_the_way_back(problem):
+    weight, images, labels = problem
+
+    class Squashed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values):
+            return values.square()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.zeros_like(gradient)
+
+    class Front(nn.Module):
+        def forward(self, values):
+            return Squashed.apply(values)
+
+    model, points = Hidden(Front(), weight), images.clone().requires_grad_(True)
+    for layers, expected in (((), 0 * weight), (("front",), weight), (("elsewhere",), 0 * weight)):
+        gradient = torch.autograd.grad(straight_through(model, layers)(points)[:, 1].sum(), points)[0]
+        assert torch.equal(gradient, expected.expand_as(images))
+    assert not model.front._forward_hooks, "the model is as it was"
+
+
+def small_network():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4))
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
+@pytest.mark.parametrize("settings", [{"targets": 3}, {"loss": "margin", "restarts": 2}])
+def test_where_nothing_is_hidden_bpda_and_one_draw_are_pgd(ball, settings):
+    model, images = small_network(), torch.rand(6, *SHAPE)
+    labels = model(images).argmax(1)
+    common = {"steps": 10, "loss": "scaled-ce", "schedule": "cosine", "momentum": 0.25, **settings}
+    rows = Rows(images, labels, sample_keys(0, torch.arange(6), "same", 0), (labels + 1) % 4)
+    ends = []
+    for attack in (PGD(**common), BPDA(**common), EOT(draws=1, **common)):
+        state = attack.start(ball, rows)
+        for _ in range(attack.steps):
+            state = attack.step(model, ball, state)
+        ends.append(state["points"])
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("attack", [BPDA(steps=5), EOT(steps=5, draws=3, radius=0.5), Noise(steps=20)],
+                         ids=lambda attack: attack.name)
+@pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
+def test_points_stay_in_ball_and_box_whatever_their_batch(attack, ball):
+    model, images = small_network(), (1.4 * torch.rand(7, *SHAPE) - 0.2).clamp(0, 1)
+    labels = model(images).argmax(1)
+    found = run(attack, model, ball, images, labels)
+    assert (ball.geometry.distance(found - images) <= ball.eps + 1e-6).all()
+    assert found.min() >= 0 and found.max() <= 1
+    alone = run(attack, model, ball, images[3:4], labels[3:4], indices=torch.tensor([3]))
+    torch.testing.assert_close(alone[0], found[3], rtol=0, atol=1e-6)
+
+
+def test_eot_climbs_the_mean_of_a_random_model(problem):
+    """Each look adds noise a hundred times as strong as the signal: one look goes astray, many find the corner."""
+    weight, images, labels = problem
+    torch.manual_seed(0)
+    noisy = Hidden(lambda values: values * (1 + 3 * torch.randn_like(values)), weight)
+    ball = ThreatModel("linf", EPS)
+    reached = {}
+    for draws in (1, 200):
+        state = EOT(steps=1, draws=draws, loss="margin", schedule="constant", step_size=EPS, random_start=False)
+        begun = state.start(ball, Rows(images, labels, torch.arange(8), labels))
+        moved = state.step(noisy, ball, begun)["points"] - images
+        reached[draws] = float((moved.sign() == weight.sign()).float().mean())
+    assert reached[200] > 0.95 > 0.8 > reached[1]
+
+
+def test_looks_around_the_point_see_over_a_comb(problem):
+    """A fine comb lies over the slope: its gradient at a point leads anywhere, the mean over the ball along the slope."""
+    weight, images, labels = problem
+    comb = Hidden(lambda values: values + 0.02 * torch.sin(2000 * values), weight)
+    ball = ThreatModel("linf", EPS)
+    agreement = {}
+    for radius in (0.0, 1.0):
+        attack = EOT(steps=1, draws=300, radius=radius, loss="margin", schedule="constant", step_size=EPS,
+                     random_start=False)
+        moved = attack.step(comb, ball, attack.start(ball, Rows(images, labels, torch.arange(8), labels)))["points"]
+        agreement[radius] = float(((moved - images).sign() == weight.sign()).float().mean())
+    assert agreement[1.0] > agreement[0.0] + 0.1
+
+
+def test_noise_is_uniform_and_reaches_the_edge():
+    ball, images = ThreatModel("linf", 0.2), torch.full((500, *SHAPE), 0.5)
+    attack = Noise(steps=2)
+    state = attack.start(ball, Rows(images, torch.zeros(500, dtype=torch.int64), torch.arange(500), None))
+    inside = (state["points"] - images).flatten()
+    assert abs(float(inside.mean())) < 0.01 and abs(float(inside.std()) - 0.4 / 12**0.5) < 0.005
+    state = attack.step(small_network(), ball, state)
+    edge = (state["points"] - images).flatten()
+    assert torch.allclose(edge.abs(), torch.tensor(0.2)) and abs(float(edge.mean())) < 0.01
+
+
+@pytest.mark.parametrize(("kind", "settings", "word"), [
+    (EOT, {"draws": 0}, "draws"), (EOT, {"radius": 1.5}, "radius"), (EOT, {"radius": -0.1}, "radius"),
+    (Noise, {"steps": 0}, "steps"), (BPDA, {"loss": "nll"}, "nll"),
+])
+def test_impossible_settings_are_refused(kind, settings, word):
+    with pytest.raises(ValueError, match=word):
+        kind(**settings)
