@@ -24,8 +24,9 @@ test: $(VENV)/.installed-test  ## the default suite
 truth: $(VENV)/.installed-test  ## checks against published facts (needs ROBUST_SHARED)
 	$(BIN)/python -m pytest -m truth -s
 
-soak: $(VENV)/.installed-test  ## long runs: twenty evaluations killed at random moments and resumed
-	$(BIN)/python -m pytest -m soak -s
+soak: $(VENV)/.installed-test  ## long runs: every fault twenty times, every parser fuzzed, gates simulated, the zoo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -s
 
 bench: $(VENV)/.installed-test  ## speed and strength side by side with a bare loop and with peers (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[bench]'
@@ -35,6 +36,11 @@ bench: $(VENV)/.installed-test  ## speed and strength side by side with a bare l
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py --plot benchmarks/results/strength.png
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defenses.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_statistics.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part honest
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part published
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part cost
 
 lint: $(VENV)/.installed-test  ## style, and types against the installed wheel
 	$(BIN)/ruff check .

@@ -9,13 +9,15 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from robustbench_local import __version__
 from robustbench_local.data.folder import Resize
 from robustbench_local.epochs import EpochReport
+from robustbench_local.errors import UserError
 from robustbench_local.files import write_atomically
+from robustbench_local.reading import parse_json, printable, reason, require_plain_file
 from robustbench_local.recipes import Recipe
 from robustbench_local.result import Accuracy, Protocol, ThreatModelInfo
 
@@ -105,10 +107,19 @@ def write_weights(path: Path, module: nn.Module, normalization: dict[str, list[f
 
 
 def read_weights(path: Path, module: nn.Module) -> None:
-    """Put what `write_weights` wrote back into the module."""
+    """Put what `write_weights` wrote back into the module.
+
+    Raises UserError for a file that is none of these.
+    """
     device = next(module.parameters()).device
-    state = safetensors.torch.load(path.read_bytes())
-    module.load_state_dict({name: state[name].to(device) for name in module.state_dict()})
+    require_plain_file(path)
+    try:
+        state = safetensors.torch.load(path.read_bytes())
+        module.load_state_dict({name: state[name].to(device) for name in module.state_dict()})
+    except Exception as error:  # a file of another kind or another network leads anywhere
+        raise UserError(
+            f"{path} does not hold the weights that were written there ({reason(error)}): begin again"
+        ) from None
 
 
 def write_card(path: Path, card: ModelCard) -> None:
@@ -116,5 +127,16 @@ def write_card(path: Path, card: ModelCard) -> None:
 
 
 def read_card(text: str | bytes) -> ModelCard:
-    """The content of a `model.json`, checked against its types."""
-    return ModelCard.model_validate_json(text)
+    """The content of a `model.json`, checked against its types.
+
+    Raises UserError for one that departs from them.
+    """
+    try:
+        content = parse_json(text if isinstance(text, str) else text.decode())
+        return ModelCard.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        told = str(error)
+    raise UserError(f"the description of the model is damaged ({printable(told)}): make it again")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.numbers import parse_number
+from robustbench_local.reading import quoted
 
 T = TypeVar("T")
 
@@ -23,9 +24,10 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key or not value.strip():
-            raise UserError(f"{text!r}: settings are written key=value and separated by commas, not {part!r}")
+            told = "settings are written key=value and separated by commas"
+            raise UserError(f"{quoted(text)}: {told}, not {quoted(part)}")
         if key in settings:
-            raise UserError(f"{text!r}: {key} is given twice")
+            raise UserError(f"{quoted(text)}: {quoted(key)} is given twice")
         settings[key] = value.strip()
     return name.strip(), settings
 
@@ -41,7 +43,7 @@ def build(kind: type[T], settings: dict[str, str], where: str) -> T:
     for key in settings:
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise UserError(f"{where}: there is no setting {key!r} (there are: {known}).{nearest(key, fields)}")
+            raise UserError(f"{where}: there is no setting {quoted(key)} (there are: {known}).{nearest(key, fields)}")
     values = {key: _convert(text, fields[key], f"{where}: {key}") for key, text in settings.items()}
     try:
         return kind(**values)
@@ -59,7 +61,7 @@ def _convert(text: str, kind: Any, where: str) -> Any:
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise UserError(f"{where} is {text!r}, but must be true or false")
+            raise UserError(f"{where} is {quoted(text)}, but must be true or false")
         return text.lower() == "true"
     try:
         number = parse_number(text)
@@ -67,7 +69,7 @@ def _convert(text: str, kind: Any, where: str) -> Any:
         raise UserError(f"{where}: {error}") from None
     if kind is int:
         if not number.is_integer():
-            raise UserError(f"{where} is {text!r}, but must be a whole number")
+            raise UserError(f"{where} is {quoted(text)}, but must be a whole number")
         if abs(number) > 2**31:
             raise UserError(f"{where} is {text}, far more than makes sense")
         return int(number)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.numbers import parse_number
 from robustbench_local.options import build, parse_spec
+from robustbench_local.reading import MOST_SETTINGS, parse_yaml, quoted, read_text
 
 if TYPE_CHECKING:
     from robustbench_local.attacks import ThreatModel
@@ -134,6 +134,8 @@ class Recipe(BaseModel):
         return threat_model
 
 
+_SHOWN = 40  # what is wrong with a recipe, of which a message tells so much
+
 LOOP_SETTINGS = (
     "epochs", "freeze_epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule",
     "warmup", "eps_warmup", "clip_norm", "label_smoothing", "average", "precision", "holdout",
@@ -181,14 +183,11 @@ def read_config(config: str) -> tuple[str, dict[str, Any]]:
                 f"--config {config!r} is neither a file nor a shipped recipe "
                 f"(there are {', '.join(shipped)}).{nearest(config, shipped)}"
             )
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {config}: {error}") from None
+        text = read_text(path, MOST_SETTINGS)
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{where} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{where} holds no settings: write one 'key: value' per line, such as 'method: pgd-at'")
     return where, {str(key).replace("-", "_"): value for key, value in content.items()}
@@ -226,7 +225,8 @@ def _checked(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as error:
-        raise UserError(f"{where}: {'; '.join(_sentence(problem, values) for problem in error.errors())}") from None
+        found = [_sentence(problem, values) for problem in error.errors()[:_SHOWN]]
+        raise UserError(f"{where}: {'; '.join(found)}") from None
 
 
 def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
@@ -234,6 +234,6 @@ def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
     key = str(problem["loc"][0])
     written = key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
-        return f"there is no setting {written!r}.{nearest(key, Recipe.model_fields)}".rstrip(".")
+        return f"there is no setting {quoted(written)}.{nearest(key, Recipe.model_fields)}".rstrip(".")
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{written} is {values.get(key)!r}: {message}"
+    return f"{written} is {quoted(values.get(key))}: {message}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_local.errors import UserError
 from robustbench_local.files import write_atomically
+from robustbench_local.reading import reason, require_plain_file
 
 STATE = "training.safetensors"
 
@@ -39,6 +40,7 @@ class Snapshot:
     def read(cls, path: Path) -> tuple[Snapshot, dict[str, Any]]:
         """What was written, and what it is about. Raises UserError for a file that is not one of these."""
         try:
+            require_plain_file(path)
             with safetensors.safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
@@ -46,10 +48,10 @@ class Snapshot:
             if "healthy" in facts:
                 healthy = cls(part(tensors, "healthy."), facts["healthy"])
             return cls(part(tensors, "now."), facts["now"], healthy), facts["about"]
-        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        except Exception as error:  # a file of another kind, or a damaged one, leads anywhere
             raise UserError(
-                f"{path} is not a training that could be gone on with ({' '.join(str(error).split())}): remove it and "
-                "begin again, or name another --output"
+                f"{path} is not a training that could be gone on with ({reason(error)}): "
+                "remove it and begin again, or name another --output"
             ) from None
 
 

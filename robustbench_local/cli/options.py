@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SHOWN = 5  # wrong options that a message names
+
 
 def _all(options: list[Callable[[F], F]]) -> Callable[[F], F]:
     def decorate(command: F) -> F:
@@ -34,21 +36,22 @@ def _config(ctx: click.Context, parameter: click.Parameter, value: Path | None) 
 
 
 def _read_config(command: click.Command, path: Path) -> dict[str, Any]:
-    import yaml
+    from robustbench_local.reading import MOST_SETTINGS, parse_yaml, quoted, read_text
 
+    text = read_text(path, MOST_SETTINGS)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot read --config {path}: {reason}") from None
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"cannot read --config {path}: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected lines of 'option: value', named like the command's own options")
     names = {parameter.opts[0].lstrip("-"): str(parameter.name) for parameter in command.params}
     del names["config"]
     settings = {str(key).replace("_", "-"): value for key, value in content.items()}
-    unknown = [f"{key!r}.{nearest(key, names)}" for key in settings if key not in names]
+    unknown = [key for key in settings if key not in names]
     if unknown:
-        raise UserError(f"--config {path}: {command.name} has no option {' '.join(unknown)}")
+        told = " ".join(f"{quoted(key)}.{nearest(key, names)}" for key in unknown[:_SHOWN])
+        raise UserError(f"--config {path}: {command.name} has no option {told}")
     multiple = {parameter.name for parameter in command.params if getattr(parameter, "multiple", False)}
     return {names[key]: _as_typed(value, names[key] in multiple, f"{path}: {key}") for key, value in settings.items()}
 
@@ -58,7 +61,9 @@ def _as_typed(value: Any, multiple: bool, where: str) -> Any:
     if multiple:
         return [_as_typed(each, False, where) for each in (value if isinstance(value, list) else [value])]
     if not isinstance(value, str | int | float):
-        raise UserError(f"--config {where} is {value!r}, but must be a single text or number")
+        from robustbench_local.reading import quoted
+
+        raise UserError(f"--config {where} is {quoted(value)}, but must be a single text or number")
     return value if isinstance(value, bool) else str(value)
 
 
@@ -92,6 +97,7 @@ threat_options = _all([
     click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
     click.option("--target", type=int, help="Class that images must be taken for."),
     click.option("--source", type=int, help="With --target: the class whose images are attacked."),
+    click.option("--reject", type=int, help="Class that stands for a refusal: fooled is who is misread and accepted."),
 ])
 
 run_options = _all([
@@ -165,7 +171,7 @@ def load_threat_model(options: dict[str, Any]) -> ThreatModel:
     try:
         return ThreatModel(
             options["norm"], str(eps),  # type: ignore[arg-type]  # parsed from its text
-            target=options["target"], source=options["source"],
+            target=options["target"], source=options["source"], reject=options["reject"],
         )
     except ValueError as error:
         raise UserError(str(error)) from None

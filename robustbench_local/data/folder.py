@@ -1,6 +1,7 @@
 """Images decoded from disk only when they are asked for, and `imagefolder:PATH`."""
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from robustbench_local.data.class_order import match_class_names
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.errors import UserError
+from robustbench_local.reading import printable, quoted, reason, require_plain_file, require_seen
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +24,10 @@ _GREY = {"1", "L", "LA", "La"}
 _DEEP = {"I", "F"}
 _LOSSY = {".jpg", ".jpeg", ".webp"}
 _LARGEST_SIDE = 10_000
+_MOST_PIXELS = 100_000_000
+# Pillow recognises a file by its content, whatever its name, and for some kinds (EPS) starts other programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -30,11 +36,22 @@ class Resize:
     """Shorter side to `resize` pixels, then the central `crop` square (`resize` where no crop is given).
 
     A (height, width) pair squeezes the whole picture to that size and nothing is cut off.
+    Raises UserError for sizes or an interpolation that make no sense.
     """
 
     resize: int | tuple[int, int]
     crop: int | None = None
     interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        sides = (*self.resize,) if isinstance(self.resize, tuple) else (self.resize,)
+        for side in (*sides, *([] if self.crop is None else [self.crop])):
+            if not 1 <= side <= _LARGEST_SIDE:
+                raise UserError(f"images are resized to sides of 1 to {_LARGEST_SIDE} pixels, not {side}: say another "
+                                "size with --resize")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise UserError(f"there is no interpolation {quoted(self.interpolation)}, only "
+                            f"{', '.join(_INTERPOLATIONS)}: mend the description of the model")
 
     @classmethod
     def parse(cls, text: str) -> Resize:
@@ -98,6 +115,7 @@ class FolderDataset(Dataset):
         with _opened(path) as image:
             picture = image.convert(self._mode)
         if self.resize is not None:
+            _require_bounded(picture, self.resize, path)
             picture = _resized(picture, self.resize)
         elif (picture.height, picture.width) != self._size:
             raise UserError(f"The image {path} changed its size while the run read it; start the run again.")
@@ -125,10 +143,16 @@ def load_imagefolder(
             f"imagefolder:{path / folders[-1]}."
         )
     try:
+        for folder in folders:
+            require_seen(folder)
+    except ValueError as error:
+        raise UserError(f"the name of a class folder in {path} cannot be shown: {error}; rename it") from None
+    _refuse_loops(path)
+    try:
         listing = ImageFolder(str(path))
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:
         raise UserError(
-            f"{path} is no usable image folder ({str(error).rstrip('. ')}); it needs one folder per class "
+            f"{path} is no usable image folder ({reason(error).rstrip('. ')}); it needs one folder per class "
             "with at least one picture in each."
         ) from error
     labels = torch.tensor(listing.targets, dtype=torch.int64)
@@ -143,6 +167,25 @@ def load_imagefolder(
         class_names=names,
         resize=resize,
     )
+
+
+def _refuse_loops(path: Path) -> None:
+    """Links that lead back to a folder above them would be followed for ever, each time by more ways."""
+    for folder, inside, _ in os.walk(path, followlinks=True):
+        for link in (Path(folder, name) for name in inside if Path(folder, name).is_symlink()):
+            if link.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+                raise UserError(f"the link {printable(link)} leads back to a folder above it, which has no end; "
+                                "remove it")
+
+
+def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> None:
+    """Refuse a picture so narrow that, scaled by its shorter side, it would fill the memory."""
+    if isinstance(resize.resize, int):
+        short, long = sorted(picture.size)
+        if resize.resize * (resize.resize * long // short) > _MOST_PIXELS:
+            raise UserError(f"The image {printable(path)} is refused as a possible decompression bomb: of "
+                            f"{picture.width}x{picture.height} pixels, it would have more than {_MOST_PIXELS:,} with "
+                            f"its shorter side resized to {resize.resize}; crop or remove it.")
 
 
 def _common_mode(paths: Sequence[str | Path]) -> str:
@@ -197,10 +240,12 @@ def _opened(path: str | Path):
     """A Pillow image whose every failure, at opening or decoding, is a UserError that names the file."""
     from PIL import Image
 
+    if Path(path).exists():
+        require_plain_file(Path(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Path(path).open("rb") as file, Image.open(file) as image:
+            with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
                 if image.mode in _DEEP or image.mode.startswith("I;"):
                     raise UserError(
                         f"The image {path} has more than 8 bits per value (Pillow mode {image.mode}); "
@@ -217,4 +262,4 @@ def _opened(path: str | Path):
             f"{Image.MAX_IMAGE_PIXELS:,} pixels; shrink or remove it."
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged bytes
-        raise UserError(f"The image {path} is corrupt ({error}); mend or remove it.") from error
+        raise UserError(f"The image {path} is corrupt ({reason(error)}); mend or remove it.") from error

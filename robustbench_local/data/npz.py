@@ -1,9 +1,7 @@
 """`npz:PATH`: images and labels in one numpy archive."""
 from __future__ import annotations
 
-import pickle
-import zipfile
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError, nearest
+from robustbench_local.reading import is_archive, open_archive, printable, quoted, reason
 
 _LAYOUT = "`images` (uint8 NHWC or float NCHW in [0,1]) and `labels` (integers)"
 # More values than this in a dimension cannot be meant as colour channels.
@@ -36,38 +35,67 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]
     if not path.is_file():
         what = "is a folder (for class folders write imagefolder:PATH)" if path.is_dir() else "does not exist"
         raise UserError(f"The data file {path} {what}; npz:PATH names one .npz file.")
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise UserError(f"{path} is not a numpy archive; save it with numpy.savez(PATH, images=…, labels=…).")
+    open_archive(path).close()
     try:
         with np.load(path, allow_pickle=False) as archive:
-            groups = archive["groups"] if "groups" in archive.files else None
+            groups = _entry(archive, "groups", path) if "groups" in archive.files else None
             return _entry(archive, "images", path), _entry(archive, "labels", path), groups
-    except (
-        OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
-    ) as error:  # fmt: skip
-        raise UserError(f"{path} cannot be read and may be damaged: {error}; fetch or save it again.") from error
+    except UserError:
+        raise
+    except Exception as error:  # of damaged archives numpy and zipfile raise many types
+        raise UserError(
+            f"{path} cannot be read and may be damaged: {reason(error)}; fetch or save it again."
+        ) from error
 
 
 def _entry(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
     if key not in archive.files:
-        held = ", ".join(archive.files[:20]) or "nothing"
+        held = printable(", ".join(archive.files[:20])) or "nothing"
         raise UserError(
             f"{path} has no array `{key}`; it holds: {held}.{nearest(key, archive.files)} "
             f"Save it with {_LAYOUT} under these names."
         )
+    _require_whole(archive, key, path)
     try:
         array = archive[key]
-    except ValueError as error:
-        # numpy says this of object arrays and of damaged headers alike.
-        raise UserError(
-            f"`{key}` in {path} is not a plain array of numbers ({error}); pickled objects are never loaded, "
-            f"save {_LAYOUT} instead."
-        ) from error
     except MemoryError as error:
         raise UserError(f"`{key}` in {path} does not fit in memory; split the file into smaller ones.") from error
+    except Exception as error:
+        # numpy says this of object arrays and of damaged headers alike.
+        raise UserError(
+            f"`{key}` in {path} is not a plain array of numbers ({reason(error)}); pickled objects are never "
+            f"loaded, save {_LAYOUT} instead."
+        ) from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"`{key}` in {path} is not a numpy array; save the file with numpy.savez.")
     return array
+
+
+def _require_whole(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> None:
+    """Refuse an array that says it is larger than the bytes that are there: memory for it would be taken first."""
+    stored = archive.zip
+    assert stored is not None  # it is open
+    name = key if key in stored.namelist() else f"{key}.npy"
+    with stored.open(name) as member:
+        if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            return  # no array at all, which numpy says by what it gives
+    with stored.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        try:
+            shape, _, dtype = read(member)
+        except Exception as error:  # the header is evaluated as Python, and may be anything
+            raise UserError(
+                f"the header of `{key}` in {path} is damaged ({reason(error)}); save it again."
+            ) from error
+        claimed, left = math.prod(shape) * dtype.itemsize, stored.getinfo(name).file_size - member.tell()
+    if not dtype.hasobject and (claimed != left or min(shape, default=0) < 0):
+        raise UserError(
+            f"`{key}` in {path} says it has {claimed:,} bytes (shape {quoted(str(shape))}, {dtype}), but {left:,} are "
+            "there; the file is cut off or damaged, fetch or save it again."
+        )
 
 
 def _as_nchw(images: np.ndarray, path: Path) -> torch.Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robustbench_local.errors import UserError
 from robustbench_local.models.state_dict import choose_state_dict, load_into
+from robustbench_local.reading import is_archive, open_archive, printable, reason, require_plain_file
 
 __all__ = ["SUFFIXES", "check_file", "load_into", "read_state_dict"]
 
@@ -28,6 +29,8 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 RESAVE = ("save its weights alone where it was made, torch.save(model.state_dict(), FILE) or "
           "safetensors.torch.save_file(model.state_dict(), FILE), and give that file")
+
+_LOOKED_AT = 2**20  # bytes that are searched for what a refused file wanted to call
 
 # Inert values that training scripts store beside the weights: numpy's scalars (a best accuracy) and parsed arguments.
 _HARMLESS: list[Any] = [
@@ -62,8 +65,7 @@ def check_file(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a checkpoint; name the file in it")
-    if not path.exists():
-        raise UserError(f"there is no file {path}; check the path of the checkpoint")
+    require_plain_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -71,6 +73,8 @@ def check_file(path: Path) -> None:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable or name another file") from None
     if what := _mistaken_for_checkpoint(head):
         raise UserError(f"{path} {what}")
+    if is_archive(path):
+        open_archive(path).close()
 
 
 def _mistaken_for_checkpoint(head: bytes) -> str | None:
@@ -93,13 +97,12 @@ def _mistaken_for_checkpoint(head: bytes) -> str | None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({_first_line(error)}): it is cut off or of "
+    except Exception as error:  # the library raises others of types that torch does not have
+        raise UserError(f"{path} is not a readable safetensors file ({reason(error)}): it is cut off or of "
                         "another kind; get it again, or give it the suffix of what it is") from None
 
 
@@ -114,17 +117,15 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from None
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint ({_first_line(error)}): it is cut off, damaged or of "
+    except Exception as error:  # the restricted unpickler calls torch's constructors with whatever the file says
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason(error)}): it is cut off, damaged or of "
                         "another kind; get it again and compare its size with the original's") from None
 
 
 def _check_zip(path: Path) -> None:
     """Refuse zip files that hold something other than a checkpoint."""
-    try:
-        names = zipfile.ZipFile(path).namelist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); get it again") from None
+    with open_archive(path) as archive:
+        names = archive.namelist()
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
         raise UserError(f"{path} is a TorchScript program, which brings its own architecture; give it as MODEL itself, "
@@ -135,6 +136,11 @@ def _check_zip(path: Path) -> None:
     if "data.pkl" not in inner:
         raise UserError(f"{path} is a zip archive (it holds {names[0] if names else 'nothing'!r}), not a checkpoint; "
                         "unpack it and name the file in it")
+    # torch has a reader of its own. Where bytes before or after the archive proper could make it see other parts than
+    # were looked through here, the file is none of torch's.
+    if archive.comment or min(part.header_offset for part in archive.infolist()) != 0:
+        raise UserError(f"{path} has bytes before or after its archive, as torch.save does not write them; it was not "
+                        "read: get it again")
 
 
 def _refusal(path: Path, message: str) -> str:
@@ -145,9 +151,10 @@ def _refusal(path: Path, message: str) -> str:
                 f"{RESAVE}")
     if zipfile.is_zipfile(path):
         return f"{path} was not loaded: it holds pickled objects other than plain weights ({_cause(message)}); {RESAVE}"
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = file.read(_LOOKED_AT)
     if content[:1] == b"\x80" and content[1:2] <= b"\x05":  # the opcode that opens a pickle, and its protocol
-        wanted = next(_globals_of(content), None)
+        wanted = next(map(printable, _globals_of(content)), None)
         naming = f" that names {wanted}" if wanted else ""
         return f"{path} was not loaded: it is a plain Python pickle{naming}, and could run any code; {RESAVE}"
     return f"{path} is not a checkpoint: its content is none that torch.save writes; get the file again, or {RESAVE}"
@@ -156,7 +163,8 @@ def _refusal(path: Path, message: str) -> str:
 def _cause(message: str) -> str:
     """The line of torch's long message that says what stopped it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("Unsupported")), lines[0] if lines else "no reason given")
+    cause = next((line for line in lines if line.startswith("Unsupported")), lines[0] if lines else "no reason given")
+    return printable(cause)
 
 
 def _globals_of(content: bytes) -> Iterator[str]:
@@ -170,10 +178,5 @@ def _globals_of(content: bytes) -> Iterator[str]:
                 yield ".".join(strings[-2:])
             elif isinstance(argument, str):
                 strings.append(argument)
-    except (ValueError, EOFError, IndexError):
+    except Exception:  # what follows is no pickle: of damaged arguments the library raises any type
         return
-
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". This is an internal")[0]

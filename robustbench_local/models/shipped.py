@@ -3,19 +3,37 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustbench_local.data.folder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models.architectures import build_architecture
 from robustbench_local.models.loaded import Loaded
-from robustbench_local.models.state_dict import State, load_into
+from robustbench_local.models.state_dict import MOST_CLASSES, State, load_into
+from robustbench_local.reading import MOST_DESCRIPTION, parse_json, read_text
 
-_RESIZE: TypeAdapter[Resize | None] = TypeAdapter(Resize | None)
+Side = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class Scaling(BaseModel):
+    mean: list[float] = Field(min_length=1, max_length=64)
+    std: list[float] = Field(min_length=1, max_length=64)
+
+
+class Description(BaseModel):
+    """The fields that decide how a model is used; what else a description holds is not looked at."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    normalization: Scaling | None = None
+    class_names: list[str] | None = Field(default=None, max_length=MOST_CLASSES)
+    input_shape: tuple[Side, Side, Side] | None = None
+    resize: Resize | None = None
 
 
 def bundled_folder() -> Traversable:
@@ -40,25 +58,32 @@ def description_beside(path: Path) -> dict[str, Any] | None:
     if path.suffix.lower() != ".safetensors" or not beside.is_file():
         return None
     try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        content = parse_json(read_text(beside, MOST_DESCRIPTION))
+    except UserError:
         return None
+    except ValueError as error:
+        raise UserError(f"{beside} cannot be read ({error}): mend it, or move it away and name --arch") from None
     ours = isinstance(content, dict) and str(content.get("schema")).startswith("robustbench-local/checkpoint/")
     return content if ours else None
 
 
-def describe(loaded: Loaded, description: dict[str, Any]) -> None:
-    """Normalisation, class names, input shape and resize as the description states them."""
-    scaling, shape = description.get("normalization"), description.get("input_shape")
-    loaded.normalization = (tuple(scaling["mean"]), tuple(scaling["std"])) if scaling else None
-    loaded.class_names = description.get("class_names")
-    loaded.input_shape = (shape[0], shape[1], shape[2]) if shape else None
+def describe(loaded: Loaded, description: Mapping[str, Any]) -> None:
+    """Normalisation, class names, input shape and resize as the description states them.
+
+    Raises UserError where one of them is not of its kind.
+    """
+    try:
+        stated = Description.model_validate(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"the description beside the weights has a {first['loc'][0]} that is none "
+                        f"({'.'.join(map(str, first['loc']))}: {first['msg']}): mend it, or move it away and name "
+                        "--arch") from None
+    scaling = stated.normalization
+    loaded.normalization = (tuple(scaling.mean), tuple(scaling.std)) if scaling else None
+    loaded.class_names, loaded.input_shape = stated.class_names, stated.input_shape
     if "resize" in description:
-        try:
-            loaded.resize = _RESIZE.validate_python(description["resize"])
-        except ValidationError:
-            raise UserError(f"the description beside the weights has resize {description['resize']!r}, which is no "
-                            "object of resize, crop and interpolation: mend it, or make it null") from None
+        loaded.resize = stated.resize
 
 
 def load_bundled(name: str) -> Loaded:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_local.errors import UserError
+from robustbench_local.reading import printable, quoted
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,6 +19,11 @@ NO_WEIGHTS = ("optim", "scheduler", "scaler", "grad", "history", "rng", "loss", 
 COUNTERS = ("n_averaged", "num_updates", "updates", "decay", "initted", "step", "epoch")
 SHOWN = 10
 DEPTH = 5
+# A file may say that a tensor has more values than it holds, by reading one again and again (a stride of 0). Small
+# ones, such as a broadcast mean, are no harm.
+MOST_UNBACKED = 64 * 2**20
+MOST_CLASSES = 100_000
+LONGEST_NAME = 1_000
 
 # A checkpoint of a model that normalises for itself holds the values under one of these pairs.
 SCALINGS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"),
@@ -41,11 +47,12 @@ def choose_state_dict(content: Any, module: nn.Module | None, source: str) -> St
         return -fitting, any("ema" in key.lower() or "averag" in key.lower() for key in where), len(where), order
 
     where, state = min(enumerate(found), key=rank)[1]
+    _require_plain(state, source)
     inside = _at(content, where)
     for key, value in inside.items():
         if not isinstance(value, (Tensor, int, float, str, bool, Mapping, list, tuple, type(None))):
-            raise UserError(f"{source}: {'.'.join((*where, key))!r} is a {type(value).__name__} among the weights, "
-                            "where tensors belong; save model.state_dict() alone")
+            raise UserError(f"{source}: {quoted('.'.join((*where, str(key))))} is a {type(value).__name__} among the "
+                            "weights, where tensors belong; save model.state_dict() alone")
     if shapes is not None:
         return align(state, shapes)
     while prefix := _shared_prefix(state):
@@ -53,16 +60,43 @@ def choose_state_dict(content: Any, module: nn.Module | None, source: str) -> St
     return state
 
 
-def _candidates(value: Any, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], State]]:
-    """Every mapping of names to tensors, with the keys that lead to it."""
-    if isinstance(value, Mapping) and len(where) <= DEPTH:
+def _require_plain(state: State, source: str) -> None:
+    """Refuse tensors that are no plain numbers in memory, and such as claim far more values than the file holds."""
+    for key, value in state.items():
+        if len(key) > LONGEST_NAME:
+            raise UserError(f"{source}: a tensor's name has {len(key):,} characters ({quoted(key)}), but no more than "
+                            f"{LONGEST_NAME:,} make sense; get the file again from where you trust it")
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+            raise UserError(f"{source}: {quoted(key)} is a tensor of another kind ({value.layout}, {value.dtype}, "
+                            f"{value.device}) than the plain ones that weights are; save model.state_dict() of the "
+                            "float model")
+    require_backed(state, source)
+
+
+def require_backed(state: State, source: str) -> None:
+    """Raise UserError for tensors that claim far more values than there are in memory."""
+    unbacked = 0
+    for key, value in state.items():
+        unbacked += max(0, value.numel() * value.element_size() - value.untyped_storage().nbytes())
+        if unbacked > MOST_UNBACKED:
+            raise UserError(f"{source}: {quoted(key)} claims {value.numel():,} values ({_shape(value.shape)}), far "
+                            "more than the file holds; get it again from where you trust it")
+
+
+def _candidates(
+    value: Any, where: tuple[str, ...], seen: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], State]]:
+    """Every mapping of names to tensors, with the keys that lead to it; one that stands at several places, once."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Mapping) and len(where) <= DEPTH and id(value) not in seen:
+        seen.add(id(value))
         tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
         # A mapping of scalars alone is a log, not a network.
         if any(tensor.ndim for tensor in tensors.values()):
             yield where, tensors
         for key, item in value.items():
             if isinstance(key, str) and not any(word in key.lower() for word in NO_WEIGHTS):
-                yield from _candidates(item, (*where, key))
+                yield from _candidates(item, (*where, key), seen)
 
 
 def _at(content: Any, where: tuple[str, ...]) -> Any:
@@ -73,7 +107,7 @@ def _at(content: Any, where: tuple[str, ...]) -> Any:
 
 def _described(content: Any) -> str:
     if isinstance(content, Mapping):
-        keys = [repr(key) for key in content]
+        keys = [quoted(key) for key in content]
         return f"a dict of {', '.join(keys[:6])}{', …' if len(keys) > 6 else ''}" if keys else "an empty dict"
     return f"a {type(content).__name__}"
 
@@ -161,8 +195,15 @@ def infer_size(state: State, build: Callable[[int], nn.Module], first: int, seco
         if key in state and state[key].ndim == len(shape):
             for i, (a, b) in enumerate(zip(shape, other.get(key, shape), strict=False)):
                 if (a, b) == (first, second):
-                    return state[key].shape[i]
+                    return _sensible(state[key].shape[i], key)
     return None
+
+
+def _sensible(size: int, key: str) -> int:
+    if not 1 <= size <= MOST_CLASSES:
+        raise UserError(f"the checkpoint's {quoted(key)} would make a network of {size:,} classes or channels; from 1 "
+                        f"to {MOST_CLASSES:,} make sense: give another checkpoint")
+    return size
 
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
@@ -214,9 +255,10 @@ def _mismatch(
     total = len(missing) + len(extra) + len(resized)
     shown = lines[:SHOWN]
     more = [f"… and {total - len(shown)} more"] if total > len(shown) else []
-    return "\n".join([f"{source} does not fit the model ({module}): {total} of {len(state)} names or shapes differ; "
+    text = "\n".join([f"{source} does not fit the model ({module}): {total} of {len(state)} names or shapes differ; "
                       "name the architecture that the file was made with (--arch):",
                       *(f"  {line}" for line in shown + more)])
+    return printable(text)
 
 
 def _near(key: str, others: Iterable[str]) -> str | None:
@@ -234,8 +276,12 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]], source: str) -> Non
     Minus infinity alone is allowed: attention masks are stored with it.
     """
     for key, value in tensors:
-        if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
-            bad = ~torch.isfinite(value) if "mask" not in key else value.isnan()
+        if not value.is_floating_point() or value.is_meta:
+            continue
+        wide = value.float() if value.element_size() == 1 else value  # floats of 8 bits know no comparisons
+        if not torch.isfinite(wide).all():
+            bad = ~torch.isfinite(wide) if "mask" not in key else wide.isnan()
             if bad.any():
-                raise UserError(f"{source}: {int(bad.sum())} of {value.numel()} values of {key!r} are not finite (NaN "
-                                "or infinite): the training diverged or the file is damaged; give another checkpoint")
+                raise UserError(f"{source}: {int(bad.sum())} of {value.numel()} values of {quoted(key)} are not finite "
+                                "(NaN or infinite): the training diverged or the file is damaged; give another "
+                                "checkpoint")
