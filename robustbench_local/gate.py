@@ -1,62 +1,149 @@
-"""Does a result clear its limits? Pass, fail or undecided.
+"""Do results clear their limits? Pass, fail, undecided or not comparable.
 
-A floor is passed or failed when an exact bound clears it. A drop within its limit passes; a larger one fails when the
-paired test says that chance does not explain it.
+What one limit says is decided in `gate_limits`; here results, limits and baselines are brought together by their threat
+models, and what cannot be compared or believed is refused.
+
+Several limits at once: whatever truly holds is failed with probability at most alpha over all limits together (Holm).
+Passing needs no such correction: the gate passes only where every single limit does, so for a wrong pass the one limit
+that is truly broken must pass wrongly, which has probability at most alpha (an intersection-union test).
 """
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
 from pathlib import Path
 
-from robustbench_local.result import Accuracy, Result, SampleRecord, read_result, read_samples
-from robustbench_local.statistics import exact_bounds, mcnemar
+from robustbench_local.comparable import (
+    Evaluated,
+    Flip,
+    called,
+    difference,
+    flips,
+    lost_and_gained,
+    right,
+    same_threat,
+    stands,
+    threat_name,
+    untrusted,
+)
+from robustbench_local.errors import UserError
+from robustbench_local.gate_limits import Check, Drop, Floor, Limit, Outcome, failing, refused
+from robustbench_local.known_suites import weaker
+from robustbench_local.result import ClassReport, Result, ThreatModelInfo, read_result, read_samples
 
-MOST_SAMPLES = 10_000_000
-"""A limit that so many samples would not decide lies, for all anyone can tell, exactly at the truth."""
-
-
-class Outcome(IntEnum):
-    """The values are the exit codes."""
-
-    PASS = 0
-    FAIL = 3
-    UNDECIDED = 4
-    NOT_COMPARABLE = 5
+SCHEMA = "robustbench-local/gate/1"
 
 
 @dataclass(frozen=True)
-class Check:
-    """One limit, what was measured against it, and the decision in a sentence."""
+class Threat:
+    """Which results a set of limits speaks of."""
 
-    limit: str
-    outcome: Outcome
-    value: float | None
-    threshold: float | None
-    sentence: str
+    norm: str
+    eps: float
+    eps_text: str = field(compare=False)
+    target: int | None = None
+    source: int | None = None
+    reject: int | None = None
+
+    @property
+    def name(self) -> str:
+        goal = "untargeted" if self.target is None else {"source": self.source, "target": self.target}
+        return threat_name(ThreatModelInfo.model_validate({
+            "norm": self.norm, "eps": self.eps, "eps_text": self.eps_text, "box": (0, 1), "goal": goal,
+            "reject": self.reject,
+        }))
+
+    def speaks_of(self, threat: ThreatModelInfo) -> bool:
+        goal = threat.goal
+        aimed = (None, None) if goal == "untargeted" else (goal.source, goal.target)
+        return (
+            threat.norm == self.norm and math.isclose(threat.eps, self.eps, rel_tol=1e-9)
+            and aimed == (self.source, self.target) and threat.reject == self.reject
+        )
+
+
+@dataclass(frozen=True)
+class ClassFloors:
+    """Least accuracies of classes: `default` for every class that is not among `single`, by name or label."""
+
+    default: float | None = None
+    single: Mapping[str | int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What results of one threat model are held to; all are fractions.
+
+    threat: None speaks of any result. max_drop and max_clean_drop: what may be lost since the baseline, sample by
+    sample. require: the weakest protocol that will do, as `standard/1`. baselines: result files, of which that of the
+    result's threat model is taken.
+    """
+
+    threat: Threat | None = None
+    min_robust: float | None = None
+    min_clean: float | None = None
+    min_class_robust: ClassFloors = ClassFloors()
+    min_class_clean: ClassFloors = ClassFloors()
+    max_drop: float | None = None
+    max_clean_drop: float | None = None
+    require: str | None = None
+    baselines: tuple[Path, ...] = ()
+
+    @property
+    def drops(self) -> bool:
+        return self.max_drop is not None or self.max_clean_drop is not None
+
+    @property
+    def empty(self) -> bool:
+        floors = (self.min_class_robust, self.min_class_clean)
+        return (
+            self.min_robust is None and self.min_clean is None and not self.drops
+            and all(each.default is None and not each.single for each in floors)
+        )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits as fractions.
+    """Limits for each threat model. alpha: how often a single limit may wrongly pass, and any of all wrongly fail.
+    source: the file that they were read from."""
 
-    alpha: how often a floor's pass or fail may be wrong, and a drop's fail where nothing was lost.
-    max_drop and max_clean_drop speak of what was lost since the baseline, sample by sample.
-    """
-
-    min_robust: float | None = None
-    min_clean: float | None = None
-    max_drop: float | None = None
-    max_clean_drop: float | None = None
+    limits: tuple[Limits, ...]
     alpha: float = 0.05
+    source: Path | None = None
+
+    def of(self, threat: ThreatModelInfo) -> Limits | None:
+        """The limits that speak of results of this threat model."""
+        return next((each for each in self.limits if each.threat is None or each.threat.speaks_of(threat)), None)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of; it
+    decides nothing, but it is said. flips: samples that changed sides since the baseline, those that moved most first.
+    baseline: the result file it was, or for want of one is to be, compared with."""
+
+    threat: str
+    path: Path | None
+    result: Result | None
+    checks: list[Check]
+    doubts: list[str] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """doubts: what the evaluation itself warned of; it decides nothing, but it is said."""
+    """updated: baselines that were written because that was asked for."""
 
-    checks: list[Check]
-    doubts: list[str] = field(default_factory=list)
+    judged: list[Judged]
+    alpha: float
+    source: Path | None = None
+    updated: list[Path] = field(default_factory=list)
+
+    @property
+    def checks(self) -> list[Check]:
+        return [check for each in self.judged for check in each.checks]
 
     @property
     def outcome(self) -> Outcome:
@@ -67,128 +154,225 @@ class Decision:
         return Outcome.PASS
 
     def to_dict(self) -> dict[str, object]:
-        checks = [{**asdict(check), "outcome": check.outcome.name.lower()} for check in self.checks]
         outcome = self.outcome
-        return {"outcome": outcome.name.lower(), "exit_code": int(outcome), "checks": checks, "doubts": self.doubts}
+        return {
+            "schema": SCHEMA, "outcome": outcome.name.lower(), "exit_code": int(outcome), "alpha": self.alpha,
+            "gate": None if self.source is None else str(self.source),
+            "checks": [
+                {"threat_model": each.threat, **asdict(check), "outcome": check.outcome.name.lower()}
+                for each in self.judged for check in each.checks
+            ],
+            "doubts": [doubt for each in self.judged for doubt in each.doubts],
+            "results": [
+                {
+                    "threat_model": each.threat, "result": None if each.path is None else str(each.path),
+                    "model": None if each.result is None else each.result.model.name,
+                    "baseline": None if each.baseline is None else str(each.baseline),
+                    "flipped": [asdict(flip) for flip in each.flips],
+                }
+                for each in self.judged
+            ],
+            "updated": [str(path) for path in self.updated],
+        }
 
 
-def decide(gate: Gate, path: Path, baseline: Path | None = None) -> Decision:
-    """Hold a result file, and with a baseline the change since then, against the gate.
+def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decision:
+    """Hold result files, one for each threat model, against the gate.
 
-    Raises UserError for files that cannot be read.
+    first: a baseline that does not exist is to be made of the result, so that there is nothing to compare with yet.
+    Raises UserError for files that cannot be read, and for two results of one threat model.
     """
-    result = read_result(path)
-    if result.verdict.status == "not-trusted":
-        reasons = "; ".join(result.verdict.reasons)
-        refusal = f"the result itself is not to be trusted{': ' if reasons else ''}{reasons}"
-        return Decision([Check("verdict", Outcome.NOT_COMPARABLE, None, None, refusal)])
-    # Floors need no record, but one that lies there must be this result's.
-    record = path.parent / (result.samples_file or "")
-    samples = read_samples(result, path) if baseline is not None or record.is_file() else []
-    floors = (("robust accuracy", result.robust_accuracy, gate.min_robust),
-              ("clean accuracy", result.clean_accuracy, gate.min_clean))
-    checks = [
-        _floor(name, accuracy, limit, gate.alpha, result.data.available)
-        for name, accuracy, limit in floors if limit is not None
+    results = {path: read_result(path) for path in paths}
+    for position, (path, result) in enumerate(results.items()):
+        for other, earlier in list(results.items())[:position]:
+            if same_threat(earlier.threat_model, result.threat_model):
+                raise UserError(
+                    f"{other} and {path} are both of {threat_name(result.threat_model)}: give one result for each "
+                    "threat model"
+                )
+    baselines = _Baselines(gate, first)
+    drafts = [_draft(gate.of(result.threat_model), path, result, baselines) for path, result in results.items()]
+    limits = [limit for draft in drafts for limit in draft.limits]
+    failed = iter(failing(limits, gate.alpha))
+    judged = []
+    for draft in drafts:
+        checks = [limit.check(gate.alpha, len(limits), next(failed)) for limit in draft.limits]
+        doubts = draft.result.verdict.reasons if draft.result.verdict.status == "doubtful" else []
+        judged.append(Judged(
+            threat_name(draft.result.threat_model), draft.path, draft.result, [*draft.refusals, *checks],
+            [*doubts, *draft.notes], draft.flips, draft.baseline,
+        ))
+    return Decision([*judged, *_missing(gate, list(results.values())), *baselines.unused()], gate.alpha, gate.source)
+
+
+def _missing(gate: Gate, results: list[Result]) -> list[Judged]:
+    """What the gate speaks of and no result was given for."""
+    return [
+        Judged(limits.threat.name, None, None, [refused(
+            "threat_model", "a result for every threat model",
+            f"there is no result for {limits.threat.name}, which the gate speaks of: attack with these --norm and "
+            "--eps, and give its result too",
+        )])
+        for limits in gate.limits
+        if limits.threat is not None and not any(limits.threat.speaks_of(each.threat_model) for each in results)
     ]
-    if baseline is not None:
-        before = read_result(baseline)
-        checks += _drops(gate, (result, samples), (before, read_samples(before, baseline)))
-    doubts = result.verdict.reasons if result.verdict.status == "doubtful" else []
-    return Decision(checks, doubts)
 
 
-def _floor(name: str, accuracy: Accuracy, limit: float, alpha: float, available: int) -> Check:
-    low, high = exact_bounds(accuracy.correct, accuracy.n, alpha)
-    measured = f"{name} {accuracy.value:.1%} ({accuracy.correct} of {accuracy.n})"
-    sure = f"with {1 - alpha:.0%} confidence"
-    if low >= limit:
-        outcome, reason = Outcome.PASS, f"{sure} at least {low:.1%}"
-    elif high < limit:
-        outcome, reason = Outcome.FAIL, f"{sure} at most {high:.1%}"
-    else:
-        outcome = Outcome.UNDECIDED
-        reason = f"{sure} between {low:.1%} and {high:.1%}; {_more_samples(accuracy, limit, alpha, available)}"
-    return Check(f"{name} ≥ {limit:.1%}", outcome, accuracy.value, limit, f"{measured}: {reason}")
+@dataclass
+class _Draft:
+    """What is known of one result before all limits are decided together."""
+
+    path: Path
+    result: Result
+    refusals: list[Check] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+    baseline: Path | None = None
 
 
-def _more_samples(accuracy: Accuracy, limit: float, alpha: float, available: int) -> str:
-    """How many samples would decide, were they like these, and whether the data set has them."""
-    def decides(n: int) -> bool:
-        low, high = exact_bounds(round(accuracy.value * n), n, alpha)
-        return low >= limit or high < limit
-
-    enough = accuracy.n
-    while not decides(enough):
-        enough *= 2
-        if enough > MOST_SAMPLES:
-            return "it lies so near the limit that no number of samples is likely to decide"
-    low = enough // 2
-    while enough - low > max(1, enough // 100):
-        middle = (low + enough) // 2
-        low, enough = (low, middle) if decides(middle) else (middle, enough)
-    if available >= enough:
-        return f"about {enough:,} samples would decide, and the data set has {available:,}"
-    has = f"the data set has only {available:,}" if available > accuracy.n else f"all {available:,} are used"
-    return f"about {enough:,} samples would decide, but {has}: more data, or another limit"
-
-
-def _drops(
-    gate: Gate, now: tuple[Result, list[SampleRecord]], before: tuple[Result, list[SampleRecord]]
-) -> list[Check]:
-    reason = _not_comparable(now[0], before[0])
-    new, old = ({sample.index: sample for sample in samples} for samples in (now[1], before[1]))
-    if not reason and (
-        new.keys() != old.keys()
-        or any((new[i].input_sha256, new[i].label) != (old[i].input_sha256, old[i].label) for i in new)
-    ):
-        reason = "the two results speak of different samples: evaluate both on the same data, --samples and --seed"
+def _draft(limits: Limits | None, path: Path, result: Result, baselines: _Baselines) -> _Draft:
+    draft = _Draft(path, result)
+    if limits is None:
+        draft.refusals.append(refused(
+            "threat_model", "limits for every result",
+            f"the gate does not speak of {threat_name(result.threat_model)}: add limits for it, or leave {path} out",
+        ))
+        return draft
+    if limits.baselines:
+        # Also for a result that is refused below, so that its baseline does not seem to be one without a result.
+        draft.baseline = baselines.take(limits, result)
+    reason = untrusted(result)
     if reason:
-        return [Check("change since the baseline", Outcome.NOT_COMPARABLE, None, None, reason)]
-    checks = []
-    if gate.max_drop is not None:
-        pairs = [(old[i].robust, new[i].robust) for i in new]
-        checks.append(_drop("robust accuracy", pairs, gate.max_drop, gate.alpha))
-    if gate.max_clean_drop is not None:
-        pairs = [(_right(old[i]), _right(new[i])) for i in new]
-        checks.append(_drop("clean accuracy", pairs, gate.max_clean_drop, gate.alpha))
-    return checks
+        draft.refusals.append(refused("verdict", "verdict", f"the result itself {reason}"))
+        return draft
+    reason = weaker(result.protocol, limits.require) if limits.require is not None else ""
+    if reason:
+        draft.refusals.append(refused("require", f"protocol {limits.require} or stronger", reason))
+        return draft
+    # Floors need no record, but one that lies there must be this result's.
+    if (path.parent / (result.samples_file or "")).is_file():
+        read_samples(result, path)
+    _add_floors(draft, limits)
+    if limits.baselines:
+        _add_drops(draft, limits, baselines)
+    return draft
 
 
-def _right(sample: SampleRecord) -> bool:
-    return sample.clean_prediction == sample.label
+def _add_floors(draft: _Draft, limits: Limits) -> None:
+    result = draft.result
+    stopped = result.sequential is not None
+    for rule, name, accuracy, limit in (
+        ("min_robust", "robust accuracy", result.robust_accuracy, limits.min_robust),
+        ("min_clean", "clean accuracy", result.clean_accuracy, limits.min_clean),
+    ):
+        if limit is not None:
+            draft.limits.append(
+                Floor(rule, name, accuracy.correct, accuracy.n, limit, result.data.available, finite=stopped)
+            )
+    for rule, floors in (("min_class_robust", limits.min_class_robust), ("min_class_clean", limits.min_class_clean)):
+        wanted = _class_limits(floors, rule, draft)
+        if wanted and stopped and result.data.n < result.data.available:
+            draft.refusals.append(refused(
+                rule, "accuracy of single classes",
+                "the evaluation was stopped when a gate was decided, and how many images of each class the rest of the "
+                "split has is not recorded: hold classes to limits without --until-gate",
+            ))
+            continue
+        for each, limit in wanted:
+            robust = rule == "min_class_robust"
+            accuracy = each.robust_accuracy if robust else each.clean_accuracy
+            # A subset is stratified in the split's own proportions.
+            available = round(accuracy.n * result.data.available / result.data.n)
+            draft.limits.append(Floor(
+                f"{rule}:{each.label}",
+                f"{'robust' if robust else 'clean'} accuracy of class {called(each.label, each.name)}",
+                accuracy.correct, accuracy.n, limit, available, finite=stopped,
+            ))
 
 
-def _not_comparable(now: Result, before: Result) -> str:
-    """Why two results cannot be held against each other, or nothing. The model may be another: that is the point."""
-    if now.threat_model.model_dump(exclude={"eps_text"}) != before.threat_model.model_dump(exclude={"eps_text"}):
-        return f"the threat models differ: {_threat(before)} in the baseline, {_threat(now)} now"
-    if now.protocol != before.protocol:
-        return (
-            f"the protocols differ: {before.protocol.name}/{before.protocol.version or ''} in the baseline, "
-            f"{now.protocol.name}/{now.protocol.version or ''} now, or their settings do"
-        )
-    return ""
+def _class_limits(floors: ClassFloors, rule: str, draft: _Draft) -> list[tuple[ClassReport, float]]:
+    """Each class that is held to a limit; a limit for a class that the result does not have is refused."""
+    chosen: dict[int, float] = {}
+    for key, limit in floors.single.items():
+        labels = [each.label for each in draft.result.per_class if each.name == key]
+        if not labels and str(key).isdecimal():
+            labels = [each.label for each in draft.result.per_class if str(each.label) == str(key)]
+        if len(labels) != 1 or labels[0] in chosen:
+            told = (
+                f"{draft.path} has no samples of such a class" if not labels
+                else f"{draft.path} has {len(labels)} classes of that name: give the label" if len(labels) > 1
+                else "another line speaks of the same class"
+            )
+            sentence = f"{rule} speaks of class {key!r}: {told}"
+            draft.refusals.append(refused(f"{rule}:{key}", f"accuracy of class {key}", sentence))
+            continue
+        chosen[labels[0]] = limit
+    limits = [(each, chosen.get(each.label, floors.default)) for each in draft.result.per_class]
+    return [(each, limit) for each, limit in limits if limit is not None]
 
 
-def _threat(result: Result) -> str:
-    return f"{result.threat_model.norm} {result.threat_model.eps_text}, {result.threat_model.goal}"
+def _add_drops(draft: _Draft, limits: Limits, baselines: _Baselines) -> None:
+    what = "change since the baseline"
+    if draft.baseline is None:
+        draft.refusals.append(refused(
+            "baseline", what, f"none of the baselines is of {threat_name(draft.result.threat_model)}: give one",
+        ))
+        return
+    if draft.baseline not in baselines.read:
+        draft.notes.append(f"there is no baseline {draft.baseline} yet: nothing to compare with")
+        return
+    before, now = baselines.read[draft.baseline], Evaluated.read(draft.path)
+    reason = untrusted(before.result)
+    reason = f"the baseline {draft.baseline} {reason}" if reason else difference(now, before)
+    if reason:
+        draft.refusals.append(refused("baseline", what, reason))
+        return
+    draft.flips = flips(before, now)
+    n, available = draft.result.data.n, draft.result.data.available
+    for rule, name, of, limit in (
+        ("max_drop", "robust accuracy", stands, limits.max_drop),
+        ("max_clean_drop", "clean accuracy", right, limits.max_clean_drop),
+    ):
+        if limit is not None:
+            old = [of(before.samples[index]) for index in now.samples]
+            lost, gained = lost_and_gained(old, [of(sample) for sample in now.samples.values()])
+            draft.limits.append(Drop(rule, name, lost, gained, n, limit, available))
 
 
-def _drop(name: str, pairs: list[tuple[bool, bool]], limit: float, alpha: float) -> Check:
-    """Paired: only samples that changed sides count (McNemar's exact test)."""
-    lost, gained = pairs.count((True, False)), pairs.count((False, True))
-    drop, p = (lost - gained) / len(pairs), mcnemar(lost, gained)
-    points = 100 * (gained - lost) / len(pairs)
-    measured = f"{name} changed by {points:+.1f} points ({lost} lost, {gained} gained of {len(pairs)}, p = {p:.3g})"
-    if drop <= limit:
-        outcome, reason = Outcome.PASS, "within the limit"
-    elif p < alpha:
-        outcome, reason = Outcome.FAIL, "more than the limit, and more than chance explains"
-    else:
-        times = 2
-        while mcnemar(lost * times, gained * times) >= alpha and times * len(pairs) < MOST_SAMPLES:
-            times *= 2
-        outcome = Outcome.UNDECIDED
-        reason = f"more than the limit, but chance may explain it; about {times * len(pairs):,} samples would decide"
-    return Check(f"drop in {name} ≤ {limit:.1%}", outcome, drop, limit, f"{measured}: {reason}")
+class _Baselines:
+    """The baselines of a gate: each is read once, and each must belong to a result."""
+
+    def __init__(self, gate: Gate, first: bool):
+        paths = dict.fromkeys(path for limits in gate.limits for path in limits.baselines)
+        self.read = {path: Evaluated.read(path) for path in paths if path.exists() or not first}
+        self._taken: set[Path] = set()
+        read = list(self.read.values())
+        for position, one in enumerate(read):
+            for other in read[:position]:
+                if same_threat(one.result.threat_model, other.result.threat_model):
+                    raise UserError(
+                        f"the baselines {other.path} and {one.path} are both of "
+                        f"{threat_name(one.result.threat_model)}: give one for each threat model"
+                    )
+
+    def take(self, limits: Limits, result: Result) -> Path | None:
+        """The baseline of the result's threat model, else the only one there is, else the one that is to be made."""
+        same = [path for path in limits.baselines
+                if path in self.read and same_threat(self.read[path].result.threat_model, result.threat_model)]
+        new = [path for path in limits.baselines if path not in self.read and path not in self._taken]
+        chosen = same or new or (list(limits.baselines) if len(limits.baselines) == 1 else [])
+        if len(chosen) != 1:
+            return None
+        self._taken.add(chosen[0])
+        return chosen[0]
+
+    def unused(self) -> list[Judged]:
+        return [
+            Judged(threat_name(each.result.threat_model), None, None, [refused(
+                "baseline", "a result for every baseline",
+                f"there is no result to compare with the baseline {path}, of "
+                f"{threat_name(each.result.threat_model)}: give its result too, or leave the baseline out",
+            )])
+            for path, each in self.read.items() if path not in self._taken
+        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -13,9 +14,10 @@ from robustbench_local.errors import UserError, nearest
 
 COMMANDS = {
     "attack": "Attack a classifier and report its clean and robust accuracy.",
+    "compare": "Compare result files sample by sample.",
     "defend": "Train a more robust classifier.",
     "doctor": "Check that a model and its data can be evaluated together.",
-    "gate": "Pass or fail a result file by its limits: for CI.",
+    "gate": "Pass or fail result files by their limits: for CI.",
     "train": "Train a classifier on clean images, from scratch or from published weights.",
     "list": "List models, datasets, attacks, defenses or configs.",
     "predict": "Say what a classifier sees in image files.",
@@ -58,9 +60,17 @@ def cli() -> None:
     """
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The entry point: what a user can cause ends in one sentence and exit code 2."""
     context = None
+    # A job that is cancelled, or a terminal that is closed, ends like ctrl-C: what was found is kept.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         # Not cli.main(), which makes exit code 1 of a reader that leaves early: that is no bug of ours.
         with cli.make_context("robust", sys.argv[1:]) as context:
@@ -71,7 +81,9 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except UserError as error:
-        click.echo(f"robust: {error}", err=True)
+        from robustbench_local.reading import printable
+
+        click.echo("robust: " + "\n".join(map(printable, str(error).splitlines())), err=True)
         code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("robust: interrupted", err=True)

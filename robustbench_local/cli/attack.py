@@ -5,7 +5,7 @@ import datetime
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,10 @@ from robustbench_local.cli.options import (
 )
 from robustbench_local.errors import UserError
 
+if TYPE_CHECKING:
+    from robustbench_local.attacks import ThreatModel
+    from robustbench_local.until import Until
+
 
 @click.command("attack")
 @model_options
@@ -31,6 +35,9 @@ from robustbench_local.errors import UserError
 @run_options
 @click.option("--precision", default="auto", show_default=True, metavar="auto|fp32|tf32|bf16",
               help="Arithmetic of the search; verdicts are always float32's.")
+@click.option("--diagnostics/--no-diagnostics", default=True,
+              help="Whether to look at how far the outcome can be believed, and attack adaptively where it cannot.")
+@click.option("--until-gate", metavar="NAME|FILE", help="Stop as soon as the floors of this gate are decided.")
 @click.option("--output", type=click.Path(path_type=Path), help="Result file.  [default: a new one in runs/]")
 @click.option("--resume", is_flag=True, help="Go on where the interrupted run of this --output was.")
 @click.option("--json", "as_json", is_flag=True, help="Put the result on stdout, alone.")
@@ -44,6 +51,7 @@ def attack_command(**options: Any) -> None:
     \b
     robust attack
     robust attack torchvision/resnet50 --data imagefolder:photos --eps 4/255
+    robust attack net.py:make --data cifar10 --suite standard --until-gate ci.yaml
     robust attack net.py:make --checkpoint net.pt --normalize cifar10 \\
         --data cifar10 --attack pgd:steps=50,restarts=5 --samples 1000
     torchrun --nproc-per-node 4 -m robustbench_local attack net.py:make \\
@@ -64,6 +72,7 @@ def attack_command(**options: Any) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             classifier, dataset = load_model_and_data(options)
         threat_model = load_threat_model(options)
+        until = _until(options["until_gate"], threat_model)
         output = options["output"] or agreed(
             _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
         )
@@ -78,7 +87,7 @@ def attack_command(**options: Any) -> None:
                     classifier, dataset, threat_model, suite=options["suite"], attacks=attacks,
                     samples=options["samples"], seed=options["seed"], batch_size=size, device=options["device"],
                     precision=options["precision"], output=output, resume=options["resume"], observer=observer,
-                    config=_asked(options),
+                    assess=options["diagnostics"], until=until, config=_asked(options),
                 )
         except (KeyboardInterrupt, UserError):
             if journals(output) and not (options["resume"] and isinstance(sys.exception(), UserError)):
@@ -93,6 +102,17 @@ def attack_command(**options: Any) -> None:
     screen.print(f"result: {output}", soft_wrap=True)
 
 
+def _until(name: str | None, threat_model: ThreatModel) -> Until | None:
+    """The floors at which to stop, where a gate was named."""
+    if name is None:
+        return None
+    from robustbench_local.gate_file import read_gate
+    from robustbench_local.summary import threat_model_info
+    from robustbench_local.until import until_decided
+
+    return until_decided(read_gate(name), name, threat_model_info(threat_model))
+
+
 def _new_file(*parts: str) -> Path:
     """A name in runs/ that says what was evaluated and when."""
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
@@ -102,5 +122,6 @@ def _new_file(*parts: str) -> Path:
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """The options as given, for the result file."""
-    kept = ("model", "checkpoint", "arch", "normalize", "data", "split", "resize", "defenses", "attacks", "suite")
+    kept = ("model", "checkpoint", "arch", "normalize", "data", "split", "resize", "defenses", "attacks", "suite",
+            "until_gate")
     return {"options": {name: str(options[name]) for name in kept if options[name]}}

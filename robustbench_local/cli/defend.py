@@ -1,6 +1,7 @@
 """`robust defend`: train a classifier that resists. `robust train`: train one at all."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,11 @@ def _train(options: dict[str, Any]) -> None:
 
                 recipe, settings = search(recipe, options["search"], output, settings, screen=console(quiet=rank > 0))
             _run(recipe, output, settings, tensorboard=options["tensorboard"], quiet=rank > 0)
-        except KeyboardInterrupt:
-            if is_resumable(output):
+        except (KeyboardInterrupt, UserError):
+            if is_resumable(output) and not (options["resume"] and isinstance(sys.exception(), UserError)):
                 console(quiet=rank > 0).print(
-                    f"interrupted; the same command with --output {output} --resume goes on from there",
-                    soft_wrap=True, markup=False,
+                    f"what was learnt so far is kept: the same command with --output {output} --resume goes on from "
+                    "there", soft_wrap=True, markup=False,
                 )
             raise
 

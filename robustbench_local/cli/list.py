@@ -2,21 +2,6 @@ from __future__ import annotations
 
 import click
 
-KINDS = ("models", "datasets", "attacks", "defenses", "configs")
-
-
-@click.command("list")
-@click.argument("kind", type=click.Choice(KINDS))
-def list_command(kind: str) -> None:
-    """List what there is of KIND, one name a line, on stdout.
-
-    \b
-    robust list attacks
-    robust list models | grep resnet
-    """
-    for name, note in globals()[f"_{kind}"]():
-        click.echo(f"{name:<32} {note}".rstrip())
-
 
 def _models() -> list[tuple[str, str]]:
     from robustbench_local.models import list_models
@@ -57,6 +42,25 @@ def _defenses() -> list[tuple[str, str]]:
 
 
 def _configs() -> list[tuple[str, str]]:
+    from robustbench_local.gate_file import list_gates
     from robustbench_local.recipes import list_recipes
 
-    return list_recipes()
+    return [*list_recipes(), *((f"gate/{name}", command) for name, command in list_gates())]
+
+
+KINDS = {
+    "models": _models, "datasets": _datasets, "attacks": _attacks, "defenses": _defenses, "configs": _configs,
+}
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(list(KINDS)))
+def list_command(kind: str) -> None:
+    """List what there is of KIND, one name a line, on stdout.
+
+    \b
+    robust list attacks
+    robust list models | grep resnet
+    """
+    for name, note in KINDS[kind]():
+        click.echo(f"{name:<32} {note}".rstrip())

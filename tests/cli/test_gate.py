@@ -1,0 +1,201 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from robustbench_local.cli import main
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Results of the two bundled classifiers on the test digits, and of the better one for L2."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for name, arguments in (("weak", ["digits-cnn"]), ("strong", ["digits-cnn-robust"]),
+                                ("l2", ["digits-cnn-robust", "--norm", "l2", "--eps", "0.5"]),
+                                ("few", ["digits-cnn", "--samples", "50"])):
+            patched.setattr(sys, "argv", ["robust", "attack", *arguments, "--output", f"{name}.json"])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def gate(robust, evaluated, tmp_path):
+    """The command, in a folder with those results."""
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    return lambda *arguments: robust("gate", *arguments)
+
+
+def listing():
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["strong.json", "--gate", "digits"], 0), (["weak.json", "--gate", "digits"], 3),
+        (["strong.json", "--gate", "digits", "--min-robust", "0.88"], 4),
+        (["weak.json", "--gate", "digits", "--require", "standard"], 5), (["l2.json", "--gate", "digits"], 5),
+        (["weak.json", "--baseline", "strong.json", "--max-drop", "2/100"], 3),
+        (["strong.json", "--baseline", "weak.json", "--max-drop", "0"], 0),
+        (["weak.json", "--baseline", "weak.json", "--max-drop", "0"], 4),
+        (["few.json", "--baseline", "weak.json", "--max-drop", "0.1"], 5),
+        (["strong.json", "l2.json", "--min-clean", "0.9"], 0),
+        (["strong.json", "l2.json", "--baseline", "l2.json", "--baseline", "strong.json", "--max-drop", "0.05"], 0),
+    ],
+)
+def test_exit_codes_and_nothing_is_written(gate, arguments, code):
+    before = listing()
+    ended = gate(*arguments)
+    words = {0: "pass", 3: "fail", 4: "undecided", 5: "not comparable"}
+    assert ended.code == code and f"gate: {words[code]}" in ended.err and ended.out == ""
+    assert listing() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "Missing argument"), (["weak.json"], "gives no limit"), (["gone.json", "--min-clean", "0.1"], "gone.json"),
+        (["weak.json", "--gate", "nowhere"], "neither a file nor a shipped gate"),
+        (["weak.json", "--max-drop", "0.1"], "names no baseline"),
+        (["weak.json", "--baseline", "strong.json"], "--max-drop"),
+        (["weak.json", "--baseline", "strong.json", "--min-clean", "0.1"], "--max-drop or --max-clean-drop"),
+        (["weak.json", "--baseline", "gone.json", "--max-drop", "0.1"], "gone.json"),
+        (["weak.json", "--min-clean", "0.1", "--require", "strong"], "unknown suite 'strong'"),
+        (["weak.json", "strong.json", "--min-clean", "0.1"], "both of L∞ 0.1"),
+        (["weak.json", "--min-clean", "0.1", "--alpha", "0.6"], "--alpha is 0.6"),
+        (["weak.json", "--min-clean", "0.1", "--json", "--format", "junit"], "give one of them"),
+        (["weak.json", "--min-clean", "0.1", "--output", "x"], "--output needs --format"),
+        (["weak.json", "--min-clean", "0.1", "--format", "junit", "--output", "."], "it is a folder"),
+        (["weak.json", "--min-clean", "0.1", "--format", "xml"], "'xml'"),
+        (["weak.json", "--min-clean", "0.1", "--update-baseline"], "--baseline FILE"),
+        (["weak.json", "--min-clean", "0.1", "--update-baseline", "--baseline", "weak.json"], "the baseline itself"),
+        (["weak.json", "l2.json", "--min-clean", "0.1", "--update-baseline", "--baseline", "n.json"], "two results"),
+    ],
+)
+def test_bad_usage_is_one_sentence(gate, arguments, word):
+    before = listing()
+    ended = gate(*arguments)
+    assert ended.code == 2 and word in ended.err and "Traceback" not in ended.err and ended.out == ""
+    assert listing() == before
+
+
+def test_flags_win_over_the_gate_file(gate):
+    Path("ci").mkdir()
+    shutil.copy("strong.json", "ci/base.json")
+    shutil.copy("strong.samples.jsonl", "ci/strong.samples.jsonl")
+    Path("ci/gate.yaml").write_text("min_clean: 0.995\nbaseline: base.json\nmax_drop: 0.02\n")
+    assert gate("strong.json", "--gate", "ci/gate.yaml").code != 0
+    assert gate("strong.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9").code == 0
+    assert gate("weak.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9").code == 3
+    assert gate("weak.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9", "--baseline", "weak.json").code == 0
+
+
+def test_several_results_have_a_heading_each(gate):
+    ended = gate("strong.json", "l2.json", "--min-robust", "0.7", "--min-clean", "0.9")
+    assert "digits-cnn-robust on digits, L∞ 0.1 (strong.json)" in ended.err
+    assert "digits-cnn-robust on digits, L2 0.5 (l2.json)" in ended.err
+
+
+def test_each_format_goes_to_stdout_or_whole_into_a_file(gate, monkeypatch):
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    for style in ("json", "junit", "sarif", "github"):
+        ended = gate("weak.json", "--gate", "digits", "--format", style)
+        assert ended.code == 3 and "gate: fail" in ended.err
+        in_file = gate("weak.json", "--gate", "digits", "--format", style, "--output", f"out/gate.{style}")
+        assert in_file.code == 3 and in_file.out == ""
+        written = Path(f"out/gate.{style}").read_text()
+        if style != "junit":  # which has the time in it
+            assert written == ended.out
+    assert Path("out/gate.json").read_text() == gate("weak.json", "--gate", "digits", "--json").out
+    assert ElementTree.parse("out/gate.junit").getroot().tag == "testsuites"
+    assert len(list(Path("out").iterdir())) == 4, "and nothing half-written beside them"
+
+
+def test_the_step_summary_is_appended_where_github_says(gate, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    assert gate("weak.json", "--baseline", "strong.json", "--max-drop", "0.02", "--format", "github").code == 3
+    assert gate("weak.json", "--min-clean", "0.9").code == 0
+    text = Path("summary.md").read_text()
+    assert text.count("## ") == 1 + text.count("### ") and "robust gate: fail" in text and text.count("| lost |") == 10
+
+
+def test_update_baseline_takes_the_place_of_the_old_one(gate, robust):
+    shutil.copy("weak.json", "main.json")
+    shutil.copy("weak.samples.jsonl", "main.samples.jsonl")
+    limits = ("--baseline", "main.json", "--max-drop", "0.02")
+    ended = gate("strong.json", *limits, "--update-baseline", "--json")
+    assert ended.code == 0 and "baseline updated: main.json" in ended.err
+    assert json.loads(ended.out)["updated"] == ["main.json"]
+    assert Path("main.samples.jsonl").read_bytes() == Path("strong.samples.jsonl").read_bytes()
+    content = json.loads(Path("main.json").read_text())
+    assert content["model"]["name"] == "digits-cnn-robust" and content["samples_file"] == "main.samples.jsonl"
+    assert gate("strong.json", *limits).code == 0 and gate("weak.json", *limits).code == 3
+
+
+@pytest.mark.parametrize(("name", "code"), [("weak", 3), ("few", 5)])
+def test_update_baseline_leaves_it_where_the_gate_does_not_pass(gate, name, code):
+    shutil.copy("strong.json", "main.json")
+    before = listing()
+    ended = gate(f"{name}.json", "--baseline", "main.json", "--max-drop", "0.02", "--update-baseline")
+    assert ended.code == code and "left as it was" in ended.err
+    assert listing() == before
+
+
+def test_the_first_baseline_is_made_of_the_result(gate):
+    Path("gate.yaml").write_text(
+        "max_drop: 0.02\nthreat_models:\n- {norm: linf, eps: 0.1, baseline: base/linf.json}\n"
+        "- {norm: l2, eps: 1/2, baseline: base/l2.json, min_clean: 0.9}\n"
+    )
+    results = ("strong.json", "l2.json", "--gate", "gate.yaml")
+    assert gate(*results).code == 2
+    ended = gate(*results, "--update-baseline")
+    assert ended.code == 0 and "nothing to compare with" in ended.err
+    assert sorted(path.name for path in Path("base").iterdir()) == [
+        "l2.json", "l2.samples.jsonl", "linf.json", "linf.samples.jsonl"]
+    assert gate(*results).code == 0
+
+
+def test_a_baseline_that_cannot_be_written_is_whole(gate, monkeypatch):
+    from robustbench_local import gate_baseline
+    from robustbench_local.errors import UserError
+
+    shutil.copy("weak.json", "main.json")
+    shutil.copy("weak.samples.jsonl", "main.samples.jsonl")
+    Path("main.json").write_text(Path("main.json").read_text().replace("weak.samples", "main.samples"))
+    before, write = listing(), gate_baseline.write_atomically
+
+    def full(path, data):
+        if path.name == "main.json":
+            raise UserError("the disk is full")
+        write(path, data)
+
+    monkeypatch.setattr(gate_baseline, "write_atomically", full)
+    ended = gate("strong.json", "--baseline", "main.json", "--max-drop", "0.02", "--update-baseline")
+    assert ended.code == 2 and "the disk is full" in ended.err
+    assert listing() == before
+
+
+def test_the_gate_needs_no_torch(evaluated):
+    code = (
+        "import sys, robustbench_local.cli as c\n"
+        "sys.argv = ['robust', *sys.argv[1:]]\n"
+        "try: c.main()\n"
+        "except SystemExit as ended: assert ended.code == 0, ended.code\n"
+        "heavy = {'torch', 'torchvision', 'art', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for arguments in (["gate", "strong.json", "--gate", "digits", "--format", "sarif"],
+                      ["gate", "strong.json", "--baseline", "weak.json", "--max-drop", "0", "--format", "github"],
+                      ["compare", "strong.json", "weak.json", "--json"]):
+        ran = subprocess.run([sys.executable, "-c", code, *arguments], cwd=evaluated, capture_output=True, text=True,
+                             env={**os.environ, "GITHUB_STEP_SUMMARY": os.devnull}, check=False)
+        assert ran.returncode == 0, ran.stderr
