@@ -1,12 +1,13 @@
 """The curves of a training, for people: a picture, and TensorBoard's files where they are asked for."""
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from robustbench_local.epochs import EpochReport, best
 from robustbench_local.errors import UserError
-from robustbench_local.files import writable
+from robustbench_local.files import write_atomically
 
 CURVES = "curves.png"
 ACCURACIES = {
@@ -45,8 +46,9 @@ def draw_curves(reports: list[EpochReport], folder: Path) -> Path | None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     path = folder / CURVES
-    with writable(path):
-        figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_atomically(path, picture.getvalue())
     return path
 
 

@@ -29,6 +29,7 @@ from robustbench_local.checkpoint import (
 )
 from robustbench_local.data.dataset import Dataset, sample_sha256
 from robustbench_local.defenses import Objective
+from robustbench_local.device import enough_memory
 from robustbench_local.epochs import EpochReport, TrainingObserver, best
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.evaluation import Evaluation, evaluate
@@ -167,11 +168,12 @@ def _harden(
         if first:
             snapshot.write(output / STATE, about)
 
-    reports = train(
-        start.network, prepared.training, prepared.holdout, prepared.objective, threat_model, recipe, teacher=teacher,
-        head=start.head, keep=keep, save=save, resume=snapshot,
-        **{name: settings[name] for name in ("workers", "compiled", "observer")},
-    )
+    with enough_memory(prepared.device):
+        reports = train(
+            start.network, prepared.training, prepared.holdout, prepared.objective, threat_model, recipe,
+            teacher=teacher, head=start.head, keep=keep, save=save, resume=snapshot,
+            **{name: settings[name] for name in ("workers", "compiled", "observer")},
+        )
     card = card.model_copy(update={"chosen": best(reports)})
     return Hardened(output, card, start, prepared.judged, threat_model, reports)
 

@@ -1,6 +1,8 @@
 """Where a run computes, and how many images it takes at a time there."""
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,8 @@ from robustbench_local.errors import UserError
 CACHED_BYTES = 24 * 2**20
 """Activations that a CPU keeps at hand: freed blocks beyond it cost page faults, fewer images cost calls."""
 LARGEST_ON_CPU, LARGEST_ON_GPU = 512, 2048
+NO_ROOM = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
+"""What MPS and the driver, the CPU's allocator, and a GPU's libraries say, which have no error of their own."""
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -37,7 +41,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the machine itself, had no room for what was asked of it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_ROOM)
+
+
+@contextlib.contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """Turns a lack of memory, where fewer images at a time would not help or cannot be tried, into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{device} has not enough memory for this: end what else uses it, or give a smaller --batch-size, which "
+            "for a training is what a larger --accumulate comes to"
+        ) from None
 
 
 @dataclass

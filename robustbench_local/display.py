@@ -1,7 +1,9 @@
 """What people see: tables and progress, on stderr."""
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -12,16 +14,25 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_local.errors import UserError
-from robustbench_local.gate import Decision, Outcome
 from robustbench_local.observer import Observer
+from robustbench_local.plain import plain
 from robustbench_local.result import Accuracy, Diagnostic, Result
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}
 
 
+class Screen(Console):
+    """People's terminal. Where they leave, the run goes on in silence: its files are what it is for."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 def console(*, quiet: bool = False) -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=False, quiet=quiet)
+    return Screen(stderr=True, highlight=False, soft_wrap=False, quiet=quiet)
 
 
 class Live:
@@ -75,7 +86,7 @@ def show_result(screen: Console, result: Result) -> None:
     threat = result.threat_model
     goal = "" if threat.goal == "untargeted" else f", {threat.goal.source} → {threat.goal.target}"
     screen.print(
-        f"{result.model.name} on {result.data.name} ({result.data.n} of {result.data.available} images), "
+        f"{plain(result.model.name)} on {plain(result.data.name)} ({result.data.n} of {result.data.available} images), "
         f"{NORMS[threat.norm]} {threat.eps_text}{goal}", style="bold", markup=False, soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -90,6 +101,8 @@ def show_result(screen: Console, result: Result) -> None:
 
     row("the clean pass", *_cells(result.clean_accuracy), "", f"{result.clean_accuracy.n:,}", "")
     for attack in result.attacks:
+        if attack.role == "diagnostic" and not attack.fooled:
+            continue
         row(
             Text(attack.name.replace(",", ", ").replace(":", ": ")),
             *_cells(Accuracy.of(round(attack.robust_accuracy_after * result.data.n), result.data.n)),
@@ -113,8 +126,15 @@ def show_result(screen: Console, result: Result) -> None:
            else "."), style="dim", markup=False,
         soft_wrap=True,
     )
+    if result.sequential is not None:
+        screen.print(
+            f"stopped after {result.data.n} of {result.data.available} images, in random order: "
+            f"{result.sequential.gate} is decided, or all were seen", style="dim", markup=False, soft_wrap=True,
+        )
     if result.verdict.status != "not-assessed":
-        screen.print(f"verdict: {result.verdict.status}", style="bold")
+        colour = {"trusted": "green", "doubtful": "yellow", "not-trusted": "red"}[result.verdict.status]
+        passed = sum(finding.status == "pass" for finding in result.diagnostics)
+        screen.print(f"verdict: [{colour}]{result.verdict.status}[/] ({passed} checks passed)", style="bold")
     show_findings(screen, [finding for finding in result.diagnostics if finding.status in ("warn", "fail")])
 
 
@@ -124,21 +144,7 @@ def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
         value = f" ({finding.value:.4g})" if isinstance(finding.value, float) else f" ({finding.value})"
         screen.print(f"[{COLOURS[finding.status]}]{finding.status}[/]", end="  ")
         told = f" – not so{value}: {finding.advice}" if finding.status in ("warn", "fail") else value
-        screen.print(f"{finding.check}{told}", markup=False, soft_wrap=True)
-
-
-def show_decision(screen: Console, decision: Decision) -> None:
-    """A line for each limit, then the outcome."""
-    marks = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow", Outcome.NOT_COMPARABLE: "red"}
-    for check in decision.checks:
-        word = check.outcome.name.lower().replace("_", " ")
-        screen.print(f"[{marks[check.outcome]}]{word:<16}[/]", end="")
-        screen.print(f"{check.limit}: {check.sentence}", markup=False, soft_wrap=True)
-    for doubt in decision.doubts:
-        screen.print(f"[yellow]{'doubtful':<16}[/]", end="")
-        screen.print(doubt, markup=False, soft_wrap=True)
-    outcome = decision.outcome
-    screen.print(f"gate: [{marks[outcome]}]{outcome.name.lower().replace('_', ' ')}[/]", style="bold")
+        screen.print(plain(f"{finding.check}{told}"), markup=False, soft_wrap=True)
 
 
 def write_json(text: str) -> None:

@@ -20,7 +20,7 @@ from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.device import BatchSize, is_out_of_memory
 from robustbench_local.errors import UserError
-from robustbench_local.metering import Metered, Passes
+from robustbench_local.metering import Metered, Passes, seconds_since
 from robustbench_local.record import Break, CleanEvent, Ledger, SearchEvent
 from robustbench_local.result import Distance
 
@@ -92,7 +92,7 @@ def clean_pass(job: Job, positions: Tensor, digest: Callable[[Tensor], str], riv
             positions=part.tolist(), hashes=[digest(image) for image in images.cpu()],
             predictions=logits.argmax(1).tolist(), margins=job.threat_model.margin(logits, labels).tolist(),
             rivals=likeliest(logits, labels, job.threat_model)[:, :rivals].tolist(),
-            forward=len(part), backward=0, seconds=time.perf_counter() - moment,
+            forward=len(part), backward=0, seconds=seconds_since(moment),
         )
 
 
@@ -173,8 +173,8 @@ def search(
 
     def conclude(batch: Batch, found: Found) -> None:
         nonlocal moment
-        before, moment = moment, time.perf_counter()
-        emit(_event(batch, found, stage, run, moment - before))
+        seconds, moment = seconds_since(moment), time.perf_counter()
+        emit(_event(batch, found, stage, run, seconds))
 
     source = Source(fresh)
     coarse = job.twins.coarse

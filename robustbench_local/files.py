@@ -2,12 +2,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from robustbench_local.errors import UserError
+
+UNFINISHED = ".unfinished"
+"""How the name of a file ends that is to take another's place once it is whole."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -16,12 +22,18 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --output") from None
+        mend = "make room there, or name" if error.errno in FULL else "name"
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; {mend} another place with --output"
+        ) from None
 
 
 def _place(path: Path) -> Path:
     """Where a file of that name is really to be put: what a link points to, and never over a device or a pipe."""
-    path = path.resolve() if path.is_symlink() else path
+    if path.is_symlink():
+        with contextlib.suppress(FileNotFoundError):  # what it points to may be yet to come
+            path.stat()  # a link that leads to itself is refused here, and not by some versions of resolve
+        path = path.resolve()
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file in it with --output")
     if path.exists() and not path.is_file():
@@ -41,6 +53,24 @@ def check_writable(path: Path) -> None:
             pass
 
 
+def lock(handle: int, *, unknown: bool = True) -> bool:
+    """Keep other processes off an open file or folder until it is closed; False where one of them holds it.
+
+    unknown: the answer where nobody can be kept off, as on Windows and some network file systems.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return unknown
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return unknown
+    return True
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Make the folder and keep other trainings out of it; one that was made in vain, and is empty, goes again.
@@ -55,19 +85,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(ImportError):  # Windows has no locks on folders
-            import fcntl
-
+        if os.name != "nt":  # Windows does not open folders
             handle = os.open(folder, os.O_RDONLY)
             held.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another training is running in {folder}: wait for it, or name another --output"
-                ) from None
-            except OSError:  # a file system without locks, such as some network ones
-                pass
+            if not lock(handle):
+                raise UserError(f"another training is running in {folder}: wait for it, or name another --output")
         try:
             yield
         except UserError:
@@ -82,21 +104,44 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
     Raises UserError when it cannot be written; the old file is intact then.
     """
-    content = data.encode() if isinstance(data, str) else data
-    with writable(path):
-        path = _place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes private files; the result is an ordinary one.
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(name).chmod(0o666 & ~mask)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Replace files that belong together, none before the new content of all of them has reached the disk.
+
+    Raises UserError when one of them cannot be written; the old files are intact then.
+    """
+    moves: list[tuple[Path, Path]] = []
+    try:
+        for path, data in contents.items():
+            with writable(path):
+                place = _place(path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(place)
+                handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED)
+                moves.append((Path(name), place))
+                with os.fdopen(handle, "wb") as file:
+                    lock(handle)
+                    file.write(data.encode() if isinstance(data, str) else data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # mkstemp makes private files; the result is an ordinary one.
+                mask = os.umask(0)
+                os.umask(mask)
+                Path(name).chmod(0o666 & ~mask)
+        for made, place in moves:
+            with writable(place):
+                made.replace(place)
+    finally:
+        for made, _ in moves:
+            with contextlib.suppress(OSError):  # it is in its place, or nothing can be done about it
+                made.unlink()
+
+
+def _sweep(place: Path) -> None:
+    """Remove what is left unfinished of the file by processes that were killed while they wrote it."""
+    for path in place.parent.glob(f".{glob.escape(place.name)}.*{UNFINISHED}"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if lock(file.fileno(), unknown=False):
+                path.unlink()

@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
+import zlib
+from io import FileIO
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from robustbench_local.errors import UserError
-from robustbench_local.files import writable
-from robustbench_local.processes import gather, rank_and_world
+from robustbench_local.files import check_writable, lock, writable
+from robustbench_local.processes import gather, rank_and_world, refuse_together
 from robustbench_local.record import CleanEvent, SearchEvent, record_path
 
 
@@ -48,73 +52,73 @@ def journal_path(output: Path, rank: int = 0) -> Path:
 def journals(output: Path) -> list[Path]:
     """The journals that an interrupted run has left, whatever the number of its processes."""
     first = journal_path(output)
-    others = (path for path in first.parent.glob(f"{_literal(first.name)}.*") if path.suffix[1:].isdecimal())
+    others = (path for path in first.parent.glob(f"{glob.escape(first.name)}.*") if path.suffix[1:].isdecimal())
     return ([first] if first.is_file() else []) + sorted(others)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 class Journal:
     """Events of this run, those read back first. Without an output nothing is written."""
 
-    def __init__(self, output: Path | None, binding: Binding, *, resume: bool, rank: int = 0):
+    def __init__(self, output: Path | None, binding: Binding, *, resume: bool = False, rank: int = 0):
         """Raises UserError where the output cannot be written, or what is to be resumed belongs to another run."""
         self.clean: list[CleanEvent] = []
         self.searches: list[SearchEvent] = []
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._settled: set[tuple[int, int, int]] = set()
         self._output, self._path = output, None if output is None else journal_path(output, rank)
         if output is None or self._path is None:
             return
+        length, refusal = 0, None
         try:
-            self._take(resume)
-            self._gather(output, binding, resume, rank)
+            length = self._look(output, self._path, binding, resume)
+        except UserError as error:
+            refusal = str(error)
+        try:
+            refuse_together(refusal)  # before anybody changes a file
+            if rank == 0 and not resume:
+                _remove_others(output)
+            self._begin(self._path, binding, length)
+            self._share()
         except UserError:
             self.close()
             raise
 
-    def _gather(self, output: Path, binding: Binding, resume: bool, rank: int) -> None:
-        """Read back what there is, and let every process know all of it."""
-        mine, (_, world) = 0, rank_and_world()
-        for path in journals(output):
-            number = int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0
-            if resume and number % world == rank:
-                length = self._read_back(path, binding)
-                mine = length if path == self._path else mine
-            elif not resume and rank == 0 and path != self._path:
-                path.unlink()
-        # Each process reads some of the journals, and nobody goes on before all know all that is in them.
-        events = [event for theirs in gather([*self.clean, *self.searches]) for event in theirs]
-        self.clean = [event for event in events if isinstance(event, CleanEvent)]
-        self.searches = [event for event in events if isinstance(event, SearchEvent)]
-        assert self._path is not None and self._file is not None
-        with writable(self._path):
-            self._file.truncate(mine)
-        if not mine:
+    def _look(self, output: Path, path: Path, binding: Binding, resume: bool) -> int:
+        """Take the journal for this run alone, and read this process's share of what there is; return how much of its
+        own journal is to stay."""
+        rank, world = rank_and_world()
+        for each in (output, record_path(output), path):
+            check_writable(each)
+        self._file = _held(path)
+        if not resume:
+            if rank == 0:
+                _require_nothing_found(output)
+            return 0
+        lengths = {
+            each: self._read_back(each, binding) for each in journals(output) if _rank_of(each) % world == rank
+        }
+        return lengths[path]
+
+    def _begin(self, path: Path, binding: Binding, length: int) -> None:
+        """Go on after so much of the journal, or afresh where nothing of it is to stay."""
+        assert self._file is not None
+        with writable(path):
+            self._file.truncate(length)
+        if length:
+            return
+        try:
             self._write(Header(binding=binding))
+        except UserError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
 
-    def _take(self, resume: bool) -> None:
-        """Open the journal for this run alone.
-
-        Raises UserError where another run is writing it, or an interrupted one would be lost by starting afresh.
-        """
-        assert self._path is not None
-        with writable(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", newline="\n", buffering=1)
-        with contextlib.suppress(ImportError):  # Windows opens files for one writer anyway
-            import fcntl
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another run is writing {self._path}: wait for it, or name another --output") from None
-        if not resume and b'"kind":"search"' in self._path.read_bytes():
-            raise UserError(
-                f"{self._path} holds what an interrupted run has found: give --resume to go on with it, or delete it "
-                "to start afresh"
-            )
+    def _share(self) -> None:
+        """Let every process know what each of them has read, because nobody can go on before all know all of it."""
+        events = [event for theirs in gather([*self.clean, *self.searches]) for event in theirs]
+        self.clean, self.searches, self._settled = [], [], set()
+        for event in events:
+            self._keep_once(event)
 
     def _read_back(self, path: Path, binding: Binding) -> int:
         """Take in the events of a file; return how many of its bytes are whole lines."""
@@ -123,18 +127,30 @@ class Journal:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                event = _LINE.validate_json(line)
-            except ValidationError:
-                event = None
-            if event is None or isinstance(event, Header) != (number == 1):
-                raise UserError(f"{path}, line {number} is damaged: delete the file to start afresh")
-            if isinstance(event, Header):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            event = _parsed(line)
+            if event is None or (number == 1 and not isinstance(event, Header)):
+                rest = "the file to start afresh" if number == 1 else (
+                    "that line to go on with the others, or the file to start afresh"
+                )
+                raise UserError(f"{path}, line {number} is damaged: delete {rest}")
+            if isinstance(event, Header):  # a second one is of a run that began at the same moment
                 _require_same(event.binding, binding, path)
             else:
-                self.keep(event)
+                self._keep_once(event)
         return len(whole)
+
+    def _keep_once(self, event: CleanEvent | SearchEvent) -> None:
+        """Take the event in, unless it speaks of samples that another one has settled.
+
+        Lines are there twice where two runs wrote a journal that could not be locked, or somebody copied one. What else
+        such an event says is forgotten with it, and will be found again.
+        """
+        stage, run = (event.stage, event.run) if isinstance(event, SearchEvent) else (-1, -1)
+        settled = {(stage, run, position) for position in event.positions}
+        if self._settled.isdisjoint(settled):
+            self._settled |= settled
+            self.keep(event)
 
     def keep(self, event: CleanEvent | SearchEvent) -> None:
         """Take an event in that is on a disk already."""
@@ -153,9 +169,10 @@ class Journal:
 
     def _write(self, line: Header | CleanEvent | SearchEvent) -> None:
         if self._file is not None and self._path is not None:
+            rest = memoryview(_line(line))
             with writable(self._path):
-                self._file.write(line.model_dump_json(by_alias=True) + "\n")
-                self._file.flush()
+                while rest:  # a disk that is almost full takes a part first
+                    rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Leave the journal as it is: an interrupted run goes on from there."""
@@ -165,18 +182,80 @@ class Journal:
 
     def discard(self) -> None:
         """The run is complete, or has not found out anything yet: the journal has served."""
-        self.close()
+        if os.name == "nt":  # Windows does not remove open files
+            self.close()
         if self._output is not None:
             for path in journals(self._output):
-                path.unlink(missing_ok=True)
+                with writable(path):
+                    path.unlink(missing_ok=True)
+        # Not before: a run that has waited for the lock must not find the journal that is about to go.
+        self.close()
+
+
+def _rank_of(path: Path) -> int:
+    return int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0
+
+
+def _held(path: Path) -> FileIO:
+    """The journal opened, and locked against other runs. Raises UserError where one of them is writing it."""
+    while True:
+        with writable(path):
+            file = path.open("ab", buffering=0)
+        if not lock(file.fileno()):
+            file.close()
+            raise UserError(f"another run is writing {path}: wait for it, or name another --output")
+        # The run that held it may have ended, and removed it, since it was opened.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+def _require_nothing_found(output: Path) -> None:
+    """Raises UserError where an interrupted run would be lost by starting afresh."""
+    for path in journals(output):
+        with writable(path):
+            content = path.read_bytes()
+        if b'"kind":"search"' in content:
+            raise UserError(
+                f"{path} holds what an interrupted run has found: give --resume to go on with it, or delete it to "
+                "start afresh"
+            )
+
+
+def _remove_others(output: Path) -> None:
+    """Remove what processes have left that this run does not have, and who had found nothing."""
+    _, world = rank_and_world()
+    for path in journals(output):
+        if _rank_of(path) >= world:
+            with writable(path):
+                path.unlink()
+
+
+def _line(event: Header | CleanEvent | SearchEvent) -> bytes:
+    """The event as a line of the journal, its checksum first."""
+    content = event.model_dump_json(by_alias=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(content), content)
+
+
+def _parsed(line: bytes) -> Header | CleanEvent | SearchEvent | None:
+    """What a line says; None where it is not what was written."""
+    checksum, _, content = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(content):
+        return None
+    try:
+        return _LINE.validate_json(content)
+    except ValidationError:
+        return None
 
 
 def _require_same(theirs: Binding, ours: Binding, path: Path) -> None:
-    told = {"model": "model", "samples": "set of samples", "threat_model": "threat model", "protocol": "set of attacks",
-            "seed": "seed", "arithmetic": "arithmetic"}
+    # The model last: it is told by what it says of some of the samples.
+    told = {"seed": "seed", "samples": "set of samples", "threat_model": "threat model", "protocol": "set of attacks",
+            "arithmetic": "arithmetic", "model": "model"}
     for name, word in told.items():
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
-                f"{path} is of a run with another {word}: --resume only continues the same run; leave it out to start "
-                "afresh, or name another --output"
+                f"{path} is of a run with another {word}: --resume only continues the same run; name another --output, "
+                "or delete the file to start afresh"
             )

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,11 @@ class Metered(nn.Module):
 
     def train(self, mode: bool = True) -> Metered:  # noqa: ARG002 – evaluation never trains
         return self
+
+
+def seconds_since(moment: float) -> float:
+    """How long ago a moment of `time.perf_counter` was; hardly at all, where the clock has been set back since."""
+    return max(time.perf_counter() - moment, 1e-9)
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -11,24 +11,36 @@ from torch import Tensor, nn
 
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
+from robustbench_local.checks import DETERMINISTIC, GRADIENTS, LAYERS, STATIC
 from robustbench_local.data.dataset import Dataset
+from robustbench_local.device import BatchSize, is_out_of_memory
 from robustbench_local.errors import UserError
+from robustbench_local.layers import Traced, trace
 from robustbench_local.metering import Metered, ModelFailure
 from robustbench_local.models.classifier import Classifier
-from robustbench_local.result import AttackReport, Diagnostic
-from robustbench_local.statistics import exact_bounds
+from robustbench_local.result import Diagnostic
 
 PROBE = 32
 """How many images the checks look at."""
-GRADIENTS = "gradients reach the input"
-DETERMINISTIC = "forward is deterministic"
 TOLERANCE = 1e-4
 """Relative difference of logits that float32 arithmetic explains."""
+PASSES = 5
+"""How often the same images are passed through to see whether the model is random (AutoAttack's checks do as many)."""
 
 
 class Preflight(NamedTuple):
+    """layers: those through which no gradient comes, by name. fits: how many images, of those that are tried, the
+    device takes at a time."""
+
     classes: int
     findings: list[Diagnostic]
+    layers: tuple[str, ...]
+    fits: int
+
+
+def probe_images(dataset: Dataset, count: int = PROBE) -> Tensor:
+    """Positions from all over the data set, int64 [at most count], to try things on."""
+    return torch.arange(len(dataset))[:: max(1, len(dataset) // count)][:count]
 
 
 def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> Preflight:
@@ -38,17 +50,78 @@ def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
     """
     _require_pixels(dataset)
     _require_finite_weights(model.model)
-    positions = torch.arange(len(dataset))[:: max(1, len(dataset) // PROBE)][:PROBE]
+    size = BatchSize(PROBE)
+    while True:
+        try:
+            return _preflight(model, dataset, threat_model, device, size.value)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        size.halve(device)
+
+
+def _preflight(
+    model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, count: int
+) -> Preflight:
+    positions = probe_images(dataset)[:count]
     images, labels = dataset.images(positions).to(device).clamp(0, 1), dataset.labels[positions].to(device)
     logits = _first_logits(model, images, dataset)
+    if (broken := (~torch.isfinite(logits)).any(1).cpu()).any():
+        raise UserError(
+            f"{model.model.name} gives NaN or infinite logits for sample {int(dataset.indices[positions[broken][0]])} "
+            f"of {dataset.name}: leave that sample out, or mend the model"
+        )
     classes = _require_classes(logits, dataset, threat_model)
-    findings = [_logits_or_probabilities(model.model, logits)]
+    findings = [_pixels(dataset), _classes(classes), _logits_or_probabilities(model.model, logits)]
     with torch.no_grad():
-        together = model(images)
-        findings.append(_deterministic(together, model(images)))
-        findings.append(_batch_independent(model, images[:4], together[:4], random=findings[-1].status == "warn"))
-    findings.append(_gradients(model, images, labels))
-    return Preflight(classes, findings)
+        passes = torch.stack([model(images) for _ in range(PASSES)])
+    findings.append(_deterministic(passes))
+    findings.append(_batch_independent(model, images[:4], passes[0, :4], random=findings[-1].status == "warn"))
+    traced = trace(model, images[:4])
+    findings += [_modes(traced), _dynamic(traced), _gradients(model, images, labels, traced), _layers(traced)]
+    return Preflight(classes, findings, tuple(traced.stops), count)
+
+
+def _pixels(dataset: Dataset) -> Diagnostic:
+    low, high = dataset.raw_range
+    return Diagnostic(check="images are in [0, 1]", status="pass", value=f"from {low:.3g} to {high:.3g}")
+
+
+def _classes(classes: int) -> Diagnostic:
+    """Every loss is defined for any number of classes, so few are said, not doubted."""
+    told = {2: "dlr is the margin here, and there is one class to steer to", 3: "targeted dlr is the margin here"}
+    return Diagnostic(
+        check="there are classes enough", status="pass", value=float(classes), threshold=2.0,
+        advice=told.get(classes, ""),
+    )
+
+
+def _modes(traced: Traced) -> Diagnostic:
+    names = ", ".join(dict.fromkeys(traced.training))
+    return Diagnostic(
+        check="layers are in eval mode", status="warn" if names else "pass", value=names or "all",
+        advice="these layers are in train mode while they run, so dropout and batch norm work as in training: do not "
+        "call train() in forward" if names else "",
+    )
+
+
+def _dynamic(traced: Traced) -> Diagnostic:
+    calls = ", ".join(dict.fromkeys(traced.differentiates))
+    return Diagnostic(
+        check=STATIC, status="warn" if calls else "pass", value=calls or "nothing",
+        advice="the model differentiates or optimises while it answers, so the attacks' gradients see one step of a "
+        "moving defense: attack its parts without that too" if calls else "",
+    )
+
+
+def _layers(traced: Traced) -> Diagnostic:
+    """Which layers stop gradients, where some do. Staircases off the path to the logits do no harm."""
+    told = traced.told
+    return Diagnostic(
+        check=LAYERS, status="warn" if told else "pass", value=told or "all",
+        advice="gradients end there, which hides the way to adversarial examples and not the examples: attacks through "
+        "stand-ins (BPDA) are run as well" if told else "",
+    )
 
 
 def _require_pixels(dataset: Dataset) -> None:
@@ -76,20 +149,16 @@ def _require_finite_weights(classifier: Classifier) -> None:
 def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
     classifier = model.model
     shape = "×".join(map(str, images.shape[1:]))
-    takes = _input_channels(classifier)
-    if takes is not None and takes != images.shape[1]:
-        raise UserError(
-            f"{classifier.name} takes images of {takes} channel{'s' * (takes != 1)}, but those of {dataset.name} have "
-            f"{images.shape[1]} ({shape}): give data of the kind that the model was trained on"
-        )
     try:
         with torch.no_grad():
             logits = model(images)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the device has not enough memory for {len(images)} images of {shape}: use a larger one ({error})"
-        ) from None
     except ModelFailure as failure:
+        takes = _input_channels(classifier)
+        if takes is not None and takes != images.shape[1]:
+            raise UserError(
+                f"{classifier.name} takes images of {takes} channel{'s' * (takes != 1)}, but those of {dataset.name} "
+                f"have {images.shape[1]} ({shape}): give data of the kind that the model was trained on"
+            ) from None
         mend = "let its forward take float32, for one by .float()" if "dtype" in failure.reason else (
             "check --arch, --data and --resize"
         )
@@ -101,8 +170,6 @@ def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
             f"{classifier.name} gave {len(logits)} rows of logits for {len(images)} images: its forward must return "
             "one row for each"
         )
-    if not torch.isfinite(logits).all():
-        raise UserError(f"{classifier.name} gives NaN or infinite logits on {dataset.name}: it cannot be evaluated")
     return logits
 
 
@@ -120,7 +187,7 @@ def _input_channels(classifier: Classifier) -> int | None:
 
 def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel) -> int:
     classes = logits.shape[1]
-    if classes < 2:
+    if classes < 2 + (threat_model.reject is not None):
         raise UserError("the model has a single output: give it one logit per class, at least two")
     highest = int(dataset.labels.max())
     if highest >= classes:
@@ -128,7 +195,13 @@ def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel
             f"{dataset.name} has label {highest}, but the model knows {classes} classes (labels 0 to {classes - 1}): "
             "give the data set that the model was trained on, or labels that start at 0"
         )
-    for role, chosen in (("target", threat_model.target), ("source", threat_model.source)):
+    if threat_model.reject is not None and bool((dataset.labels == threat_model.reject).any()):
+        raise UserError(
+            f"class {threat_model.reject} stands for a refusal, but {dataset.name} has images of it: give the class "
+            "that no image belongs to"
+        )
+    chosen_classes = ("target", threat_model.target), ("source", threat_model.source), ("reject", threat_model.reject)
+    for role, chosen in chosen_classes:
         if chosen is not None and not 0 <= chosen < classes:
             raise UserError(f"the {role} class is {chosen}, but the model's classes are 0 to {classes - 1}")
     return classes
@@ -154,13 +227,15 @@ def _difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
 
 
-def _deterministic(once: Tensor, again: Tensor) -> Diagnostic:
-    difference = _difference(once, again)
+def _deterministic(passes: Tensor) -> Diagnostic:
+    """passes: float [passes, rows, classes] of the same images."""
+    difference = max(_difference(passes[0], again) for again in passes[1:])
     return Diagnostic(
         check=DETERMINISTIC, status="warn" if difference > TOLERANCE else "pass", value=difference,
-        threshold=TOLERANCE,
-        advice="the same images gave other logits the second time (dropout or noise in forward?): one verdict per "
-        "sample means little; switch the randomness off" if difference > TOLERANCE else "",
+        threshold=TOLERANCE, n=passes.shape[1],
+        advice="the same images gave other logits another time (dropout or noise in forward?): one verdict per "
+        "sample means little, and attacks average over several draws (EOT); switch the randomness off"
+        if difference > TOLERANCE else "",
     )
 
 
@@ -179,17 +254,18 @@ def _batch_independent(model: Metered, images: Tensor, together: Tensor, *, rand
     )
 
 
-def _gradients(model: Metered, images: Tensor, labels: Tensor) -> Diagnostic:
-    """The share of images at which some loss has no gradient at all, or one that is not finite."""
+def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: Traced) -> Diagnostic:
+    """The share of images at which some loss has no gradient at all, or one that is not finite: the first indicator of
+    Pintor et al., "Indicators of attack failure" (NeurIPS 2022)."""
+    where = f" ({traced.told})" if traced.told else ""
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
     check = GRADIENTS
     if not logits.requires_grad:
         return Diagnostic(
-            check=check, status="warn", value=1.0, threshold=0.0,
-            advice="no gradient flows from the logits to the image (a detached or non-differentiable layer): gradient "
-            "attacks are blind here and the robust accuracy is an overestimate",
+            check=check, status="warn", value=1.0, threshold=0.0, n=len(images),
+            advice=f"no gradient flows from the logits to the image{where}: attacks that trust it are blind here",
         )
     missing = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]):
@@ -200,68 +276,7 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor) -> Diagnostic:
         missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
     share = float(missing.float().mean())
     return Diagnostic(
-        check=check, status="warn" if share > 0 else "pass", value=share, threshold=0.0,
-        advice="at this share of images a loss has a zero or non-finite gradient (saturated outputs?): gradient "
-        "attacks are weak there and the robust accuracy may be an overestimate" if share > 0 else "",
-    )
-
-
-def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnostic]:
-    """What the search itself says about how far its outcome can be believed."""
-    unconfirmed = sum(report.unconfirmed for report in reports)
-    return [
-        Diagnostic(
-            check="successes of the search are confirmed", status="warn" if unconfirmed else "pass",
-            value=float(unconfirmed), threshold=0.0,
-            advice="the model answered otherwise when it was asked again about so many successes (random, or dependent "
-            "on the batch?): they count as robust, so the robust accuracy may be an overestimate" * bool(unconfirmed),
-        ),
-        Diagnostic(
-            check="logits are numbers under attack", status="warn" if not_numbers else "pass",
-            value=float(not_numbers), threshold=0.0,
-            advice="at so many points the model gave NaN: without a target they count as fooled" * bool(not_numbers),
-        ),
-    ]
-
-
-def accuracy_is_plausible(
-    model: Metered, dataset: Dataset, correct: Tensor, classes: int, device: torch.device
-) -> Diagnostic:
-    """After the clean pass: better than guessing, and not much better under another normalisation.
-
-    correct: bool [samples].
-    """
-    n, right = len(correct), int(correct.sum())
-    advice = "" if right / n > 0.9 else _better_normalization(model, dataset, correct, device)
-    if not advice and right < n and exact_bounds(right, n)[0] <= 1 / classes:
-        advice = "no better than guessing: check the order of labels and channels, the normalisation and the weights"
-    return Diagnostic(
-        check="clean accuracy is above chance", status="warn" if advice else "pass", value=right / n,
-        threshold=1 / classes, advice=advice,
-    )
-
-
-@torch.no_grad()
-def _better_normalization(
-    model: Metered, dataset: Dataset, correct: Tensor, device: torch.device
-) -> str:
-    """Advice to give --normalize, where a usual normalisation is right on clearly more of the first images."""
-    from robustbench_local.models import parse_normalization
-
-    if model.model.normalization is not None:
-        return ""
-    positions = torch.arange(len(dataset))[:: max(1, len(dataset) // 256)][:256]
-    images, labels = dataset.images(positions), dataset.labels[positions]
-    now, found = int(correct[positions].sum()), {}
-    for name in ("imagenet", "cifar10", "0.5:0.5"):
-        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in parse_normalization(name) or ())
-        if len(mean) in (1, images.shape[1]):
-            batches = [model((part.to(device) - mean) / std).argmax(1).cpu() for part in images.split(PROBE)]
-            found[int((torch.cat(batches) == labels).sum())] = name
-    best = max(found, default=0)
-    if best - now <= 0.05 * len(positions) or exact_bounds(best, len(positions), 0.001)[0] <= now / len(positions):
-        return ""
-    return (
-        f"with --normalize {found[best]} it is right on {best} of {len(positions)} images instead of {now}: the "
-        "model seems to expect normalised input"
+        check=check, status="warn" if share > 0 else "pass", value=share, threshold=0.0, n=len(images),
+        advice=f"at this share of images a loss has a zero or non-finite gradient{where or ' (saturated outputs?)'}: "
+        "attacks that trust it are weak there" if share > 0 else "",
     )

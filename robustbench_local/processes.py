@@ -36,13 +36,35 @@ def gather(mine: list[T]) -> list[list[T]]:
     if world == 1:
         return [mine]
     gathered: list[list[T]] = [[] for _ in range(world)]
-    dist.all_gather_object(gathered, mine)
+    with _in_company():
+        dist.all_gather_object(gathered, mine)
     return gathered
+
+
+@contextlib.contextmanager
+def _in_company() -> Iterator[None]:
+    """Turns the end of another process into a sentence for the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(
+            "another process of this run has ended, and this one cannot go on without it: start the same command with "
+            "--resume, with as many processes as you like"
+        ) from None
 
 
 def agreed(value: T) -> T:
     """The first process's value, for all of them."""
     return gather([value])[0][0]
+
+
+def refuse_together(refusal: str | None) -> None:
+    """Raises UserError in every process where any of them has a reason to refuse."""
+    for (each,) in gather([refusal]):
+        if each is not None:
+            raise UserError(each)
 
 
 @contextlib.contextmanager
@@ -55,8 +77,7 @@ def held_by_first(context: contextlib.AbstractContextManager[object]) -> Iterato
                 held.enter_context(context)
             except UserError as error:
                 refusal = str(error)
-        if (refusal := agreed(refusal)) is not None:
-            raise UserError(refusal)
+        refuse_together(refusal)
         yield
 
 
@@ -74,7 +95,8 @@ def process_group() -> Iterator[int]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
     try:
-        yield dist.get_rank()
+        with _in_company():
+            yield dist.get_rank()
     finally:
         dist.destroy_process_group()
 

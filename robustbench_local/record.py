@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustbench_local.files import write_atomically
+from robustbench_local.files import write_together
 from robustbench_local.processes import rank_and_world
-from robustbench_local.result import Distance, SampleRecord
+from robustbench_local.result import Distance, Result, SampleRecord
 
 
 class Event(BaseModel):
@@ -95,6 +95,14 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, n: int) -> Ledger:
+        """What is known of the first n samples."""
+        part = Ledger(self.indices[:n], self.labels[:n])
+        part.hashes, part.rivals, part._breaks = self.hashes[:n], self.rivals, self._breaks
+        for name in ("clean_prediction", "clean_margin", "margin", "correct", "standing"):
+            setattr(part, name, getattr(self, name)[:n])
+        return part
+
     def enter_clean(self, event: CleanEvent) -> None:
         """The clean pass over some samples; those it misclassifies are decided by it."""
         positions, predictions = torch.tensor(event.positions), torch.tensor(event.predictions)
@@ -135,9 +143,10 @@ class Ledger:
         )
 
 
-def write_samples(output: Path, samples: list[SampleRecord]) -> None:
-    """Put the per-sample record in its place beside the result."""
-    write_atomically(record_path(output), "".join(f"{sample.model_dump_json()}\n" for sample in samples))
+def write_outcome(output: Path, result: Result, samples: list[SampleRecord]) -> None:
+    """Put the result, and the per-sample record beside it, in their places: both or neither."""
+    record = "".join(f"{sample.model_dump_json()}\n" for sample in samples)
+    write_together({record_path(output): record, output: result.to_json()})
 
 
 def summed_hash(hashes: list[str], labels: Tensor) -> str:

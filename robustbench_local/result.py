@@ -2,16 +2,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
 from robustbench_local.errors import UserError
+from robustbench_local.reading import (
+    MOST_DESCRIPTION,
+    parse_json,
+    printable,
+    quoted,
+    read_text,
+    require_plain_file,
+    require_seen,
+)
+from robustbench_local.sequential import finite_bounds
 from robustbench_local.statistics import wilson
 
 SCHEMA: Literal["robustbench-local/result/1"] = "robustbench-local/result/1"
 Fraction = Field(ge=0, le=1)
+LONGEST_LINE = 16_384
+"""Characters of a line of the per-sample record, which has about 400."""
 
 
 class Part(BaseModel):
@@ -45,6 +58,14 @@ class Accuracy(Part):
         confidence = Confidence(level=level, method="wilson", low=low, high=high)
         return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
 
+    @classmethod
+    def so_far(cls, correct: int, n: int, population: int, level: float = 0.95) -> Accuracy:
+        """Of the first n of a random order of `population` samples, with an interval for the accuracy of all of them
+        that holds at whatever moment one stops."""
+        low, high = finite_bounds(correct, n, population, (1 - level) / 2)
+        confidence = Confidence(level=level, method="prior-posterior-ratio", low=low, high=high)
+        return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
+
 
 class ModelInfo(Part):
     name: str
@@ -75,6 +96,9 @@ class ThreatModelInfo(Part):
     eps_text: str
     box: tuple[float, float]
     goal: Literal["untargeted"] | TargetedGoal
+    reject: int | None = Field(
+        default=None, description="class that stands for a refusal: an image for which it is predicted is not fooled"
+    )
 
 
 class Protocol(Part):
@@ -89,7 +113,8 @@ class AttackReport(Part):
     restarts: int
     attacked: NonNegativeInt
     fooled: NonNegativeInt
-    role: Literal["search", "follow-up", "probe", "tail", "solver"] = "search"
+    role: Literal["search", "follow-up", "probe", "tail", "solver", "diagnostic", "adaptive"] = "search"
+    because: str | None = Field(default=None, description="the diagnostic that called for this adaptive attack")
     share: float = Field(
         default=1.0, gt=0, le=1, description="of the samples that stood, those of smallest margin that were attacked"
     )
@@ -108,6 +133,7 @@ class Diagnostic(Part):
     status: Literal["pass", "warn", "fail", "skipped"]
     value: float | str | None = None
     threshold: float | str | None = None
+    n: NonNegativeInt | None = Field(default=None, description="how many images were looked at")
     advice: str = ""
 
 
@@ -124,6 +150,15 @@ class Cost(Part):
     seconds: NonNegativeFloat
     image_steps_per_second: NonNegativeFloat
     peak_memory_bytes: NonNegativeInt
+
+
+class Sequential(Part):
+    """The samples are the first n of a seeded random order of the whole split, and were evaluated until a gate was
+    decided. Tests of a fixed number of samples do not hold for them; anytime-valid ones for the finite split do."""
+
+    gate: str
+    order_seed: NonNegativeInt
+    looks: list[int] = Field(description="after how many samples the gate was looked at, the last being n")
 
 
 class ClassReport(Part):
@@ -155,6 +190,7 @@ class Result(BaseModel):
     cost: Cost
     environment: dict[str, str]
     config: dict[str, Any]
+    sequential: Sequential | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Result:
@@ -204,14 +240,14 @@ def read_result(path: Path) -> Result:
 
     Raises UserError when it is missing, is no JSON, or departs from the schema.
     """
-    text = _read(path)
+    text = read_text(path, MOST_DESCRIPTION)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): give the result file that 'robust attack' wrote") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
-        raise UserError(f"{path} is not a result file: its schema is {found!r}, expected {SCHEMA!r}")
+        raise UserError(f"{path} is not a result file: its schema is {quoted(found)}, expected {SCHEMA!r}")
     try:
         return Result.model_validate(content)
     except ValidationError as error:
@@ -226,17 +262,23 @@ def read_samples(result: Result, path: Path) -> list[SampleRecord]:
 
     Raises UserError when it is missing, damaged, or outside the result's own folder.
     """
-    if result.samples_file is None or Path(result.samples_file).name != result.samples_file:
-        raise UserError(f"{path} names no per-sample record in its own folder (samples_file: {result.samples_file!r})")
-    record = path.parent / result.samples_file
+    name = result.samples_file
+    record = path.parent / (name or ".")
+    if name is None or record.resolve().parent != path.parent.resolve():
+        raise UserError(f"{path} names no per-sample record in its own folder (samples_file: {quoted(name)})")
     samples = []
-    for number, line in enumerate(_read(record).splitlines(), start=1):
+    for number, line in enumerate(_lines(record), start=1):
         try:
             samples.append(SampleRecord.model_validate_json(line))
+            require_seen(samples[-1].broken_by or "")
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{record}, line {number} is not a sample record: {where} {first['msg']}") from None
+            told = printable(f"{'.'.join(map(str, first['loc']))} {first['msg']}")
+            raise UserError(f"{record}, line {number} is not a sample record: {told}") from None
+        except ValueError as error:
+            raise UserError(f"{record}, line {number} is not a sample record: broken_by: {error}") from None
+        if number > result.data.n:
+            raise UserError(f"{record} has more lines than the {result.data.n} samples that {path} speaks of")
     robust = sum(sample.robust for sample in samples)
     if len({sample.index for sample in samples}) != result.data.n or len(samples) != result.data.n:
         raise UserError(f"{record} has {len(samples)} lines, but {path} speaks of {result.data.n} different samples")
@@ -247,9 +289,16 @@ def read_samples(result: Result, path: Path) -> list[SampleRecord]:
     return samples
 
 
-def _read(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, one at a time and none without end."""
+    require_plain_file(path)
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{path} has a line of more than {LONGEST_LINE:,} characters: it is not the record "
+                                    "that 'robust attack' wrote")
+                yield line.rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise UserError(f"cannot read {path}: {reason}") from None

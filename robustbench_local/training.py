@@ -22,6 +22,7 @@ from robustbench_local.errors import Diverged, UserError
 from robustbench_local.feeding import Source, shuffled
 from robustbench_local.judging import Judgement, judge
 from robustbench_local.lesson import Lesson
+from robustbench_local.metering import seconds_since
 from robustbench_local.processes import gather, rank_and_world
 from robustbench_local.recipes import Recipe
 from robustbench_local.starting import seeded
@@ -142,9 +143,9 @@ class Trainer:
             self._totals.update(losses)
             self._observer.advance(recipe.batch_size, losses.get("loss", math.nan))
             if time.monotonic() - saved > SAVE_SECONDS and world == 1 and self._batch < len(parts):
-                self._seconds, saved = time.perf_counter() - began, time.monotonic()
+                self._seconds, saved = seconds_since(began), time.monotonic()
                 self._save(self._snapshot())
-        learning = time.perf_counter() - began
+        learning = seconds_since(began)
         self._share_buffers()
         judged = judge(
             lesson.judged, self._held, lesson.objective, self._threat_model, seed=recipe.seed,
@@ -156,7 +157,7 @@ class Trainer:
                 "checkpoint of the best epoch so far, if there was one, is intact"
             )
         report = self._report(epoch, learning, judged, images=len(parts) * recipe.batch_size)
-        report = report.model_copy(update={"seconds": time.perf_counter() - began})
+        report = report.model_copy(update={"seconds": seconds_since(began)})
         self._batch, self._seconds, self._totals = 0, 0.0, Counter()
         self._enter(report)
         self._observer.epoch(self.reports[-1])

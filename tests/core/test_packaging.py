@@ -60,6 +60,6 @@ def test_the_top_level_is_what_it_should_be():
         pytest.skip("not a git checkout")
     allowed = {
         "pyproject.toml", "robustbench_local", "attacks", "defenses", "tests", "configs", "README.md", "Makefile",
-        "LICENSE", "benchmarks", "docs", ".ci", ".gitignore", "constraints.txt",
+        "LICENSE", "action.yml", "benchmarks", "docs", ".ci", ".gitignore", "constraints.txt",
     }
     assert {path.split("/")[0] for path in listed.stdout.splitlines()} <= allowed

@@ -1,0 +1,74 @@
+"""Which adaptive attack answers which finding (Tramèr et al., "On adaptive attacks to adversarial example defenses",
+NeurIPS 2020; Carlini et al., arXiv:1902.06705)."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from robustbench_local import checks
+from robustbench_local.attacks import BPDA, EOT, PGD, Attack
+from robustbench_local.attacks.attack import spec
+from robustbench_local.attacks.suites import Stage
+from robustbench_local.cascade import Cascade
+from robustbench_local.preflight import Preflight
+from robustbench_local.protocol import Step, resolve_attack
+from robustbench_local.result import Diagnostic
+from robustbench_local.transfer import imitation, transfer_from
+
+RANDOM = {checks.DETERMINISTIC}
+STOPPED = {checks.GRADIENTS, checks.LAYERS, checks.STATIC}
+SATURATED = {checks.GRADIENTS, checks.CROSS_ENTROPY, checks.SCALE, checks.LEADS}
+ROUGH = {checks.STABLE, checks.LEADS, checks.ONE_STEP, checks.MANY_STEPS}
+OVERLOOKED = {checks.NOISE, checks.SQUARE, checks.MORE, checks.PROBES_AGREE, checks.REST}
+BLIND = {checks.GROWTH, checks.PLANTED}
+REASONS = RANDOM | STOPPED | SATURATED | ROUGH | OVERLOOKED | BLIND
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """An attack on all that stands, and the check that calls for it."""
+
+    step: Step
+    because: str
+
+
+def remedies(
+    cascade: Cascade, found: Preflight, findings: Sequence[Diagnostic], overlooked: bool
+) -> list[Remedy]:
+    """The attacks that the findings call for, the cheapest first; none where nothing was found.
+
+    overlooked: plain PGD fools a sample that stands, so it is run too.
+    """
+    troubled = {finding.check for finding in findings if finding.status in ("warn", "fail")} & REASONS
+    called = list(_called(cascade, found, troubled)) if troubled else []
+    if overlooked:
+        called.insert(0, (PGD(steps=20), {checks.CROSS_ENTROPY}))
+    return [
+        Remedy(Step(attack, Stage(attack=spec(attack), role="adaptive")), _because(reasons, troubled))
+        for attack, reasons in called
+    ]
+
+
+def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[tuple[Attack, set[str]]]:
+    layers = "+".join(found.layers)
+    if troubled & (STOPPED | BLIND):
+        yield BPDA(layers=layers), STOPPED | BLIND
+        yield BPDA(layers=layers, loss="margin", targets=9, steps=50), STOPPED | BLIND
+    if troubled & (SATURATED | BLIND):
+        # Where all wrong classes are equally flat, only a target says which of them is near.
+        yield BPDA(layers=layers, saturating=True, loss="margin", targets=9, steps=50), SATURATED | BLIND
+    if troubled & RANDOM:
+        yield EOT(draws=20), RANDOM
+    if troubled & (ROUGH | RANDOM | OVERLOOKED):
+        yield EOT(draws=10, radius=0.3), ROUGH | RANDOM | OVERLOOKED
+    yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2), troubled
+    yield resolve_attack("apgd:loss=dlr,targets=9"), troubled
+    if len(cascade.standing):
+        job = cascade.job
+        yield transfer_from(imitation(job.model, job.dataset, job.threat_model, job.device)), troubled
+    yield resolve_attack("square:steps=5000"), troubled
+
+
+def _because(reasons: set[str], troubled: set[str]) -> str:
+    """The first check, in the order of their names, that calls for the attack."""
+    return min(reasons & troubled, default=min(reasons))

@@ -1,0 +1,23 @@
+"""What is checked, by the names that a result carries. Each says what is so where the check passes."""
+from __future__ import annotations
+
+DETERMINISTIC = "forward is deterministic"
+GRADIENTS = "gradients reach the input"
+LAYERS = "every layer passes gradients on"
+STATIC = "forward does not differentiate"
+PROBES_AGREE = "gradients lead to the weakest samples"
+
+ONE_STEP = "iterating is no weaker than one step"
+MANY_STEPS = "one step finds most of what many find"
+CROSS_ENTROPY = "plain cross-entropy finds what the suite finds"
+SCALE = "the scale of the logits hides nothing"
+STABLE = "predictions are stable under small noise"
+LEADS = "the loss rises as its gradient says"
+GROWTH = "accuracy falls to 0 as eps grows"
+KEPT = "successes on the way are kept"
+REST = "the search comes to rest"
+PLANTED = "planted points are found"
+NOISE = "random points of the ball find no more"
+SQUARE = "an attack without gradients finds no more"
+MORE = "more steps find no more"
+ADAPTED = "adaptive attacks find no more"
