@@ -1,0 +1,82 @@
+"""Every broken defense is flagged and its number lowered; no honest model raises a warning."""
+import honest
+import members
+import pytest
+from tasks import task
+
+from robustbench_local import checks, evaluate
+
+SEEN_BY = {
+    "distilled": {checks.GRADIENTS, checks.CROSS_ENTROPY}, "hot": {checks.GRADIENTS, checks.CROSS_ENTROPY},
+    "smoothed": {checks.CROSS_ENTROPY}, "saturated": {checks.GRADIENTS, checks.GROWTH},
+    "quantised": {checks.LAYERS, checks.GROWTH, checks.PLANTED},
+    "jpeg": {checks.GRADIENTS, checks.GROWTH, checks.PLANTED},
+    "random": {checks.DETERMINISTIC, checks.STABLE}, "k-winners": {checks.LEADS},
+    "thermometer": {checks.GRADIENTS, checks.GROWTH, checks.PLANTED},
+    "detached": {checks.LAYERS, checks.GROWTH, checks.PLANTED},
+    "overfitted": {checks.MANY_STEPS}, "softmaxes": set(), "flat": set(), "rejecting": set(),
+}
+"""Checks that must see the mask, beside whatever else does."""
+
+
+def judged(one, samples=None, suite="fast"):
+    test = one.dataset() if isinstance(one, honest.Honest) else task().test
+    part = test.subset(range(min(samples or len(test), len(test))))
+    return evaluate(one.build(), part, one.threat_model, suite=suite, device="cpu"), part
+
+
+def troubled(result):
+    return {finding.check for finding in result.diagnostics if finding.status in ("warn", "fail")}
+
+
+@pytest.mark.parametrize("name", members.KINDS)
+def test_a_broken_defense_is_flagged_and_its_number_lowered(name):
+    member = members.member(name, queries=50)
+    evaluation, part = judged(member, 60)
+    images, labels = part.images(range(len(part))), part.labels
+    claimed = int(member.claimed(member.build(), images, labels).sum())
+    left = int(member.adaptive(member.build(), images, labels, member.threat_model).sum())
+    reported = evaluation.robust_accuracy.correct
+    assert evaluation.result.verdict.status in ("doubtful", "not-trusted")
+    assert troubled(evaluation.result) >= SEEN_BY[name]
+    assert reported < claimed - 0.1 * len(part), "the claim does not stand"
+    assert reported <= left + 2, f"a short adaptive attack leaves {left} of {len(part)}"
+
+
+@pytest.mark.parametrize("method", [method.partition(":")[0] for method in honest.METHODS])
+def test_an_honest_model_is_trusted(method):
+    evaluation, _ = judged(honest.trained()[f"{method}-0"])
+    assert troubled(evaluation.result) == set()
+    assert evaluation.result.verdict.status == "trusted"
+
+
+def test_an_undefended_model_hides_nothing():
+    evaluation, _ = judged(honest.undefended_honest())
+    assert evaluation.result.verdict.status == "trusted" and evaluation.robust_accuracy.value < 0.05
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", members.KINDS)
+def test_the_number_is_within_two_points_of_the_best_adaptive_attack(name):
+    member = members.member(name)
+    evaluation, part = judged(member)
+    left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
+    assert evaluation.result.verdict.status != "trusted"
+    assert evaluation.robust_accuracy.value <= float(left.float().mean()) + 0.02
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", sorted(honest.trained()))
+@pytest.mark.parametrize("suite", ["fast", "standard"])
+def test_every_honest_model_is_trusted(name, suite):
+    evaluation, _ = judged(honest.trained()[name], suite=suite)
+    assert troubled(evaluation.result) == set() and evaluation.result.verdict.status == "trusted"
+
+
+@pytest.mark.truth
+def test_published_models_are_trusted(shared):
+    told = {}
+    for one in honest.published_honest():
+        evaluation, _ = judged(one)
+        told[one.name] = troubled(evaluation.result)
+    assert not any(told.values()), {name: found for name, found in told.items() if found}
