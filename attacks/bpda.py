@@ -48,8 +48,10 @@ class StraightThrough(TorchFunctionMode):
         self._flat = STEPS | SATURATING if saturating else STEPS
         self._soft: dict[int, tuple[Tensor, Tensor]] = {}
         """By id, the tensors that cannot carry a gradient, each with the one that does so in its place."""
-        self._left: Tensor | None = None
-        """What has last been handed to numpy."""
+        self._left: list[Tensor] = []
+        """What has last been handed to numpy, as a whole or image by image."""
+        self._back = False
+        """Whether some of it has come back, so that the next to go begins anew."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -61,14 +63,20 @@ class StraightThrough(TorchFunctionMode):
         if name in DETACHED and _carries(first):
             return first
         if name in ("numpy", "__array__", "tolist", "item") and isinstance(first, Tensor):
-            self._left = first if _carries(first) else self._left
+            self._leaves(first)
             return func(first.detach(), *args[1:], **kwargs)
-        if self._left is not None:
+        if self._left:
             args = [self._returned(value) for value in args]
         exact = func(*args, **kwargs)
+        if isinstance(exact, tuple) and self._tracked(first) and all(isinstance(part, Tensor) for part in exact):
+            parts = func(self._softened(first), *args[1:], **kwargs)
+            return tuple(map(self._kept, exact, parts))
         if not isinstance(exact, Tensor):
             return exact
-        soft = self._stand_in(func, name, args, kwargs, exact)
+        return self._kept(exact, self._stand_in(func, name, args, kwargs, exact))
+
+    def _kept(self, exact: Tensor, soft: Tensor | None) -> Tensor:
+        """The exact values with the stand-in's gradient: at once where they can carry it, else when they can."""
         if soft is None or soft.shape != exact.shape:
             return exact
         if exact.is_floating_point():
@@ -76,18 +84,31 @@ class StraightThrough(TorchFunctionMode):
         self._soft[id(exact)] = exact, soft
         return exact
 
+    def _leaves(self, value: Tensor) -> None:
+        source = value if _carries(value) else self._soft[id(value)][1] if self._tracked(value) else None
+        if source is not None:
+            self._left = [source] if self._back else [*self._left, source]
+            self._back = False
+
     def _returned(self, value: Any) -> Any:
         """What comes back from numpy, which is any tensor without a gradient of the size of what went there, tied to
-        that."""
-        left = self._left
-        if left is None or not isinstance(value, Tensor) or value.requires_grad or value.shape != left.shape:
+        that; or a list of tensors, where what went there went one by one."""
+        several = len(self._left) > 1 and all(part.shape == self._left[0].shape for part in self._left)
+        if several and isinstance(value, (list, tuple)) and len(value) == len(self._left):
+            return [self._tied(each, left) for each, left in zip(value, self._left, strict=True)]
+        return self._tied(value, torch.stack(self._left) if several else self._left[-1])
+
+    def _tied(self, value: Any, left: Tensor) -> Any:
+        if not isinstance(value, Tensor) or value.requires_grad or self._tracked(value):
             return value
+        if left.numel() != value.numel() or left.shape[:1] != value.shape[:1]:
+            return value
+        self._back, left = True, left.reshape(value.shape)
         if value.is_floating_point():
             return Substituted.apply(left.to(value.dtype), value)
-        if not self._tracked(value):
-            # Pixels come back as grey levels, which are to be divided again.
-            scale = value.float().abs().mean() / left.detach().abs().mean().clamp_min(1e-12)
-            self._soft[id(value)] = value, left * scale
+        # Pixels may come back as grey levels, which are to be divided again.
+        scale = value.float().abs().mean() / left.detach().abs().mean().clamp_min(1e-12)
+        self._soft[id(value)] = value, left * scale
         return value
 
     def _stand_in(

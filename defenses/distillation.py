@@ -13,17 +13,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_local.attacks.divergence import DivergencePGD
-from robustbench_local.defenses.objective import (
-    Examples,
-    Learner,
-    Objective,
-    Parts,
-    divergence,
-    last_points,
-    require_moving,
-)
+from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, divergence
 from robustbench_local.defenses.standard import Standard
+from robustbench_local.defenses.stepped import Diverging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +46,7 @@ class DefensiveDistillation(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RSLAD(Objective):
+class RSLAD(Diverging):
     """A robust teacher's probabilities on the clean images are the labels, on the images and on adversarial points.
 
     clean: the share of the loss that looks at the images. steps, step_size: of the inner attack, which leads away from
@@ -68,18 +60,16 @@ class RSLAD(Objective):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        DivergencePGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
-        require_moving(self.step_size)
+        super().__post_init__()
         if not 0 <= self.clean <= 1:
             raise ValueError(f"clean is {self.clean:g}, but must be a share from 0 to 1")
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        attack = DivergencePGD(steps=self.steps, step_size=self.step_size)
-        reference = learner.taught(images).softmax(1)
-        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, reference=reference))
+    def _reference(self, learner: Learner, images: Tensor) -> Tensor:
+        return learner.taught(images)
 
     def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        told = learner.taught(examples.images).log_softmax(1)
+        assert examples.told is not None, "the examples are this method's own"
+        told = examples.told.log_softmax(1)
         clean = divergence(learner.logits(examples.images), told).mean()
         robust = divergence(learner.logits(examples.points), told).mean()
         parts = {"clean": clean.detach(), "adversarial": robust.detach()}

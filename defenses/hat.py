@@ -7,22 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.divergence import DivergencePGD
-from robustbench_local.defenses.objective import (
-    Examples,
-    Learner,
-    Objective,
-    Parts,
-    divergence,
-    last_points,
-    probabilities,
-    require_moving,
-)
+from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, divergence
 from robustbench_local.defenses.standard import Standard
+from robustbench_local.defenses.stepped import Diverging
 
 
 @dataclass(frozen=True, kw_only=True)
-class HAT(Objective):
+class HAT(Diverging):
     """TRADES with helper examples: points further out are taught to be what an ordinary network takes them for.
 
     That keeps the margin from growing beyond what robustness needs, which costs clean accuracy. The teacher is an
@@ -40,16 +31,10 @@ class HAT(Objective):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        DivergencePGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
-        require_moving(self.step_size)
+        super().__post_init__()
         for name in ("beta", "gamma", "reach"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}, but must be at least 0")
-
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        attack = DivergencePGD(steps=self.steps, step_size=self.step_size)
-        reference = probabilities(learner, images)
-        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, reference=reference))
 
     def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
         images, points = examples.images, examples.points

@@ -6,20 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.pgd import PGD
-from robustbench_local.defenses.objective import (
-    Examples,
-    Learner,
-    Objective,
-    Parts,
-    divergence,
-    last_points,
-    require_moving,
-)
+from robustbench_local.defenses.objective import Examples, Learner, Parts, divergence
+from robustbench_local.defenses.stepped import Stepped
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(Objective):
+class MART(Stepped):
     """A boosted cross-entropy at the adversarial point, and a drift that counts more the less the image is recognised.
 
     beta: what the drift of the prediction costs. steps, step_size: of the inner attack on the cross-entropy; step_size
@@ -32,14 +24,9 @@ class MART(Objective):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        PGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
-        require_moving(self.step_size)
+        super().__post_init__()
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
-
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        attack = PGD(steps=self.steps, step_size=self.step_size)
-        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys))
 
     def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
         labels, logits, moved = examples.labels, learner.logits(examples.images), learner.logits(examples.points)

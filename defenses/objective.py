@@ -79,7 +79,8 @@ class Examples:
     """A batch to be learnt from. points: float like images, where an inner attack has led them, else the images.
 
     images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], the only source of random numbers.
-    replay: how often the weights have been updated with this batch before.
+    replay: how often the weights have been updated with this batch before. told: float [rows, classes], the logits on
+    the images that the inner attack led away from, where it is one that does.
     """
 
     images: Tensor
@@ -87,6 +88,7 @@ class Examples:
     keys: Tensor
     points: Tensor
     replay: int = 0
+    told: Tensor | None = None
 
 
 class Objective(ABC):
@@ -121,10 +123,12 @@ class Objective(ABC):
         return None
 
 
-def require_moving(step_size: float | None) -> None:
-    """Raises ValueError for an inner attack that would stay where it starts."""
-    if step_size == 0:
-        raise ValueError("step_size is 0, which would train on noise: leave it out for 2.5 · eps / steps")
+class AtPoints(Objective):
+    """The loss is cross-entropy at the points."""
+
+    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+        loss = learner.cross_entropy(learner.logits(examples.points), examples.labels)
+        return loss, {"adversarial": loss.detach()}
 
 
 def last_points(
@@ -145,12 +149,6 @@ def last_points(
         for _ in range(attack.steps):
             state = attack.step(model, learner.threat_model, state)
     return state["points"].detach()
-
-
-def probabilities(learner: Learner, images: Tensor) -> Tensor:
-    """What the network makes of the images while it stands still, float [rows, classes]."""
-    with torch.no_grad(), learner.attacked() as model:
-        return model(images).softmax(1)
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:

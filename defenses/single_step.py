@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.pgd import PGD
-from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, last_points
+from robustbench_local.defenses.objective import AtPoints, Examples, Learner, Objective, last_points
 from robustbench_local.defenses.pgd_at import PGDAT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSMRS(Objective):
+class FGSMRS(AtPoints):
     """Cross-entropy after one step from a uniform point of the ball, projected back into it.
 
     step: the step's length in multiples of eps.
@@ -33,15 +33,12 @@ class FGSMRS(Objective):
         attack = PGD(steps=1, step_size=self.step * learner.threat_model.eps)
         return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys))
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        return _at_points(learner, examples)
-
     def safer(self) -> Objective | None:
         return NFGSM()
 
 
 @dataclass(frozen=True, kw_only=True)
-class NFGSM(Objective):
+class NFGSM(AtPoints):
     """Cross-entropy after one step from strong noise, which is not taken back: the points lie outside the ball.
 
     noise: how far the uniform noise reaches, in multiples of eps. step: the step's length, likewise.
@@ -65,15 +62,12 @@ class NFGSM(Objective):
         unbound = Learner(learner.model, threat_model.widened(wide), learner.attacked)
         return Examples(images, labels, keys, last_points(attack, unbound, noisy, labels, keys))
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        return _at_points(learner, examples)
-
     def safer(self) -> Objective | None:
         return PGDAT(steps=2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeAT(Objective):
+class FreeAT(AtPoints):
     """Every batch is learnt from several times; the gradient that moves the weights moves the points as well.
 
     Shafahi et al., "Adversarial training for free!" (NeurIPS 2019). replays: how often. The points start afresh, at
@@ -92,9 +86,6 @@ class FreeAT(Objective):
         start = images + threat_model.geometry.random_start(images, threat_model.eps, keys)
         return Examples(images, labels, keys, threat_model.project(start, images).requires_grad_(True))
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        return _at_points(learner, examples)
-
     def again(self, learner: Learner, examples: Examples) -> Examples | None:
         if examples.replay + 1 >= self.replays:
             return None
@@ -108,11 +99,6 @@ class FreeAT(Objective):
 
     def safer(self) -> Objective | None:
         return NFGSM()
-
-
-def _at_points(learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-    loss = learner.cross_entropy(learner.logits(examples.points), examples.labels)
-    return loss, {"adversarial": loss.detach()}
 
 
 def _require_above_0(value: float, name: str) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from robustbench_local.attacks import randomness
 from robustbench_local.attacks.attack import Model
 from robustbench_local.attacks.pgd import PGD
-from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, last_points, require_moving
+from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, last_points
+from robustbench_local.defenses.stepped import Stepped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Gaussian(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothAdv(Objective):
+class SmoothAdv(Stepped):
     """Cross-entropy under noise at points that fool the smoothed classifier, estimated with a few draws of noise.
 
     sigma: of the noise, in pixel units. draws: of noise for every image, the same ones in attack and loss. steps,
@@ -57,11 +58,12 @@ class SmoothAdv(Objective):
         _require_noise(self.sigma)
         if self.draws < 1:
             raise ValueError(f"draws is {self.draws}, but must be at least 1")
-        PGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
-        require_moving(self.step_size)
+        super().__post_init__()
+
+    def _attack(self) -> PGD:
+        return PGD(steps=self.steps, step_size=self.step_size, random_start=False)
 
     def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        attack = PGD(steps=self.steps, step_size=self.step_size, random_start=False)
         noise = self._noise(images, keys)
 
         def smoothed(model: Model) -> Model:
@@ -71,7 +73,8 @@ class SmoothAdv(Objective):
 
             return log_probabilities
 
-        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, seen_as=smoothed))
+        points = last_points(self._attack(), learner, images, labels, keys, seen_as=smoothed)
+        return Examples(images, labels, keys, points)
 
     def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
         noise = self._noise(examples.images, examples.keys)

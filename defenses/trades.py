@@ -6,21 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.divergence import DivergencePGD
-from robustbench_local.defenses.objective import (
-    Examples,
-    Learner,
-    Objective,
-    Parts,
-    divergence,
-    last_points,
-    probabilities,
-    require_moving,
-)
+from robustbench_local.defenses.objective import Examples, Learner, Parts, divergence
+from robustbench_local.defenses.stepped import Diverging
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(Objective):
+class TRADES(Diverging):
     """Cross-entropy on the images plus beta times how far the prediction moves: KL(f(x) || f(x')).
 
     beta: what a moved prediction costs, against a wrong one. steps, step_size: of the inner attack on that divergence;
@@ -33,15 +24,9 @@ class TRADES(Objective):
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        DivergencePGD(steps=self.steps, step_size=self.step_size)  # refuses what PGD refuses
-        require_moving(self.step_size)
+        super().__post_init__()
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
-
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        attack = DivergencePGD(steps=self.steps, step_size=self.step_size)
-        reference = probabilities(learner, images)
-        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys, reference=reference))
 
     def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
         logits, moved = learner.logits(examples.images), learner.logits(examples.points)

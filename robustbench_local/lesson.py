@@ -19,7 +19,7 @@ from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.augmentation import Augmentation
 from robustbench_local.averaging import Average
 from robustbench_local.defenses import Objective
-from robustbench_local.defenses.objective import Examples, Learner
+from robustbench_local.defenses.objective import Examples, Learner, Parts
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.feeding import Batch
 from robustbench_local.processes import rank_and_world
@@ -103,8 +103,9 @@ class Lesson:
         while chunks:
             points = chunks[-1].points
             with self._moved_weights(learner, chunks, epoch):
-                losses = self._differentiate(learner, chunks)
-            if not self._step():
+                found = self._differentiate(learner, chunks)
+            stepped, losses = self._step(found)
+            if not stepped:
                 for buffer, before in zip(self.network.buffers(), statistics, strict=True):
                     buffer.copy_(before)
                 losses, settle = self._skipped(losses, epoch, number), False
@@ -122,18 +123,18 @@ class Lesson:
                 self.average.settle(points.detach())
         return losses
 
-    def _differentiate(self, learner: Learner, chunks: list[Examples]) -> dict[str, float]:
-        """The mean loss of all chunks and its parts; the gradients lie with the parameters."""
+    def _differentiate(self, learner: Learner, chunks: list[Examples]) -> list[Parts]:
+        """Every chunk's loss and its parts, still on the device; the mean's gradients lie with the parameters."""
         self._optimizer.zero_grad(set_to_none=True)
-        sums: Counter[str] = Counter()
+        found = []
         for number, chunk in enumerate(chunks, start=1):
             with nullcontext() if number == len(chunks) else self._apart():
                 loss, parts = self._loss(learner, chunk)
                 (loss / len(chunks)).backward()
-            sums.update({"loss": float(loss.detach()), **{name: float(value) for name, value in parts.items()}})
-        return {name: total / len(chunks) for name, total in sums.items()}
+            found.append({"loss": loss.detach(), **parts})
+        return found
 
-    def _loss(self, learner: Learner, chunk: Examples) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, learner: Learner, chunk: Examples) -> tuple[Tensor, Parts]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             return self.objective.loss(learner, chunk)
 
@@ -162,15 +163,25 @@ class Lesson:
                 dist.all_reduce(total)
         return self._awp.moved(weights, uphill)
 
-    def _step(self) -> bool:
-        """Whether the gradient was a finite number, and the weights have followed it."""
+    def _step(self, found: list[Parts]) -> tuple[bool, dict[str, float]]:
+        """Whether the gradient was a finite number, and the weights have followed it; all chunks' mean loss and parts.
+
+        found: the loss and parts of every chunk.
+        """
         weights = [parameter for parameter in self._trained.values() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(weights, self._recipe.clip_norm or math.inf)
-        if not bool(norm.isfinite()):
-            return False
+        named = [each for parts in found for each in parts.items()]
+        # Whoever reads from a device waits for it: everything is read at once.
+        length, *values = torch.stack([norm, *(tensor for _, tensor in named)]).tolist()
+        sums: Counter[str] = Counter()
+        for (name, _), value in zip(named, values, strict=True):
+            sums[name] += value
+        losses = {name: total / len(found) for name, total in sums.items()}
+        if not math.isfinite(length):
+            return False, losses
         self._optimizer.step()
         self._attacked.stale()
-        return True
+        return True, losses
 
     def _skipped(self, losses: dict[str, float], epoch: int, number: int) -> dict[str, float]:
         self._bad += 1

@@ -1,9 +1,19 @@
 import os
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from robustbench_local.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +23,18 @@ def shared() -> Path:
     if not (folder / "published" / "manifest.json").is_file():
         pytest.skip(f"no published checkpoints in {folder.name}/ (set ROBUST_SHARED)")
     return folder
+
+
+@pytest.fixture
+def robust(capsys, monkeypatch, tmp_path):
+    """Runs the command line in this process, in a folder of its own; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["robust", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    return run

@@ -1,6 +1,7 @@
 """BPDA, EOT and random noise: linear models behind what stops gradients, whose optimum is known all the same."""
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +41,15 @@ FRONTS = {
     "no_grad": unseen,
     "numpy": lambda images: torch.from_numpy(images.detach().numpy().copy()) + 0.0,
     "numpy bytes": lambda images: torch.from_numpy((images.detach().numpy() * 255).astype("uint8")).float() / 255,
+    "levels in numpy": lambda images: torch.from_numpy(
+        (images.detach() * 255).round().to(torch.uint8).cpu().numpy().copy()
+    ).to(images) / 255,
+    "image by image": lambda images: torch.from_numpy(
+        np.stack([np.asarray(image.detach().numpy() * 255, "uint8") for image in images])
+    ).float() / 255,
+    "levels image by image": lambda images: torch.stack(
+        [torch.from_numpy(image.numpy().copy()) for image in (images * 255).byte()]
+    ).float() / 255,
     "comparisons": lambda images: sum((images > level / 50).float() for level in range(50)) / 50,
     "where": lambda images: torch.where(images > 0.5, torch.ones(()), torch.zeros(())) + 0 * images.detach(),
     "masked_fill": lambda images: torch.zeros_like(images).masked_fill(images > 0.5, 1.0),
@@ -88,7 +98,7 @@ def test_saturation_is_passed_only_when_asked(problem):
 
 
 def test_named_layers_are_the_identity_on_the_way_back(problem):
-    weight, images, labels = problem
+    weight, images, _ = problem
 
     class Squashed(torch.autograd.Function):
         @staticmethod
@@ -160,7 +170,7 @@ def test_eot_climbs_the_mean_of_a_random_model(problem):
 
 
 def test_looks_around_the_point_see_over_a_comb(problem):
-    """A fine comb lies over the slope: its gradient at a point leads anywhere, the mean over the ball along the slope."""
+    """A fine comb lies over the slope: its gradient at a point leads anywhere, the mean over the ball along it."""
     weight, images, labels = problem
     comb = Hidden(lambda values: values + 0.02 * torch.sin(2000 * values), weight)
     ball = ThreatModel("linf", EPS)

@@ -11,7 +11,6 @@ from torch import nn
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.arithmetic import make_twins
 from robustbench_local.attacks import PGD, pgd
-from robustbench_local.cli import main
 from robustbench_local.errors import UserError
 from robustbench_local.input_defenses import INPUT_DEFENSES, defended, input_defense, transformed, written
 from robustbench_local.metering import Metered
@@ -194,21 +193,6 @@ def test_the_toolbox_is_imported_only_when_a_defense_is_asked_for():
     script = "import sys; from robustbench_local.input_defenses import input_defense as asked\n"
     script += "asked('jpeg:quality=3'); sys.exit('art' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-
-
-@pytest.fixture
-def robust(capsys, monkeypatch, tmp_path):
-    """The command line in this process; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["robust", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_line_attacks_through_the_defense(robust, tmp_path):

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from robustbench_local.attacks import ThreatModel
+from robustbench_local.attacks.attack import settings, spec
 from robustbench_local.defenses import AWP, OBJECTIVES, Learner, Objective
+from robustbench_local.recipes import Recipe
 
 BALLS = [ThreatModel("linf", 0.05), ThreatModel("linf", 0.6), ThreatModel("l2", 0.5), ThreatModel("l1", 2.0)]
 LINF = BALLS[0]
@@ -120,7 +122,7 @@ def test_examples_leave_network_teacher_images_and_random_state_as_they_were(lea
 
 COSTS = {  # in passes of the batch: forward and backward of the attack, forward of the loss, forward of the teacher
     "standard": (0, 0, 1, 0), "pgd-at": (4, 4, 1, 0), "trades": (5, 4, 2, 0), "mart": (4, 4, 2, 0), "hat": (5, 4, 3, 1),
-    "fgsm-rs": (1, 1, 1, 0), "n-fgsm": (1, 1, 1, 0), "free": (0, 0, 1, 0), "rslad": (4, 4, 2, 2),
+    "fgsm-rs": (1, 1, 1, 0), "n-fgsm": (1, 1, 1, 0), "free": (0, 0, 1, 0), "rslad": (4, 4, 2, 1),
     "defensive-distillation": (0, 0, 1, 1), "gaussian": (0, 0, 1, 0), "smooth-adv": (8, 8, 2, 0),
 }
 
@@ -200,13 +202,12 @@ def test_losses_are_float32s_even_of_bfloat16_logits(learner, batch, name):
     who, (images, labels, keys) = learner(), batch()
     network, teacher = who.model.eval(), who.teacher
     objective = OBJECTIVES[name]()
-    examples = objective.examples(who, images, labels, keys)
     narrow = dataclasses.replace(who, model=lambda x: network(x).bfloat16(), teacher=lambda x: teacher(x).bfloat16())
     rounded = dataclasses.replace(
         who, model=lambda x: network(x).bfloat16().float(), teacher=lambda x: teacher(x).bfloat16().float()
     )
-    loss, parts = objective.loss(narrow, examples)
-    assert loss.dtype == torch.float32 and (loss, parts) == objective.loss(rounded, examples)
+    losses = [objective.loss(each, objective.examples(each, images, labels, keys)) for each in (narrow, rounded)]
+    assert losses[0][0].dtype == torch.float32 and losses[0] == losses[1]
 
 
 @every_method
@@ -256,6 +257,34 @@ def _refuses_nonsense(kind: type) -> None:
 def test_impossible_settings_are_refused_with_a_sentence(name, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         OBJECTIVES[name](**settings)
+
+
+WRITTEN = {
+    "standard": "temperature=1.0", "pgd-at": "steps=10,step_size=None,random_start=True",
+    "trades": "beta=6.0,steps=10,step_size=None", "mart": "beta=5.0,steps=10,step_size=None",
+    "hat": "beta=2.5,gamma=0.5,reach=2.0,steps=10,step_size=None", "fgsm-rs": "step=1.25",
+    "n-fgsm": "noise=2.0,step=1.0", "free": "replays=8", "rslad": f"clean={1 / 6},steps=10,step_size=None",
+    "defensive-distillation": "temperature=20.0", "gaussian": "sigma=0.25",
+    "smooth-adv": "sigma=0.25,draws=2,steps=4,step_size=None",
+}
+
+
+@every_method
+def test_settings_keep_their_names_order_and_defaults_which_written_recipes_rely_on(name):
+    kind = OBJECTIVES[name]
+    assert ",".join(f"{key}={value}" for key, value in settings(kind).items()) == WRITTEN[name]
+    assert spec(kind()) == name
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["pgd-at:steps=2,step-size=0.5,random-start=False", "trades:beta=1.0,steps=3,step-size=0.5",
+     "mart:beta=1.0,steps=3,step-size=0.5", "hat:beta=1.0,gamma=2.0,reach=3.0,steps=3,step-size=0.5",
+     "rslad:clean=0.5,steps=3,step-size=0.5", "smooth-adv:sigma=0.5,draws=1,steps=3,step-size=0.5"],
+)
+def test_what_departs_from_the_defaults_is_written_in_that_order(written):
+    objective = Recipe(method=written).objective()
+    assert spec(objective) == written and repr(objective).count("=") == written.count("=")
 
 
 @pytest.mark.parametrize(("name", "key"), [("trades", "beta"), ("mart", "beta"), ("hat", "beta"), ("hat", "gamma"),

@@ -89,6 +89,27 @@ def test_accumulated_parts_are_the_whole_batch_without_batch_norm(objective, cou
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_reads_from_the_device_once(monkeypatch):
+    """Whatever Python is told of a tensor, a GPU has to finish all its work for."""
+    taught, given = lesson(PGDAT(steps=2), accumulate=2, clip_norm=1.0), batch()
+    read = []
+
+    def noted(name):
+        ask = getattr(torch.Tensor, name)
+
+        def asked(tensor):
+            read.append(name)
+            return ask(tensor)
+
+        return asked
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, noted(name))
+    losses = taught.learn(given, 1, 1)
+    assert read == ["tolist"]
+    assert losses.keys() == {"loss", "adversarial"} and losses["loss"] == losses["adversarial"] > 1
+
+
 def test_a_step_is_that_of_plain_torch():
     """SGD with momentum by hand: the loss of the whole batch, nothing else in the way."""
     taught = lesson(model=network(dropout=0.0), schedule="constant", label_smoothing=0.1)

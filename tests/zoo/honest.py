@@ -85,7 +85,7 @@ def undefended_honest(data: str = "digits") -> Honest:
 def published_honest() -> list[Honest]:
     """Checkpoints that others trained adversarially or to be certified; none where there are no shared files.
 
-    One for every L∞ check that the manifest states, with the images of that check.
+    One for every check that the manifest states, with the images of that check.
     """
     folder = Path(os.environ.get("ROBUST_SHARED", ROOT.parent / "shared")) / "published"
     if not (folder / "manifest.json").is_file():

