@@ -8,6 +8,7 @@ if __name__ != "robustbench_local.attacks":
 from robustbench_local.attacks.apgd import APGD, apgd
 from robustbench_local.attacks.attack import Attack, run
 from robustbench_local.attacks.bpda import BPDA
+from robustbench_local.attacks.descent import Descent
 from robustbench_local.attacks.eot import EOT
 from robustbench_local.attacks.fab import FAB, fab
 from robustbench_local.attacks.fgsm import FGSM, fgsm
@@ -16,9 +17,11 @@ from robustbench_local.attacks.pgd import PGD, pgd
 from robustbench_local.attacks.square import Square, square
 from robustbench_local.attacks.threat_model import ThreatModel
 
-ATTACKS: dict[str, type[Attack]] = {kind.name: kind for kind in (FGSM, PGD, APGD, FAB, Square, BPDA, EOT, Noise)}  # type: ignore[misc]
+ATTACKS: dict[str, type[Attack]] = {
+    kind.name: kind for kind in (FGSM, PGD, APGD, FAB, Square, BPDA, EOT, Noise, Descent)  # type: ignore[misc]
+}
 
 __all__ = [
-    "APGD", "ATTACKS", "BPDA", "EOT", "FAB", "FGSM", "PGD", "Attack", "Noise", "Square", "ThreatModel", "apgd", "fab",
-    "fgsm", "pgd", "run", "square",
+    "APGD", "ATTACKS", "BPDA", "EOT", "FAB", "FGSM", "PGD", "Attack", "Descent", "Noise", "Square", "ThreatModel",
+    "apgd", "fab", "fgsm", "pgd", "run", "square",
 ]

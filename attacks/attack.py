@@ -114,7 +114,12 @@ def look_along(model: Model, threat_model: ThreatModel, climb: Callable[[Tensor]
         logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
         values = climb(logits)
         total = values.sum()
-    gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
+    try:
+        gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
+    except RuntimeError as error:
+        if "memory" in str(error):
+            raise
+        gradient = None  # a function without a backward of its own, which is a mask like any other
     margin = threat_model.margin(logits.detach(), state["labels"])
     if gradient is None:
         gradient = torch.zeros_like(points)

@@ -62,11 +62,15 @@ class StraightThrough(TorchFunctionMode):
         first = args[0] if args else None
         if name in DETACHED and _carries(first):
             return first
+        if name == "requires_grad_" and _carries(first):
+            return first
         if name in ("numpy", "__array__", "tolist", "item") and isinstance(first, Tensor):
             self._leaves(first)
             return func(first.detach(), *args[1:], **kwargs)
         if self._left:
             args = [self._returned(value) for value in args]
+        if name.endswith("_") and name[:-1] in self._flat and _carries(first):  # what it changes is what passes on
+            return first.copy_(Substituted.apply(first.clone(), func(first.detach().clone(), *args[1:], **kwargs)))
         exact = func(*args, **kwargs)
         if isinstance(exact, tuple) and self._tracked(first) and all(isinstance(part, Tensor) for part in exact):
             parts = func(self._softened(first), *args[1:], **kwargs)
@@ -80,7 +84,7 @@ class StraightThrough(TorchFunctionMode):
         if soft is None or soft.shape != exact.shape:
             return exact
         if exact.is_floating_point():
-            return Substituted.apply(soft, exact)
+            return Substituted.apply(soft, exact.detach())
         self._soft[id(exact)] = exact, soft
         return exact
 
@@ -122,7 +126,8 @@ class StraightThrough(TorchFunctionMode):
             return _soft_comparison(name, *args[:2]) if any(map(_carries, args[:2])) else None
         if _carries(first) and not exact.is_floating_point() and name in ("to", "type", "long", "int", "byte", "short"):
             return first
-        if not any(map(self._tracked, args)):
+        staircase = (name in ("floor_divide", "__floordiv__") or kwargs.get("rounding_mode")) and _carries(first)
+        if not staircase and not any(map(self._tracked, args)):
             return None
         softened = [self._softened(value) for value in args]
         if name == "where" and len(args) == 3:
@@ -135,7 +140,7 @@ class StraightThrough(TorchFunctionMode):
             return 1 - softened[0]
         if name in ("logical_and", "bitwise_and", "__and__"):
             return softened[0] * softened[1]
-        if name in ("floor_divide", "__floordiv__"):
+        if name in ("floor_divide", "__floordiv__") or "rounding_mode" in kwargs:
             return softened[0] / softened[1]
         try:
             soft = func(*softened, **kwargs)
@@ -201,11 +206,29 @@ def straight_through(model: Model, layers: Sequence[str] = (), *, saturating: bo
     model: images -> logits. layers: named layers that are taken for the identity on the way back.
     """
 
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+
     def forward(points: Tensor) -> Tensor:
-        with passed_through(model, layers), StraightThrough(saturating=saturating):
-            return model(points)
+        try:
+            with passed_through(model, layers), StraightThrough(saturating=saturating), _gradients_stay_on():
+                return model(points)
+        finally:
+            for buffer in buffers:  # a running mean that was updated "without gradients" has one now
+                if buffer.requires_grad:
+                    buffer.detach_()
 
     return forward
+
+
+@contextlib.contextmanager
+def _gradients_stay_on() -> Iterator[None]:
+    """Inside, `torch.inference_mode` does nothing; that of `torch.no_grad` the function mode sees to."""
+    before = torch.inference_mode
+    torch.inference_mode = contextlib.nullcontext  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.inference_mode = before  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,4 +250,7 @@ class BPDA(PGD):
 
     def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
         passing = straight_through(model, tuple(filter(None, self.layers.split("+"))), saturating=self.saturating)
-        return super()._look(passing, threat_model, state)
+        try:
+            return super()._look(passing, threat_model, state)
+        except Exception:  # a stand-in can break what the model can do by itself; whatever else it is comes again
+            return super()._look(model, threat_model, state)

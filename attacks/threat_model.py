@@ -54,10 +54,10 @@ class ThreatModel:
             raise ValueError("a source class needs a target class: say which class its images must be taken for")
         if self.target is not None and self.target == self.source:
             raise ValueError(f"source and target are both class {self.target}: an image of it is that already")
-        if self.reject is not None and (self.target is not None or self.reject < 0):
-            raise ValueError(
-                f"the reject class is {self.reject}, but must be at least 0, and a target leaves no room for one"
-            )
+        if self.reject is not None and self.reject < 0:
+            raise ValueError(f"the reject class is {self.reject}, but classes count from 0")
+        if self.reject is not None and self.target is not None:
+            raise ValueError("a target is reached or not, so a reject class changes nothing: leave one of them out")
         object.__setattr__(self, "eps", eps)
         object.__setattr__(self, "eps_text", self.eps_text or text)
 

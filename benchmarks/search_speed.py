@@ -114,7 +114,8 @@ def whole_answer(model: Classifier, dataset, eps: float, rounds: int) -> dict:
 
     def ours() -> Tensor:
         found = evaluate(
-            model, dataset, ThreatModel("linf", eps), attacks=[PGD(steps=STEPS, random_start=False)], precision="bf16"
+            model, dataset, ThreatModel("linf", eps), attacks=[PGD(steps=STEPS, random_start=False)], precision="bf16",
+            assess=False,
         )
         return torch.tensor([sample.robust for sample in found.samples])
 

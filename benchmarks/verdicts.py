@@ -54,8 +54,14 @@ def judged(classifier: Classifier, dataset: Dataset, threat_model: ThreatModel, 
     return {**row, "seconds": round(time.process_time() - began, 1)}
 
 
-def broken(data: str, suite: str, names: list[str], samples: int) -> dict[str, Any]:
-    rows = {}
+def keep(section: str, name: str, row: dict[str, Any]) -> None:
+    """Every row at once, so that a run that is stopped has not been in vain."""
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    kept.setdefault(section, {})[name] = row
+    RESULTS.write_text(json.dumps({**kept, "machine": machine()}, indent=1) + "\n")
+
+
+def broken(data: str, suite: str, names: list[str], samples: int) -> None:
     for name, member in members.members(data).items():
         if names and name not in names:
             continue
@@ -65,35 +71,31 @@ def broken(data: str, suite: str, names: list[str], samples: int) -> dict[str, A
         claimed = float(member.claimed(classifier, images, labels).float().mean())
         row = judged(classifier, test, member.threat_model, suite)
         best = float(member.adaptive(classifier, images, labels, member.threat_model).float().mean())
-        rows[name] = {
+        keep(f"broken-{data}-{suite}", name, {
             "about": member.about, "eps": member.threat_model.eps_text, "claimed": claimed, **row,
             "best_adaptive": best,
-        }
+        })
         print(f"| {name} | {row['clean']:.1%} | {claimed:.1%} | {row['suite']:.1%} | {row['reported']:.1%} | "
               f"{best:.1%} | {row['verdict']} | {'; '.join(row['flagged_by'])} |", flush=True)
-    return rows
 
 
-def honest_ones(ones: list[honest.Honest], suite: str, names: list[str]) -> dict[str, Any]:
-    rows = {}
+def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list[str]) -> None:
     for one in ones:
         if names and one.name not in names:
             continue
         row = judged(one.build(), one.dataset(), one.threat_model, suite)
-        rows[one.name] = {"eps": one.threat_model.eps_text, **row}
+        keep(section, one.name, {"eps": one.threat_model.eps_text, **row})
         print(f"| {one.name} | {row['clean']:.1%} | {row['reported']:.1%} | {row['verdict']} | "
               f"{'; '.join(row['flagged_by'])} |", flush=True)
-    return rows
 
 
-def cost(names: list[str]) -> dict[str, Any]:
+def cost(names: list[str]) -> None:
     """Passes of preflight and diagnostics beside those of autoattack/1 on the same images."""
-    rows = {}
     for name, subject in all_subjects().items():
-        dataset = subject.dataset(FOLDER)
         if name not in names:
             continue
-        classifier, dataset = subject.classifier(FOLDER), dataset.subset(range(min(1000, len(dataset))))
+        classifier, dataset = subject.classifier(FOLDER), subject.dataset(FOLDER)
+        dataset = dataset.subset(range(min(1000, len(dataset))))
         passes = {}
         for suite, assess in (("fast", False), ("fast", True), ("autoattack", False)):
             done = evaluate(classifier, dataset, subject.threat_model, suite=suite, assess=assess, device="cpu")
@@ -103,13 +105,13 @@ def cost(names: list[str]) -> dict[str, Any]:
             if not assess and suite == "fast":
                 before = passes[suite, assess] - attacks - len(dataset)
         looking = before + passes["fast", True] - passes["fast", False]
-        rows[name] = {
+        row = {
             "n": len(dataset), "stands": result.robust_accuracy.value, "preflight": before, "looking": looking,
             "autoattack": passes["autoattack", False], "share": looking / passes["autoattack", False],
         }
-        print(f"| {name} | {len(dataset)} | {rows[name]['stands']:.1%} | {looking:,} | "
-              f"{passes['autoattack', False]:,} | {rows[name]['share']:.2%} |", flush=True)
-    return rows
+        keep("cost", name, row)
+        print(f"| {name} | {len(dataset)} | {row['stands']:.1%} | {looking:,} | {row['autoattack']:,} | "
+              f"{row['share']:.2%} |", flush=True)
 
 
 def main() -> None:
@@ -122,18 +124,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part == "broken":
-        rows = broken(options.data, options.suite, options.names, options.samples)
+        broken(options.data, options.suite, options.names, options.samples)
     elif options.part == "cost":
-        rows = cost(options.names or ["fashion-pgd-at"])
+        cost(options.names or ["salman_mnist_lpd_mlp_b_0.1:linf-0.1", "salman_mnist_lpd_mlp_b_0.3:linf-0.3"])
     else:
         trained = [*honest.trained(options.data).values(), honest.undefended_honest(options.data)]
         ones = trained if options.part == "honest" else honest.published_honest()
-        rows = honest_ones(ones, options.suite, options.names)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    section = f"{options.part}-{options.data}-{options.suite}" if options.part != "cost" else "cost"
-    kept[section] = {**kept.get(section, {}), **rows}
-    kept["machine"] = machine()
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        honest_ones(f"{options.part}-{options.data}-{options.suite}", ones, options.suite, options.names)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustbench_local import checks
-from robustbench_local.attacks import BPDA, EOT, PGD, Attack
+from robustbench_local.attacks import BPDA, EOT, PGD, Attack, Descent
 from robustbench_local.attacks.attack import spec
 from robustbench_local.attacks.suites import Stage
 from robustbench_local.cascade import Cascade
 from robustbench_local.preflight import Preflight
 from robustbench_local.protocol import Step, resolve_attack
 from robustbench_local.result import Diagnostic
-from robustbench_local.transfer import imitation, transfer_from
+from robustbench_local.transfer import imitation, refitted, transfer_from
 
 RANDOM = {checks.DETERMINISTIC}
 STOPPED = {checks.GRADIENTS, checks.LAYERS, checks.STATIC}
 SATURATED = {checks.GRADIENTS, checks.CROSS_ENTROPY, checks.SCALE, checks.LEADS}
 ROUGH = {checks.STABLE, checks.LEADS, checks.ONE_STEP, checks.MANY_STEPS}
-OVERLOOKED = {checks.NOISE, checks.SQUARE, checks.MORE, checks.PROBES_AGREE, checks.REST}
+OVERLOOKED = {checks.NOISE, checks.SQUARE, checks.MORE, checks.DESCENT, checks.PROBES_AGREE, checks.REST}
+ASTRAY = 0.05
+"""The share of some standing samples that plain PGD may fool before the suite itself is in doubt."""
 BLIND = {checks.GROWTH, checks.PLANTED}
 REASONS = RANDOM | STOPPED | SATURATED | ROUGH | OVERLOOKED | BLIND
 
@@ -33,13 +35,16 @@ class Remedy:
 
 
 def remedies(
-    cascade: Cascade, found: Preflight, findings: Sequence[Diagnostic], overlooked: bool
+    cascade: Cascade, found: Preflight, findings: Sequence[Diagnostic], overlooked: float
 ) -> list[Remedy]:
     """The attacks that the findings call for, the cheapest first; none where nothing was found.
 
-    overlooked: plain PGD fools a sample that stands, so it is run too.
+    overlooked: the share of some standing samples that plain PGD fools: then it is run too, and where they are many the
+    suite was led astray.
     """
     troubled = {finding.check for finding in findings if finding.status in ("warn", "fail")} & REASONS
+    if overlooked > ASTRAY:
+        troubled.add(checks.CROSS_ENTROPY)
     called = list(_called(cascade, found, troubled)) if troubled else []
     if overlooked:
         called.insert(0, (PGD(steps=20), {checks.CROSS_ENTROPY}))
@@ -63,9 +68,13 @@ def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[
         yield EOT(draws=10, radius=0.3), ROUGH | RANDOM | OVERLOOKED
     yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2), troubled
     yield resolve_attack("apgd:loss=dlr,targets=9"), troubled
+    if troubled & (OVERLOOKED | SATURATED):
+        yield Descent(), OVERLOOKED | SATURATED
     if len(cascade.standing):
         job = cascade.job
-        yield transfer_from(imitation(job.model, job.dataset, job.threat_model, job.device)), troubled
+        for name, surrogate in (("transfer-readout", refitted), ("transfer", imitation)):
+            taught = surrogate(job.model, job.dataset, job.threat_model, job.device)
+            yield transfer_from(taught, name), troubled
     yield resolve_attack("square:steps=5000"), troubled
 
 

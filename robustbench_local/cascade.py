@@ -36,10 +36,11 @@ STAGES = 1000
 
 @dataclass(frozen=True)
 class Ran:
-    """A stage that has been run. because: the diagnostic that called for it."""
+    """A stage that has been run. stood: how many samples stood before it. because: the check that called for it."""
 
     step: Step
     number: int
+    stood: int
     attacked: int
     fooled: int
     seconds: float
@@ -124,14 +125,17 @@ class Cascade:
 
     def untwinned(self) -> None:
         """Search with the untouched classifier from here on."""
-        self.job = replace(self.job, twins=Twins(None, Twin(self.job.model.model, 0.0, "fp32")))
+        self.job = _untwinned(self.job)
 
     def run(self, step: Step, number: int, because: str | None = None) -> Ran:
         """One stage on what stands. number: below `STAGES`, the same for the same stage of every block."""
         # The same attack again goes on with further restarts instead of repeating its first ones.
         first, number = _first_run(self.job, step, [ran.step for ran in self.ran]), self._block * STAGES + number
         moment, ledger = time.perf_counter(), self.job.ledger
-        chosen = _nearest_to_falling(self.standing, step.stage)
+        # A twin's layers have other names, so what is known by the layers' names has to be done to the model itself.
+        job = _untwinned(self.job) if getattr(step.attack, "layers", "") else self.job
+        standing = self.standing
+        chosen = _nearest_to_falling(standing, step.stage)
         total = runs(step.attack, self.job.threat_model.rivals(self.job.classes))
         self._observer.begin(spec(step.attack), len(chosen) * total)
         numbers = range(first, first + total)
@@ -156,13 +160,13 @@ class Cascade:
         for run in numbers:
             waiting = [place for place in share[ledger.standing[share]].tolist() if place not in finished[run]]
             if waiting:
-                search(self.job, step.attack, number, run, torch.tensor(waiting), emit)
+                search(job, step.attack, number, run, torch.tensor(waiting), emit)
         for event in _of_others(found):
             self._journal.keep(event)
             enter(event)
         fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
         seconds = seconds_since(moment) + seconds_of(read_back)
-        ran = Ran(step, number, len(chosen), fooled, seconds, because)
+        ran = Ran(step, number, len(standing), len(chosen), fooled, seconds, because)
         self.ran.append(ran)
         return ran
 
@@ -191,6 +195,10 @@ def reports_of(cascades: Sequence[Cascade], journal: Journal) -> list[AttackRepo
             seconds=sum(ran.seconds for ran in parts),
         ))
     return reports
+
+
+def _untwinned(job: Job) -> Job:
+    return replace(job, twins=Twins(None, Twin(job.model.model, 0.0, "fp32")))
 
 
 def _refusal(job: Job, step: Step) -> str:
@@ -239,6 +247,6 @@ def _trust(probes: list[Ran], gradients: Diagnostic) -> Diagnostic:
     masked = share > MASKED
     return Diagnostic(
         check=check, status="warn" if masked else "pass", value=share, threshold=MASKED,
-        advice=f"this share of {asked} samples on which the gradient attacks had failed fell to a probe (gradient "
+        advice=f"{found} of {asked} samples on which the gradient attacks had failed fell to a probe (gradient "
         "masking?): every further attack of the suite was run on all that stood" if masked else "",
     )

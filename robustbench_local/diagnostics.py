@@ -21,6 +21,7 @@ from robustbench_local.cascade import Cascade, Ran
 from robustbench_local.checks import (
     ADAPTED,
     CROSS_ENTROPY,
+    DESCENT,
     GROWTH,
     KEPT,
     LEADS,
@@ -48,6 +49,7 @@ points are planted."""
 PROBES = {
     NOISE: Stage(attack="noise:steps=50", most=LOOKED_AT, role="diagnostic"),
     SQUARE: Stage(attack="square:steps=200", most=LOOKED_AT, role="diagnostic"),
+    DESCENT: Stage(attack="descent:steps=20", most=LOOKED_AT, role="diagnostic"),
     MORE: Stage(
         attack="pgd:steps=100,loss=scaled-ce,schedule=cosine,momentum=0.25", most=LOOKED_AT, role="diagnostic"
     ),
@@ -88,7 +90,8 @@ def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) 
     extra = [(FIRST_PROBE + n, _step(stage), check) for n, (check, stage) in enumerate(PROBES.items())]
     stood = int(cascade.standing.numel())
     called = remedies(cascade, found, [*earlier, *findings], _overlooked(cascade, chosen))
-    best, most = GRADIENT_ATTACK, 0
+    best: Attack = GRADIENT_ATTACK
+    most = 0
     extra += [(FIRST_REMEDY + n, remedy.step, remedy.because) for n, remedy in enumerate(called)]
     for number, step, because in extra[len(PROBES) :]:
         if not len(cascade.standing):
@@ -152,7 +155,7 @@ def _one_step(one: Tensor, many: Tensor) -> Diagnostic:
     bad = _significantly(one & ~many, many & ~one)
     return Diagnostic(
         check=ONE_STEP, status="warn" if bad else "pass", value=float(only), n=len(one),
-        advice="FGSM fools so many images that PGD-20 does not: gradients mislead" if bad else "",
+        advice=f"FGSM fools {only} of {len(one)} images that PGD-20 does not: gradients mislead" if bad else "",
     )
 
 
@@ -161,8 +164,8 @@ def _many_steps(one: Tensor, all_: Tensor) -> Diagnostic:
     bad = gap > threshold and _significantly(all_ & ~one, one & ~all_)
     return Diagnostic(
         check=MANY_STEPS, status="warn" if bad else "pass", value=gap, threshold=threshold, n=len(one),
-        advice="this share of images stands after FGSM and falls to many steps: the loss is bent around the images, as "
-        "after training on single steps that overfitted to them (catastrophic overfitting)" if bad else "",
+        advice=f"{gap:.0%} of {len(one)} images stand after FGSM and fall to many steps: the loss is bent around the "
+        "images, as after training on single steps that overfitted to them (catastrophic overfitting)" if bad else "",
     )
 
 
@@ -171,8 +174,8 @@ def _cross_entropy(plain: Tensor, all_: Tensor) -> Diagnostic:
     bad = gap > threshold and _significantly(all_ & ~plain, plain & ~all_)
     return Diagnostic(
         check=CROSS_ENTROPY, status="warn" if bad else "pass", value=gap, threshold=threshold, n=len(plain),
-        advice="this share of images stands after PGD-20 on the cross-entropy and fell to the attacks of this run: a "
-        "plain evaluation of this model would overestimate it" if bad else "",
+        advice=f"{gap:.0%} of {len(plain)} images stand after PGD-20 on the cross-entropy and fell to the attacks of "
+        "this run: a plain evaluation of this model would overestimate it" if bad else "",
     )
 
 
@@ -180,8 +183,9 @@ def _scale(looked: Looked) -> Diagnostic:
     gain, threshold = measurements.gain_by_scale(looked, "ce"), 0.1
     return Diagnostic(
         check=SCALE, status="warn" if gain > threshold else "pass", value=gain, threshold=threshold, n=len(looked),
-        advice="this share of images more falls to PGD on the cross-entropy when the logits are multiplied by 0.001 or "
-        "1000: they are so large or so small that the softmax hides their gradient" if gain > threshold else "",
+        advice=f"{gain:.0%} of {len(looked)} images more fall to PGD on the cross-entropy when the logits are "
+        "multiplied by 0.001 or 1000: the softmax hides the gradient of logits so large or so small"
+        if gain > threshold else "",
     )
 
 
@@ -189,8 +193,8 @@ def _stable(looked: Looked) -> Diagnostic:
     value, threshold = measurements.instability(looked), 0.1
     return Diagnostic(
         check=STABLE, status="warn" if value > threshold else "pass", value=value, threshold=threshold, n=len(looked),
-        advice="noise of 4/255 moves the margins by this share of themselves: the loss is too rough, or too random, "
-        "for gradients to be a guide" if value > threshold else "",
+        advice=f"noise of 4/255 moves the margins of {len(looked)} images by {value:.0%} of themselves on average: the "
+        "loss is too rough, or too random, for gradients to be a guide" if value > threshold else "",
     )
 
 
@@ -198,8 +202,9 @@ def _leads(looked: Looked) -> Diagnostic:
     value, threshold = measurements.misled(looked), 0.5
     return Diagnostic(
         check=LEADS, status="warn" if value > threshold else "pass", value=value, threshold=threshold, n=len(looked),
-        advice="a step of a tenth of eps along the gradient changes the margin otherwise than the gradient says, by "
-        "this share at the median image: gradients are shattered or too small to be exact" if value > threshold else "",
+        advice=f"a step of a tenth of eps along the gradient changes the margin otherwise than the gradient says, by "
+        f"{value:.0%} at the median of {len(looked)} images: gradients are shattered, or too small to be exact"
+        if value > threshold else "",
     )
 
 
@@ -226,28 +231,46 @@ def _planted(looked: Looked, attack: Attack, cascade: Cascade) -> Diagnostic:
         return Diagnostic(check=PLANTED, status="skipped", advice="no planted point could be told from the others")
     rate, threshold = planted.found / planted.images, 0.5
     rarely = stats.binomtest(planted.found, planted.images, threshold, alternative="less").pvalue < 0.05
-    bad = rarely or planted.found <= planted.by_chance
+    # In small balls of L2 and L1 random points lie near the edge and may find all of them.
+    bad = rarely or (planted.found < planted.images and planted.found <= planted.by_chance)
     return Diagnostic(
         check=PLANTED, status="warn" if bad else "pass", value=rate, threshold=threshold, n=planted.images,
-        advice=f"of points that are known to be there, {spec(attack)} finds this share, and as many random points "
-        f"find {planted.by_chance} of {planted.images}: what it does not find elsewhere says nothing" if bad else "",
+        advice=f"of {planted.images} points that are known to be there, {spec(attack)} finds {planted.found}, and "
+        f"random points find {planted.by_chance}: what it does not find elsewhere says nothing" if bad else "",
     )
 
 
 def _probed(cascade: Cascade, check: str, number: int) -> Diagnostic:
     """A further attack on what stands: more than a few of those that it fools show that the suite has failed."""
-    stood = len(cascade.standing)
-    if not stood:
+    if not len(cascade.standing):
         return Diagnostic(check=check, status="skipped", advice="nothing stands that could be too much")
-    return _told(check, cascade.run(_step(PROBES[check]), number, check), stood)
+    return _told(check, [cascade.run(_step(PROBES[check]), number, check)])
 
 
-def _told(check: str, ran: Ran, stood: int) -> Diagnostic:
-    bad = ran.fooled > 0 and stats.binomtest(ran.fooled, stood, MASKED, alternative="greater").pvalue < 0.05
+def _told(check: str, runs: Sequence[Ran]) -> Diagnostic:
+    fooled, stood = sum(ran.fooled for ran in runs), sum(ran.stood for ran in runs)
+    bad = fooled > 0 and stats.binomtest(fooled, stood, MASKED, alternative="greater").pvalue < 0.05
     return Diagnostic(
-        check=check, status="warn" if bad else "pass", value=ran.fooled / stood, threshold=MASKED, n=ran.attacked,
-        advice=f"{spec(ran.step.attack)} still fooled {ran.fooled} of {stood} samples that had stood" if bad else "",
+        check=check, status="warn" if bad else "pass", value=fooled / stood, threshold=MASKED,
+        n=sum(ran.attacked for ran in runs),
+        advice=f"{spec(runs[0].step.attack)} still fooled {fooled} of {stood} samples that had stood" if bad else "",
     )
+
+
+def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> list[Diagnostic]:
+    """The findings with what the same probes found in all blocks: what shows in a later one alone, after which nothing
+    adaptive was called for, fails."""
+    told = []
+    for finding in findings:
+        runs = [
+            ran for cascade in cascades for ran in cascade.ran
+            if ran.because == finding.check and ran.step.stage.role == "diagnostic" and ran.stood
+        ]
+        pooled = _told(finding.check, runs) if finding.check in PROBES and runs else finding
+        if finding.status == "pass" and pooled.status == "warn":
+            finding = pooled.model_copy(update={"status": "fail"})
+        told.append(finding)
+    return told
 
 
 def _rest(finding: Diagnostic, findings: Sequence[Diagnostic]) -> Diagnostic:
@@ -259,17 +282,18 @@ def _rest(finding: Diagnostic, findings: Sequence[Diagnostic]) -> Diagnostic:
         return finding
     return finding.model_copy(update={
         "status": "warn", "threshold": 0.0,
-        "advice": "on this share of images the loss was still rising when the search ended, and more steps found more",
+        "advice": f"on {finding.value:.0%} of {finding.n} images the loss was still rising when the search ended, and "
+        "more steps found more",
     })
 
 
-def _overlooked(cascade: Cascade, chosen: Tensor) -> bool:
-    """Whether plain PGD fools an image that stands."""
+def _overlooked(cascade: Cascade, chosen: Tensor) -> float:
+    """The share of the standing images that are looked at that plain PGD fools."""
     standing = cascade.job.ledger.standing[chosen]
     if not standing.any():
-        return False
+        return 0.0
     looked = _looked(cascade, chosen[standing])
-    return bool(agreed(bool(looked.fooled_by(PGD(steps=20)).any()) if rank_and_world()[0] == 0 else False))
+    return agreed(float(looked.fooled_by(PGD(steps=20)).float().mean()) if rank_and_world()[0] == 0 else 0.0)
 
 
 # After the adaptive attacks.
@@ -329,13 +353,15 @@ def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnos
         Diagnostic(
             check="successes of the search are confirmed", status="warn" if unconfirmed else "pass",
             value=float(unconfirmed), threshold=0.0,
-            advice="the model answered otherwise when it was asked again about so many successes (random, or dependent "
-            "on the batch?): they count as robust, so the robust accuracy may be an overestimate" * bool(unconfirmed),
+            advice=f"the model answered otherwise when it was asked again about {unconfirmed} successes (random, or "
+            "dependent on the batch?): they count as robust, so the robust accuracy may be an overestimate"
+            if unconfirmed else "",
         ),
         Diagnostic(
             check="logits are numbers under attack", status="fail" if not_numbers else "pass",
             value=float(not_numbers), threshold=0.0,
-            advice="at so many points the model gave NaN: without a target they count as fooled" * bool(not_numbers),
+            advice=f"at {not_numbers} points the model gave NaN, which count as fooled where there is no target: what "
+            "it answers there is no answer" if not_numbers else "",
         ),
     ]
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_local import checks
 from robustbench_local.errors import UserError
 from robustbench_local.observer import Observer
 from robustbench_local.plain import plain
@@ -101,7 +102,7 @@ def show_result(screen: Console, result: Result) -> None:
 
     row("the clean pass", *_cells(result.clean_accuracy), "", f"{result.clean_accuracy.n:,}", "")
     for attack in result.attacks:
-        if attack.role == "diagnostic" and not attack.fooled:
+        if attack.role in ("diagnostic", "adaptive") and not attack.fooled:
             continue
         row(
             Text(attack.name.replace(",", ", ").replace(":", ": ")),
@@ -127,15 +128,23 @@ def show_result(screen: Console, result: Result) -> None:
         soft_wrap=True,
     )
     if result.sequential is not None:
+        n, available = result.data.n, result.data.available
         screen.print(
-            f"stopped after {result.data.n} of {result.data.available} images, in random order: "
-            f"{result.sequential.gate} is decided, or all were seen", style="dim", markup=False, soft_wrap=True,
+            f"stopped after {n} of {available} images, in random order: {plain(result.sequential.gate)} is decided"
+            if n < available else f"all {n} images were seen, in random order",
+            style="dim", markup=False, soft_wrap=True,
         )
-    if result.verdict.status != "not-assessed":
-        colour = {"trusted": "green", "doubtful": "yellow", "not-trusted": "red"}[result.verdict.status]
-        passed = sum(finding.status == "pass" for finding in result.diagnostics)
-        screen.print(f"verdict: [{colour}]{result.verdict.status}[/] ({passed} checks passed)", style="bold")
+    status = result.verdict.status
+    colour = {"trusted": "green", "doubtful": "yellow", "not-trusted": "red"}.get(status, "dim")
+    passed = sum(finding.status == "pass" for finding in result.diagnostics)
+    looked = "" if finding_made(result) else "; nothing was looked at after the attacks"
+    screen.print(f"verdict: [{colour}]{status}[/] ({passed} checks passed{looked})", style="bold")
     show_findings(screen, [finding for finding in result.diagnostics if finding.status in ("warn", "fail")])
+
+
+def finding_made(result: Result) -> bool:
+    """Whether the outcome was looked at after the attacks."""
+    return any(finding.check == checks.GROWTH for finding in result.diagnostics)
 
 
 def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
@@ -143,7 +152,7 @@ def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
     for finding in findings:
         value = f" ({finding.value:.4g})" if isinstance(finding.value, float) else f" ({finding.value})"
         screen.print(f"[{COLOURS[finding.status]}]{finding.status}[/]", end="  ")
-        told = f" – not so{value}: {finding.advice}" if finding.status in ("warn", "fail") else value
+        told = f" – not so: {finding.advice}" if finding.status in ("warn", "fail") else value
         screen.print(plain(f"{finding.check}{told}"), markup=False, soft_wrap=True)
 
 

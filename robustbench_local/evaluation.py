@@ -22,7 +22,14 @@ from robustbench_local.checks import DETERMINISTIC, GRADIENTS
 from robustbench_local.data import stratified_subset
 from robustbench_local.data.dataset import Dataset, sample_sha256
 from robustbench_local.device import BatchSize, automatic_batch_size, choose_device, enough_memory
-from robustbench_local.diagnostics import Diagnosis, after_attacks, diagnose, finding_of, verdict_of
+from robustbench_local.diagnostics import (
+    Diagnosis,
+    after_attacks,
+    diagnose,
+    finding_of,
+    over_blocks,
+    verdict_of,
+)
 from robustbench_local.engine import Job, clean_pass, full_precision
 from robustbench_local.errors import UserError
 from robustbench_local.files import check_writable
@@ -33,7 +40,7 @@ from robustbench_local.observer import Observer
 from robustbench_local.plausibility import accuracy_is_plausible
 from robustbench_local.preflight import Preflight, preflight, probe_images
 from robustbench_local.processes import agreed, device_for, gather, rank_and_world, require_met
-from robustbench_local.protocol import Step, custom, require_goes_with, resolve_suite
+from robustbench_local.protocol import Step, custom, require_goes_with, require_layers, resolve_suite
 from robustbench_local.record import Ledger, record_path, seconds_of, summed_hash, write_outcome
 from robustbench_local.result import (
     Accuracy,
@@ -115,6 +122,7 @@ def evaluate(
         raise UserError("there is nothing to resume without an output: name the interrupted run's --output")
     protocol, steps = custom(attacks) if attacks else resolve_suite(suite or "fast")
     require_goes_with(protocol, threat_model)
+    require_layers(classifier, steps)
     where = device if isinstance(device, torch.device) else device_for(device)
     precision = check_precision(precision, where)
     dataset = _attackable(dataset, threat_model)
@@ -139,7 +147,8 @@ def evaluate(
             model=_identity(metered, probe.split(found.fits), found.findings), samples=_samples_hash(dataset),
             threat_model=_threat_model_hash(threat_model), protocol=protocol.sha256, seed=seed, arithmetic=twins.name,
         )
-        if resume and output is not None and (whole := _complete(output, binding, dataset)) is not None:
+        asked = {"assess": assess, "until": None if until is None else repr(until)}
+        if resume and output is not None and (whole := _complete(output, binding, dataset, asked)) is not None:
             return whole
         ledger = Ledger(dataset.indices, dataset.labels)
         size = batch_size or automatic_batch_size(metered, probe[:1])
@@ -171,7 +180,7 @@ def evaluate(
             sequential=None if until is None else _stopped(cascades, until, seed),
             config={
                 "seed": seed, "batch_size": size, "device": str(where), "samples": samples,
-                "precision": twins.name, "processes": rank_and_world()[1], **(config or {}),
+                "precision": twins.name, "processes": rank_and_world()[1], **asked, **(config or {}),
             },
         )
     decided = job.ledger.samples()
@@ -211,7 +220,7 @@ def _attacked(
         counts = int(ledger.correct.sum()), int(ledger.standing.sum())
         if until is not None and until.decided(*counts, int(positions[-1]) + 1, n):
             break
-    return cascades, diagnostics
+    return cascades, over_blocks(diagnostics, cascades) if len(cascades) > 1 else diagnostics
 
 
 def _first_samples(job: Job, n: int) -> Job:
@@ -238,15 +247,16 @@ def _all_passes(own: Passes, journal: Journal, before: tuple[int, int]) -> Passe
     )
 
 
-def _complete(output: Path, binding: Binding, dataset: Dataset) -> Evaluation | None:
-    """The evaluation that is to be resumed, where it had ended after all."""
+def _complete(output: Path, binding: Binding, dataset: Dataset, asked: dict[str, Any]) -> Evaluation | None:
+    """The evaluation that is to be resumed, where it had ended after all. asked: what else must be the same."""
     if journals(output) or not output.is_file():
         return None
     result = read_result(output)
     low, high = result.threat_model.box
     hashes = [sample_sha256(dataset.images([position])[0].clamp(low, high)) for position in range(result.data.n)]
     same_data = summed_hash(hashes, dataset.labels[: result.data.n]) == result.data.sha256
-    if result.config.get("binding") != binding.model_dump() or not same_data:
+    same = result.config.get("binding") == binding.model_dump() and asked.items() <= result.config.items()
+    if not same or not same_data:
         raise UserError(f"{output} is the result of another run: name another --output, or leave out --resume")
     return Evaluation(result, output, None)
 

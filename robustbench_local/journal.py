@@ -115,7 +115,8 @@ class Journal:
 
     def _share(self) -> None:
         """Let every process know what each of them has read, because nobody can go on before all know all of it."""
-        events = [event for theirs in gather([*self.clean, *self.searches]) for event in theirs]
+        mine: list[CleanEvent | SearchEvent] = [*self.clean, *self.searches]
+        events = [event for theirs in gather(mine) for event in theirs]
         self.clean, self.searches, self._settled = [], [], set()
         for event in events:
             self._keep_once(event)

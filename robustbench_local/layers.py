@@ -78,7 +78,10 @@ def _stopped(given: Tensor, output: Tensor) -> str:
     weights = torch.linspace(1, 2, output.numel(), device=output.device, dtype=output.dtype).view(output.shape)
     with torch.enable_grad():
         total = (output * weights).sum()
-    gradient = torch.autograd.grad(total, given, retain_graph=True, allow_unused=True)[0]
+    try:
+        gradient = torch.autograd.grad(total, given, retain_graph=True, allow_unused=True)[0]
+    except RuntimeError as error:
+        return f"has a backward that fails ({(str(error) or type(error).__name__).splitlines()[0]})"
     if gradient is None:
         return CUTS
     return FLAT if bool((gradient == 0).all()) and given.numel() > 1 else ""
@@ -95,7 +98,8 @@ def _calls_noted(traced: Traced, where: Callable[[], str]) -> Iterator[None]:
             name = getattr(func, "__name__", "")
             name = getattr(func.__self__, "__name__", "") if name == "__get__" else name
             first = args[0] if args else None
-            if name in STEPS | DETACHED and isinstance(first, Tensor) and first.requires_grad:
+            stops = name.rstrip("_") in STEPS | DETACHED or (kwargs or {}).get("rounding_mode")
+            if stops and isinstance(first, Tensor) and first.requires_grad:
                 traced.functions.setdefault(where(), name)
             return func(*args, **(kwargs or {}))
 

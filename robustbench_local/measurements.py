@@ -43,7 +43,9 @@ class Looked:
 
     def fooled_by(self, attack: Attack, *, factor: float = 1.0, model: Model | None = None) -> Tensor:
         """Which images an attack fools, bool [rows]; in a ball so many times as wide, or another model."""
-        threat_model, asked = self.threat_model.widened(factor), model or self.model
+        whole = torch.full_like(self.images[:1], self.threat_model.box[1] - self.threat_model.box[0])
+        largest = float(self.threat_model.geometry.distance(whole)) / self.threat_model.eps
+        threat_model, asked = self.threat_model.widened(min(factor, largest)), model or self.model
         points = run(
             attack, asked, threat_model, self.images, self.labels, seed=self.seed, indices=self.indices
         )

@@ -119,8 +119,8 @@ def _layers(traced: Traced) -> Diagnostic:
     told = traced.told
     return Diagnostic(
         check=LAYERS, status="warn" if told else "pass", value=told or "all",
-        advice="gradients end there, which hides the way to adversarial examples and not the examples: attacks through "
-        "stand-ins (BPDA) are run as well" if told else "",
+        advice=f"gradients end in {told}, which hides the way to adversarial examples and not the examples: it takes "
+        "attacks through stand-ins (BPDA) to see past it" if told else "",
     )
 
 
@@ -271,12 +271,17 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: Traced) -
     for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]):
         with torch.enable_grad():
             total = loss(logits, labels).sum()
-        gradient = torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)[0]
+        try:
+            gradient = torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)[0]
+        except RuntimeError as error:  # a function without a backward of its own
+            if is_out_of_memory(error):
+                raise
+            gradient = None
         flat = torch.zeros_like(points).flatten(1) if gradient is None else gradient.flatten(1)
         missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
     share = float(missing.float().mean())
     return Diagnostic(
         check=check, status="warn" if share > 0 else "pass", value=share, threshold=0.0, n=len(images),
-        advice=f"at this share of images a loss has a zero or non-finite gradient{where or ' (saturated outputs?)'}: "
-        "attacks that trust it are weak there" if share > 0 else "",
+        advice=f"at {share:.0%} of {len(images)} images a loss has a zero or non-finite gradient"
+        f"{where or ' (saturated outputs?)'}: attacks that trust it are weak there" if share > 0 else "",
     )

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from robustbench_local.attacks import ATTACKS
 from robustbench_local.attacks.attack import Attack, settings, spec
 from robustbench_local.attacks.suites import SUITES, Stage
@@ -69,6 +71,18 @@ def require_goes_with(protocol: Protocol, threat_model: ThreatModel) -> None:
             "autoattack/1 is AutoAttack for L∞ and L2; its L1 version has an APGD of its own that is not here: "
             "choose --suite standard"
         )
+
+
+def require_layers(module: nn.Module, steps: Sequence[Step]) -> None:
+    """Raises UserError where an attack speaks of a layer that the model does not have."""
+    names = {name for name, _ in module.named_modules()}
+    names |= {".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(len(parts))}
+    for step in steps:
+        for layer in filter(None, str(getattr(step.attack, "layers", "")).split("+")):
+            if layer not in names:
+                raise UserError(
+                    f"--attack {step.attack.name}: the model has no layer {layer!r}.{nearest(layer, names)}"
+                )
 
 
 def custom(attacks: Sequence[Attack]) -> tuple[Protocol, tuple[Step, ...]]:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from robustbench_local.attacks.attack import Look, Model, State
 from robustbench_local.attacks.pgd import PGD
+from robustbench_local.attacks.randomness import sample_keys, uniform
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.metering import Metered
+from robustbench_local.planted import Features
 
 MOST_IMAGES, COPIES, EPOCHS, BATCH = 1000, 2, 15, 64
 NOISE = 0.1
@@ -41,13 +43,42 @@ class Transfer(PGD):
         return Look(margin, loss, gradient)
 
 
-def transfer_from(surrogate: Model) -> Transfer:
-    """The attack by way of that surrogate, images -> logits."""
+def transfer_from(surrogate: Model, name: str) -> Transfer:
+    """The attack by way of that surrogate, images -> logits, under a name that says which."""
     kind = dataclasses.make_dataclass(
         "TransferFrom", [], bases=(Transfer,), frozen=True, kw_only=True,
-        namespace={"surrogate": staticmethod(surrogate)},
+        namespace={"surrogate": staticmethod(surrogate), "name": name},
     )
     return kind()
+
+
+class _Refitted(nn.Module):
+    """A model's body with a readout of its own."""
+
+    def __init__(self, features: Features, readout: nn.Module):
+        super().__init__()
+        self._features, self._readout = features, readout
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self._readout(self._features(points))
+
+
+def refitted(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
+    """The model's own features with a linear readout taught what it answers: whatever is done to the logits after the
+    last linear layer is left out. Images, noise and seed as for `imitation`."""
+    points, answers, classes = _asked(model, dataset, threat_model, device)
+    features = Features(model)
+    with torch.no_grad():
+        given = torch.cat([features(part) for part in points.split(BATCH)])
+    scale = given.std(0).clamp_min(1e-6)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        readout = nn.Linear(given.shape[1], classes).to(device)
+        _fit(readout, (given - given.mean(0)) / scale, answers)
+    with torch.no_grad():
+        readout.weight /= scale
+        readout.bias -= readout.weight @ given.mean(0)
+    return _Refitted(features, readout.requires_grad_(False))
 
 
 def imitation(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
@@ -56,18 +87,29 @@ def imitation(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
     It learns predicted classes alone, so nothing but answers is asked of the model. Seeded, and the caller's random
     numbers go on as if nothing had happened.
     """
+    points, answers, classes = _asked(model, dataset, threat_model, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        network = _network(points.shape[1:], classes).to(device)
+        _fit(network, points, answers)
+    return network.eval().requires_grad_(False)
+
+
+def _asked(
+    model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """Images and noisy copies of them, what the model takes them for, and how many classes it knows."""
     positions = torch.arange(len(dataset))[:: max(1, -(-len(dataset) // MOST_IMAGES))]
     images = dataset.images(positions).to(device).clamp(*threat_model.box)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        noisy = [images + NOISE * (2 * torch.rand_like(images) - 1) for _ in range(COPIES)]
-        points = torch.cat([images, *noisy]).clamp(*threat_model.box)
-        with torch.no_grad():
-            told = torch.cat([model(part) for part in points.split(BATCH)])
-        network = _network(images.shape[1:], told.shape[1]).to(device)
-        _fit(network, points, told.argmax(1))
-    return network.eval().requires_grad_(False)
+    copies = [
+        images + NOISE * (2 * uniform(sample_keys(0, dataset.indices[positions], "surrogate", copy), images.shape[1:])
+                          .to(images) - 1)
+        for copy in range(COPIES)
+    ]
+    points = torch.cat([images, *copies]).clamp(*threat_model.box)
+    with torch.no_grad():
+        told = torch.cat([model(part) for part in points.split(BATCH)])
+    return points, told.argmax(1), told.shape[1]
 
 
 def _network(shape: torch.Size, classes: int) -> nn.Module:

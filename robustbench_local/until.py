@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustbench_local.comparable import threat_name
 from robustbench_local.errors import UserError
 from robustbench_local.gate import Gate
 from robustbench_local.gate_limits import Floor, failing
@@ -51,7 +52,7 @@ def until_decided(gate: Gate, name: str, threat_model: ThreatModelInfo) -> Until
     limits = gate.of(threat_model)
     if limits is None or (limits.min_clean is None and limits.min_robust is None):
         raise UserError(
-            f"{name} has no floor for {threat_model.norm} {threat_model.eps_text}: --until-gate stops when min_robust "
+            f"{name} has no floor for {threat_name(threat_model)}: --until-gate stops when min_robust "
             "or min_clean is decided, so give one"
         )
     single = [limits.min_class_clean, limits.min_class_robust]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from robustbench_local.cli.options import (
     batch_size,
@@ -66,6 +67,7 @@ def attack_command(**options: Any) -> None:
 
     if options["resume"] and options["output"] is None:
         raise UserError("--resume needs to know which run is to go on: give the --output that it was to write")
+    options = _flags_win(options)
     attacks = [resolve_attack(text) for text in options["attacks"]] or None
     with process_group() as rank:
         # What a model's own code prints is for people; stdout belongs to the JSON.
@@ -100,6 +102,15 @@ def attack_command(**options: Any) -> None:
     if options["as_json"] and rank == 0:
         write_json(evaluation.result.to_json())
     screen.print(f"result: {output}", soft_wrap=True)
+
+
+def _flags_win(options: dict[str, Any]) -> dict[str, Any]:
+    """A suite or attacks given as a flag put aside the others of a --config file."""
+    source = click.get_current_context().get_parameter_source
+    given = {name: source(name) is ParameterSource.COMMANDLINE for name in ("attacks", "suite")}
+    if given["suite"] and not given["attacks"]:
+        return {**options, "attacks": ()}
+    return {**options, "suite": None} if given["attacks"] and not given["suite"] else options
 
 
 def _until(name: str | None, threat_model: ThreatModel) -> Until | None:

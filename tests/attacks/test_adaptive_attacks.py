@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_local.attacks import BPDA, EOT, PGD, Noise, ThreatModel, run
+from robustbench_local.attacks import BPDA, EOT, PGD, Descent, Noise, ThreatModel, run
 from robustbench_local.attacks.attack import Rows
 from robustbench_local.attacks.bpda import straight_through
 from robustbench_local.attacks.randomness import sample_keys
@@ -86,6 +86,99 @@ def test_bpda_finds_the_optimum_that_pgd_is_blind_to(problem, front):
     assert (model(found)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
     blind = run(PGD(steps=20, loss="margin"), model, ball, images, labels)
     assert (model(blind)[:, 1] < model(corner)[:, 1] - 1e-3).any(), "nothing was hidden"
+
+
+def test_grey_levels_out_of_numpy_are_scaled_back(problem):
+    _, images, _ = problem
+    model, points = Hidden(FRONTS["numpy bytes"], torch.ones(SHAPE)), images.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(straight_through(model)(points)[:, 1].sum(), points)[0]
+    assert torch.allclose(gradient, torch.ones_like(gradient), atol=0.02)
+
+
+def test_where_leads_to_the_side_that_is_taken(problem):
+    """|x - 0.5| by a comparison: it rises away from the middle on either side."""
+    _, images, _ = problem
+    folded = Hidden(lambda x: torch.where(x.detach() > 0.5, x - 0.5, 0.5 - x), torch.ones(SHAPE))
+    points = images.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(straight_through(folded)(points)[:, 1].sum(), points)[0]
+    assert ((gradient > 0) == (images > 0.5)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("front", [
+    lambda x: (x * 255).round_() / 255, lambda x: torch.div(x * 255, 1, rounding_mode="floor") / 255,
+    lambda x: (x * 255).floor_() / 255, lambda x: torch.floor_divide(x * 255, 1) / 255,
+], ids=["round_", "div", "floor_", "floor_divide"])
+def test_other_spellings_of_staircases(problem, front):
+    weight, images, _ = problem
+    model, points = Hidden(front, weight), images.clone().requires_grad_(True)
+    passing = straight_through(model)(points)
+    assert torch.equal(passing.detach(), model(images))
+    gradient = torch.autograd.grad(passing[:, 1].sum(), points)[0]
+    assert (gradient.sign() == weight.sign()).all()
+
+
+def test_inference_mode_hides_nothing(problem):
+    weight, images, _ = problem
+
+    def front(values):
+        with torch.inference_mode():
+            return (values * 255).round() / 255
+
+    points = images.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(straight_through(Hidden(front, weight))(points)[:, 1].sum(), points)[0]
+    assert (gradient.sign() == weight.sign()).all()
+    with torch.inference_mode():
+        assert torch.is_inference_mode_enabled(), "as it was"
+
+
+def test_what_a_model_keeps_is_left_without_a_gradient(problem):
+    weight, images, _ = problem
+
+    class Counting(Hidden):
+        def __init__(self):
+            super().__init__(lambda values: values, weight)
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, values):
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(values.mean(), alpha=0.1)
+            return super().forward(values)
+
+    model = Counting()
+    run(BPDA(steps=3), model, ThreatModel("linf", EPS), images, torch.zeros(8, dtype=torch.int64))
+    assert not model.mean.requires_grad and float(model.mean) > 0
+
+
+def test_a_model_that_a_stand_in_breaks_is_attacked_as_it_is(problem):
+    weight, images, labels = problem
+
+    def front(values):
+        copy = values.detach()
+        return values + 0 * copy.numpy().sum() if copy.is_leaf else 1 / 0
+
+    model, ball = Hidden(front, weight), ThreatModel("linf", EPS)
+    found = run(BPDA(steps=20, loss="margin"), model, ball, images, labels)
+    corner = (images + EPS * weight.sign()).clamp(0, 1)
+    assert (model(found)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
+
+
+def test_descent_wins_where_the_loss_is_turned_round(problem):
+    """Logits whose margin is shown as far from 0 as it is near, with the same class: up leads away from success."""
+    weight, images, labels = problem
+
+    class Turned(nn.Module):
+        def forward(self, points):
+            score = (points * weight).flatten(1).sum(1) - 4
+            shown = torch.where(score < 0, -10 - score, score)
+            return torch.stack([torch.zeros_like(score), shown], 1)
+
+    model, ball = Turned(), ThreatModel("linf", 0.4)
+    assert (model(images).argmax(1) == 0).all()
+    honest = (images + 0.4 * weight.sign()).clamp(0, 1)
+    reachable = model(honest).argmax(1) == 1
+    assert reachable.any()
+    up, down = (run(kind(steps=20, loss="margin"), model, ball, images, labels) for kind in (PGD, Descent))
+    assert (model(down).argmax(1) == 1)[reachable].all() and not (model(up).argmax(1) == 1)[reachable].all()
 
 
 def test_saturation_is_passed_only_when_asked(problem):

@@ -81,5 +81,5 @@ def test_a_refusal_is_no_success(reject):
 
 
 def test_a_target_leaves_no_room_for_a_refusal():
-    with pytest.raises(ValueError, match="reject class is 3"):
+    with pytest.raises(ValueError, match="leave one of them out"):
         ThreatModel("linf", 0.1, target=1, reject=3)

@@ -65,7 +65,7 @@ def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
     assert result.verdict.status == "trusted" and result.verdict.reasons == []
     assert found.keys() >= AFTER and all(found[check].status == "pass" for check in AFTER)
     assert [report.name.partition(":")[0] for report in result.attacks if report.role == "diagnostic"] == [
-        "noise", "square", "pgd",
+        "noise", "square", "descent", "pgd",
     ]
     assert not any(report.role == "adaptive" for report in result.attacks)
     assert all(0 < found[check].n <= 32 for check in AFTER)
@@ -141,7 +141,7 @@ def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digi
 ])
 def test_a_few_last_samples_are_no_alarm(fooled, stood, status):
     (step,) = custom([PGD()])[1]
-    assert _told(checks.MORE, Ran(step, 0, min(stood, 32), fooled, 0.0), stood).status == status
+    assert _told(checks.MORE, [Ran(step, 0, stood, min(stood, 32), fooled, 0.0)]).status == status
 
 
 @pytest.mark.parametrize(("statuses", "assessed", "expected"), [

@@ -299,7 +299,7 @@ def test_a_model_that_gives_nan_off_the_images_is_not_robust(digits):
     count, result = standing(lambda logits, images: torch.where(on_grid(images), logits, torch.nan), part)
     assert count == 0
     finding = next(each for each in result.diagnostics if each.check == "logits are numbers under attack")
-    assert finding.status == "warn" and result.verdict.status == "doubtful"
+    assert finding.status == "fail" and result.verdict.status == "not-trusted"
 
 
 def test_nan_on_a_clean_image_stops_the_run_and_leaves_nothing(digits, tmp_path):

@@ -1,6 +1,7 @@
 """What is measured of a model: against linear models, where every measure is known, and models that break one rule."""
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -144,6 +145,33 @@ def test_planted_points_are_found_with_gradients_and_not_without():
 
     blind = active_test(Blind(), ThreatModel("linf", EPS), images, attack)
     assert blind.images == seen.images and blind.found <= 1
+
+
+def test_instability_and_misguidance_are_bounded_and_medians():
+    """A margin that noise multiplies counts as 1, not more; and a few images that gradients mislead are no verdict."""
+    torch.manual_seed(0)
+    assert instability(looked(Linear(front=lambda images: images + 50 * torch.randn_like(images)))) <= 1
+    part = looked(Linear())
+
+    class Mostly(nn.Module):
+        """Linear but for every fourth row."""
+
+        def forward(self, images):
+            rows = (torch.arange(len(images)) % 4 == 0).float()[:, None]
+            return (1 - rows) * Linear()(images) + rows * Linear(front=comb)(images)
+
+    assert misled(dataclasses.replace(part, model=Mostly())) < 1e-3
+
+
+def test_a_success_at_the_last_step_is_not_lost():
+    class Mean(nn.Module):
+        def forward(self, images):
+            mean = images.flatten(1).mean(1)
+            return torch.stack([mean - 0.5, torch.zeros_like(mean)], 1)
+
+    part = Looked(Mean(), ThreatModel("linf", 1), torch.full((4, *SHAPE), 0.9), torch.zeros(4, dtype=torch.int64),
+                  torch.arange(4), 0)
+    assert unfinished(part, Scripted((0.9, *[0.4] * 20))) == (0.0, 0)
 
 
 def test_features_are_what_the_last_linear_layer_is_given():

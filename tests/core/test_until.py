@@ -102,7 +102,7 @@ def test_block_by_block_every_stage_is_reported_once(model, digits):
 @pytest.mark.parametrize(("text", "word"), [
     ("max_drop: 0.02\nmin_robust: 0.4\nbaseline: b.json\n", "drops"), ("min_class_robust: 0.2\n", "no floor"),
     ("min_robust: 0.4\nmin_class_robust: 0.2\n", "single classes"),
-    ("threat_models:\n  - {norm: l2, eps: 0.5, min_robust: 0.4}\n", "no floor for linf 0.1"),
+    ("threat_models:\n  - {norm: l2, eps: 0.5, min_robust: 0.4}\n", "no floor for L∞ 0.1"),
 ])
 def test_what_cannot_be_decided_on_the_way_is_refused(tmp_path, text, word):
     path = gate(tmp_path, text)

@@ -182,7 +182,7 @@ class Bursting(Standard):
         return (loss * self.value if self.calls[0] in self.bad else loss), {"clean": loss.detach()}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(value):
     taught = lesson(Bursting(bad=(3,), value=value), average=0.9)
     for number in (1, 2):
