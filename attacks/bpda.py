@@ -16,8 +16,10 @@ from robustbench_local.attacks.threat_model import ThreatModel
 
 STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
 """Functions of a tensor whose gradient is 0 wherever they have one: staircases."""
-SATURATING = frozenset({"tanh", "sigmoid", "hardtanh", "clamp", "clip", "softmax", "relu6", "hardsigmoid"})
-"""Rising functions that are flat at their ends."""
+CUT = frozenset({"hardtanh", "clamp", "clip", "relu6", "hardsigmoid"})
+"""Rising functions that are constant at their ends."""
+SOFT = frozenset({"tanh", "sigmoid", "softmax"})
+"""Rising functions that only come near to a constant, and can be stretched until numbers no longer lie there."""
 COMPARISONS = frozenset({"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal",
                          "__gt__", "__ge__", "__lt__", "__le__"})
 DETACHED = frozenset({"detach", "detach_", "data"})
@@ -40,12 +42,15 @@ class StraightThrough(TorchFunctionMode):
 
     Staircases (`STEPS`) and casts to integers pass them on unchanged, comparisons as a sigmoid as wide as the compared
     numbers lie apart on average, and detaching, switching gradients off and going through numpy does nothing to them.
-    saturating: functions that are flat at their ends (`SATURATING`) pass them on unchanged too.
+    saturating: functions that are flat at their ends pass them on too: unchanged (`CUT`), or as the same function
+    stretched by so many times the mean size of the numbers (`SOFT`).
     """
 
-    def __init__(self, *, saturating: bool = False):
+    def __init__(self, *, saturating: bool = False, stretch: float = 1.0):
         super().__init__()
-        self._flat = STEPS | SATURATING if saturating else STEPS
+        self._stretch = stretch
+        self._flat = STEPS | CUT if saturating else STEPS
+        self._stretched = SOFT if saturating else frozenset()
         self._soft: dict[int, tuple[Tensor, Tensor]] = {}
         """By id, the tensors that cannot carry a gradient, each with the one that does so in its place."""
         self._left: list[Tensor] = []
@@ -122,6 +127,9 @@ class StraightThrough(TorchFunctionMode):
         first = args[0] if args else None
         if name in self._flat and _carries(first):
             return first
+        if name in self._stretched and _carries(first):
+            width = (self._stretch * first.detach().abs().mean()).clamp_min(1)
+            return width * func(first / width, *args[1:], **kwargs)
         if name in COMPARISONS:
             return _soft_comparison(name, *args[:2]) if any(map(_carries, args[:2])) else None
         if _carries(first) and not exact.is_floating_point() and name in ("to", "type", "long", "int", "byte", "short"):
@@ -200,17 +208,21 @@ def passed_through(model: Model, layers: Sequence[str]) -> Iterator[None]:
             handle.remove()
 
 
-def straight_through(model: Model, layers: Sequence[str] = (), *, saturating: bool = False) -> Model:
+def straight_through(
+    model: Model, layers: Sequence[str] = (), *, saturating: bool = False, stretch: float = 1.0
+) -> Model:
     """The same function with gradients that pass through what usually stops them.
 
-    model: images -> logits. layers: named layers that are taken for the identity on the way back.
+    model: images -> logits. layers: named layers that are taken for the identity on the way back. saturating, stretch:
+    as for `StraightThrough`.
     """
 
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
 
     def forward(points: Tensor) -> Tensor:
         try:
-            with passed_through(model, layers), StraightThrough(saturating=saturating), _gradients_stay_on():
+            passing = StraightThrough(saturating=saturating, stretch=stretch)
+            with passed_through(model, layers), passing, _gradients_stay_on():
                 return model(points)
         finally:
             for buffer in buffers:  # a running mean that was updated "without gradients" has one now
@@ -236,7 +248,8 @@ class BPDA(PGD):
     """PGD along approximate gradients: those of a stand-in wherever a layer has none or a useless one.
 
     layers: names of layers, joined by "+", that are taken for the identity on the way back, beside all that
-    `StraightThrough` sees by itself. saturating: also pass through what is flat at its ends, such as tanh or softmax.
+    `StraightThrough` sees by itself. saturating: also pass through what is flat at its ends, such as tanh or softmax,
+    stretched by so many times the mean size of what it is given.
     The other settings are PGD's.
     """
 
@@ -247,9 +260,11 @@ class BPDA(PGD):
     momentum: float = 0.25
     layers: str = ""
     saturating: bool = False
+    stretch: float = 1.0
 
     def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
-        passing = straight_through(model, tuple(filter(None, self.layers.split("+"))), saturating=self.saturating)
+        layers = tuple(filter(None, self.layers.split("+")))
+        passing = straight_through(model, layers, saturating=self.saturating, stretch=self.stretch)
         try:
             return super()._look(passing, threat_model, state)
         except Exception:  # a stand-in can break what the model can do by itself; whatever else it is comes again

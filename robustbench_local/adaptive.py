@@ -2,6 +2,7 @@
 NeurIPS 2020; Carlini et al., arXiv:1902.06705)."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,9 @@ def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[
         yield BPDA(layers=layers, loss="margin", targets=9, steps=50), STOPPED | BLIND
     if troubled & (SATURATED | BLIND):
         # Where all wrong classes are equally flat, only a target says which of them is near.
-        yield BPDA(layers=layers, saturating=True, loss="margin", targets=9, steps=50), SATURATED | BLIND
+        for stretch in (0.1, 0.5):
+            through = BPDA(layers=layers, saturating=True, stretch=stretch, loss="margin", targets=9, steps=50)
+            yield through, SATURATED | BLIND
     if troubled & RANDOM:
         yield EOT(draws=20), RANDOM
     if troubled & (ROUGH | RANDOM | OVERLOOKED):
@@ -70,11 +73,10 @@ def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[
     yield resolve_attack("apgd:loss=dlr,targets=9"), troubled
     if troubled & (OVERLOOKED | SATURATED):
         yield Descent(), OVERLOOKED | SATURATED
-    if len(cascade.standing):
-        job = cascade.job
-        for name, surrogate in (("transfer-readout", refitted), ("transfer", imitation)):
-            taught = surrogate(job.model, job.dataset, job.threat_model, job.device)
-            yield transfer_from(taught, name), troubled
+    job = cascade.job
+    for name, teach in (("transfer-readout", refitted), ("transfer", imitation)):
+        taught = functools.partial(teach, job.model, job.dataset, job.threat_model, job.device)
+        yield transfer_from(taught, name), troubled
     yield resolve_attack("square:steps=5000"), troubled
 
 

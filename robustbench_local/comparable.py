@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustbench_local.known_suites import different_hashes, protocol_name
 from robustbench_local.result import DataInfo, Result, SampleRecord, ThreatModelInfo, read_result, read_samples
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -62,7 +63,7 @@ def threat_name(threat: ThreatModelInfo) -> str:
     goal = ""
     if threat.goal != "untargeted":
         goal = f", {'any' if threat.goal.source is None else threat.goal.source} → {threat.goal.target}"
-    reject = "" if threat.reject is None else f", {threat.reject} rejects"
+    reject = "" if threat.reject is None else f", class {threat.reject} rejects"
     return f"{NORMS.get(threat.norm, threat.norm)} {threat.eps_text}{goal}{reject}"
 
 
@@ -79,6 +80,15 @@ def untrusted(result: Result) -> str:
     return f"is not to be trusted{': ' if reasons else ''}{reasons}"
 
 
+def doubts(result: Result) -> list[str]:
+    """What its evaluation itself warned of, or that nobody looked; nothing where it is trusted."""
+    if result.verdict.status == "doubtful":
+        return result.verdict.reasons
+    if result.verdict.status == "not-assessed":
+        return ["not assessed: it was made with --no-diagnostics, so nothing looked for masked gradients"]
+    return []
+
+
 def difference(now: Evaluated, before: Evaluated) -> str:
     """Why two results cannot be held against each other, or nothing. The model may be another: that is the point."""
     old, new = before.result, now.result
@@ -88,10 +98,11 @@ def difference(now: Evaluated, before: Evaluated) -> str:
             f"the threat models differ: {threat_name(old.threat_model)} {where}, {threat_name(new.threat_model)} {here}"
         )
     if new.protocol != old.protocol:
-        return (
-            f"the protocols differ: {old.protocol.name}/{old.protocol.version or ''} {where}, "
-            f"{new.protocol.name}/{new.protocol.version or ''} {here}, or their settings do"
-        )
+        one, other = protocol_name(old.protocol), protocol_name(new.protocol)
+        if one != other:
+            return f"the protocols differ: {one} {where}, {other} {here}"
+        first, second = different_hashes(old.protocol.sha256, new.protocol.sha256)
+        return f"the protocols differ: both are {one}, but with other settings ({first} {where}, {second} {here})"
     if (_place(new.data), new.data.split) != (_place(old.data), old.data.split):
         return f"the data differ: {old.data.name} ({old.data.split}) {where}, {new.data.name} ({new.data.split}) {here}"
     stopped = next((each for each in (before, now) if each.result.sequential is not None), None)

@@ -11,6 +11,7 @@ from robustbench_local.comparable import (
     Evaluated,
     Flip,
     difference,
+    doubts,
     flips,
     lost_and_gained,
     right,
@@ -79,13 +80,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A model among several. groups: letters; models that share one cannot be told apart by their robust accuracy."""
+    """A model among several. groups: letters; models that share one cannot be told apart by their robust accuracy.
+    verdict: how far its evaluation is to be believed. doubts: why not outright."""
 
     path: Path
     model: str
     clean: Accuracy
     robust: Accuracy
     groups: str
+    verdict: str
+    doubts: list[str]
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class Comparison:
             "level": self.level,
             "models": [
                 {"result": str(each.path), "model": each.model, "clean_accuracy": each.clean.model_dump(),
-                 "robust_accuracy": each.robust.model_dump(), "groups": each.groups}
+                 "robust_accuracy": each.robust.model_dump(), "groups": each.groups,
+                 "verdict": each.verdict, "doubts": each.doubts}
                 for each in self.ranked
             ],
             "p_values": [{"models": list(pair), "p": p} for pair, p in self.p_values.items()],
@@ -211,7 +216,8 @@ def _ranked(results: Sequence[Evaluated], alpha: float) -> tuple[list[Ranked], d
     p_values = dict(zip(pairs, adjusted, strict=True))
     letters = _letters(len(order), {pair for pair, p in p_values.items() if p >= alpha})
     ranked = [
-        Ranked(each.path, each.result.model.name, each.result.clean_accuracy, each.result.robust_accuracy, groups)
+        Ranked(each.path, each.result.model.name, each.result.clean_accuracy, each.result.robust_accuracy, groups,
+               each.result.verdict.status, doubts(each.result))
         for each, groups in zip(order, letters, strict=True)
     ]
     return ranked, p_values

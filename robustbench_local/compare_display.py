@@ -13,6 +13,8 @@ from robustbench_local.result import Accuracy
 
 SHOWN = 10
 """Samples listed for each direction; the JSON has all."""
+MANY, NARROW = 4, 80
+"""From so many results on they are numbered; below so many columns an interval stands under its value."""
 
 
 def show_comparison(screen: Console, comparison: Comparison) -> None:
@@ -32,27 +34,44 @@ def show_comparison(screen: Console, comparison: Comparison) -> None:
         _flips(screen, comparison.pair.flips)
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, first: int = 12) -> Table:
+    """first: the least width of the first column."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(Text(plain(name)), justify="right" if position else "left", no_wrap=position > 0,
-                         overflow="fold", min_width=0 if position else 12)
+                         overflow="fold", min_width=0 if position else first)
     return table
 
 
-def _cell(accuracy: Accuracy) -> str:
-    return f"{accuracy.value:.1%} [{accuracy.confidence.low:.1%}, {accuracy.confidence.high:.1%}]"
+def _cell(accuracy: Accuracy, between: str) -> str:
+    return f"{accuracy.value:.1%}{between}[{accuracy.confidence.low:.1%}, {accuracy.confidence.high:.1%}]"
 
 
 def _models(screen: Console, comparison: Comparison) -> None:
-    table = _table("model", "clean", "robust", "group")
+    """A row for each; where there are many they are numbered as they were given, and named below."""
+    many, between = _many(comparison), "\n" if screen.width < NARROW else " "
+    table = _table("" if many else "model", "clean", "robust", first=3 if many else 12)
+    table.add_column("group", no_wrap=True, min_width=max(len(each.groups) for each in comparison.ranked))
+    numbers = {path: number for number, path in enumerate(comparison.paths, start=1)}
     for each in comparison.ranked:
-        table.add_row(Text(plain(f"{each.model} ({each.path})")), _cell(each.clean), _cell(each.robust), each.groups)
+        name = str(numbers[each.path]) if many else f"{each.model} ({each.path})"
+        table.add_row(Text(plain(name)), _cell(each.clean, between), _cell(each.robust, between), each.groups)
     screen.print(table)
+    if many:
+        for each in sorted(comparison.ranked, key=lambda each: numbers[each.path]):
+            screen.print(plain(f"{numbers[each.path]}: {each.model} ({each.path})"), markup=False, soft_wrap=True)
+    for each in comparison.ranked:
+        why = f": {'; '.join(each.doubts)}" if each.doubts else ""
+        screen.print(plain(f"verdict of {each.path}: {each.verdict}{why}"), markup=False, soft_wrap=True,
+                     style="yellow" if each.doubts else "dim")
     screen.print(
         f"models that share a letter cannot be told apart by their robust accuracy at {1 - comparison.level:.3g} "
         "(paired exact tests, Holm over all pairs)", style="dim", markup=False, soft_wrap=True,
     )
+
+
+def _many(comparison: Comparison) -> bool:
+    return len(comparison.ranked) >= MANY
 
 
 def _pair(screen: Console, comparison: Comparison, pair: Pair) -> None:
@@ -77,7 +96,8 @@ def _row(table: Table, name: str, change: Change) -> None:
 
 
 def _attacks(screen: Console, comparison: Comparison) -> None:
-    table = _table("robust after", *(path.name for path in comparison.paths))
+    names = [str(number) if _many(comparison) else path.name for number, path in enumerate(comparison.paths, start=1)]
+    table = _table("robust after", *names)
     for each in comparison.attacks:
         name = each.attack.replace(",", ", ").replace(":", ": ")
         table.add_row(Text(plain(name)), *("–" if left is None else f"{left:.1%}" for left in each.left))

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,36 +112,57 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
 
     Raises UserError when one of them cannot be written; the old files are intact then.
     """
+    places: dict[Path, Path] = {}
+    for path in contents:
+        with writable(path):
+            places[path] = place = _place(path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(place)
     moves: list[tuple[Path, Path]] = []
+    with contextlib.ExitStack() as held:
+        try:
+            for path, data in contents.items():
+                with writable(path):
+                    moves.append((_made(places[path], data, held), places[path]))
+            for made, place in moves:
+                with writable(place):
+                    made.replace(place)
+        finally:
+            for made, _ in moves:
+                with contextlib.suppress(OSError):  # it is in its place, or nothing can be done about it
+                    made.unlink()
+
+
+def _made(place: Path, data: str | bytes, held: contextlib.ExitStack) -> Path:
+    """The content in a file beside its place, on the disk, and locked until `held` ends: others sweep there too."""
+    handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED)
+    made = Path(name)
     try:
-        for path, data in contents.items():
-            with writable(path):
-                place = _place(path)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                _sweep(place)
-                handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED)
-                moves.append((Path(name), place))
-                with os.fdopen(handle, "wb") as file:
-                    lock(handle)
-                    file.write(data.encode() if isinstance(data, str) else data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                # mkstemp makes private files; the result is an ordinary one.
-                mask = os.umask(0)
-                os.umask(mask)
-                Path(name).chmod(0o666 & ~mask)
-        for made, place in moves:
-            with writable(place):
-                made.replace(place)
-    finally:
-        for made, _ in moves:
-            with contextlib.suppress(OSError):  # it is in its place, or nothing can be done about it
-                made.unlink()
+        file = held.enter_context(os.fdopen(handle, "wb"))
+        lock(handle)
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(handle)
+        # mkstemp makes private files; the result is an ordinary one.
+        mask = os.umask(0)
+        os.umask(mask)
+        made.chmod(0o666 & ~mask)
+        if os.name == "nt":  # Windows does not move open files
+            file.close()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            made.unlink()
+        raise
+    return made
 
 
 def _sweep(place: Path) -> None:
     """Remove what is left unfinished of the file by processes that were killed while they wrote it."""
-    for path in place.parent.glob(f".{glob.escape(place.name)}.*{UNFINISHED}"):
+    # Between the name and the ending stand eight letters of mkstemp's, or it is another file's whose name begins alike.
+    unfinished = re.compile(re.escape(f".{place.name}.") + "[a-z0-9_]{8}" + re.escape(UNFINISHED))
+    for path in place.parent.iterdir():
+        if not unfinished.fullmatch(path.name):
+            continue
         with contextlib.suppress(OSError), path.open("rb") as file:
             if lock(file.fileno(), unknown=False):
                 path.unlink()

@@ -19,6 +19,7 @@ from robustbench_local.comparable import (
     Flip,
     called,
     difference,
+    doubts,
     flips,
     lost_and_gained,
     right,
@@ -112,6 +113,10 @@ class Gate:
     alpha: float = 0.05
     source: Path | None = None
 
+    @property
+    def baselines(self) -> list[Path]:
+        return list(dict.fromkeys(path for limits in self.limits for path in limits.baselines))
+
     def of(self, threat: ThreatModelInfo) -> Limits | None:
         """The limits that speak of results of this threat model."""
         return next((each for each in self.limits if each.threat is None or each.threat.speaks_of(threat)), None)
@@ -119,9 +124,9 @@ class Gate:
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of; it
-    decides nothing, but it is said. flips: samples that changed sides since the baseline, those that moved most first.
-    baseline: the result file it was, or for want of one is to be, compared with."""
+    """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of, or
+    that nothing looked; it decides nothing, but it is said. flips: samples that changed sides since the baseline, those
+    that moved most first. baseline: the result file it was, or for want of one is to be, compared with."""
 
     threat: str
     path: Path | None
@@ -180,8 +185,16 @@ def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decisio
     """Hold result files, one for each threat model, against the gate.
 
     first: a baseline that does not exist is to be made of the result, so that there is nothing to compare with yet.
-    Raises UserError for files that cannot be read, and for two results of one threat model.
+    Raises UserError for files that cannot be read, for two results of one threat model, and for a file that is given
+    twice or is its own baseline.
     """
+    places = {path.resolve(): path for path in paths}
+    if len(places) < len(paths):
+        raise UserError("the same result is given twice: name each once")
+    for baseline in gate.baselines:
+        if baseline.resolve() in places:
+            raise UserError(f"{places[baseline.resolve()]} is a result and the baseline itself: name the new result, "
+                            "or another baseline")
     results = {path: read_result(path) for path in paths}
     for position, (path, result) in enumerate(results.items()):
         for other, earlier in list(results.items())[:position]:
@@ -197,10 +210,9 @@ def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decisio
     judged = []
     for draft in drafts:
         checks = [limit.check(gate.alpha, len(limits), next(failed)) for limit in draft.limits]
-        doubts = draft.result.verdict.reasons if draft.result.verdict.status == "doubtful" else []
         judged.append(Judged(
             threat_name(draft.result.threat_model), draft.path, draft.result, [*draft.refusals, *checks],
-            [*doubts, *draft.notes], draft.flips, draft.baseline,
+            [*doubts(draft.result), *draft.notes], draft.flips, draft.baseline,
         ))
     return Decision([*judged, *_missing(gate, list(results.values())), *baselines.unused()], gate.alpha, gate.source)
 
@@ -282,12 +294,12 @@ def _add_floors(draft: _Draft, limits: Limits) -> None:
         for each, limit in wanted:
             robust = rule == "min_class_robust"
             accuracy = each.robust_accuracy if robust else each.clean_accuracy
+            of = f" of class {called(each.label, each.name)}"
             # A subset is stratified in the split's own proportions.
             available = round(accuracy.n * result.data.available / result.data.n)
             draft.limits.append(Floor(
-                f"{rule}:{each.label}",
-                f"{'robust' if robust else 'clean'} accuracy of class {called(each.label, each.name)}",
-                accuracy.correct, accuracy.n, limit, available, finite=stopped,
+                f"{rule}:{each.label}", f"{'robust' if robust else 'clean'} accuracy{of}",
+                accuracy.correct, accuracy.n, limit, available, finite=stopped, of=of,
             ))
 
 
@@ -340,12 +352,29 @@ def _add_drops(draft: _Draft, limits: Limits, baselines: _Baselines) -> None:
             draft.limits.append(Drop(rule, name, lost, gained, n, limit, available))
 
 
+def read_files(gate: Gate, paths: Sequence[Path]) -> set[Path]:
+    """Every file that the decision rests on, resolved: results, baselines, their records, and the gate file.
+
+    Raises UserError for a result or baseline that cannot be read.
+    """
+    files = [] if gate.source is None else [gate.source]
+    for path in [*paths, *gate.baselines]:
+        # The record that a baseline gets when it is made, and the one that is named in what is there.
+        files += [path, path.with_name(f"{path.stem}.samples.jsonl")]
+        if path in paths or path.exists():
+            files.append(path.parent / (read_result(path).samples_file or path.name))
+    return {file.resolve() for file in files}
+
+
 class _Baselines:
     """The baselines of a gate: each is read once, and each must belong to a result."""
 
     def __init__(self, gate: Gate, first: bool):
-        paths = dict.fromkeys(path for limits in gate.limits for path in limits.baselines)
-        self.read = {path: Evaluated.read(path) for path in paths if path.exists() or not first}
+        gone = next((path for path in gate.baselines if not path.exists()), None)
+        if gone is not None and not first:
+            raise UserError(f"there is no baseline {gone}: check its path, or make the first one of the result with "
+                            "--update-baseline")
+        self.read = {path: Evaluated.read(path) for path in gate.baselines if path.exists()}
         self._taken: set[Path] = set()
         read = list(self.read.values())
         for position, one in enumerate(read):

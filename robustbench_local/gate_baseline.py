@@ -13,8 +13,7 @@ def update_baselines(decision: Decision) -> list[Path]:
     """Put every result that was given, with its samples, in the place of its baseline.
 
     Returns the baselines that were written, which is none where the gate failed or could not compare. The two files are
-    replaced together. Raises UserError where a result
-    has no baseline to replace, or is itself the baseline.
+    replaced together. Raises UserError where a result has no baseline to replace, or two have the same.
     """
     if decision.outcome in (Outcome.FAIL, Outcome.NOT_COMPARABLE):
         return []
@@ -22,8 +21,6 @@ def update_baselines(decision: Decision) -> list[Path]:
     for judged in decision.judged:
         if judged.path is None or judged.baseline is None:
             raise UserError(f"--update-baseline: no baseline is named for {judged.path}: give --baseline FILE")
-        if judged.path.resolve() == judged.baseline.resolve():
-            raise UserError(f"--update-baseline: {judged.path} is the baseline itself: name the new result")
         if judged.baseline in [baseline for _, baseline in moves]:
             raise UserError(f"--update-baseline: {judged.baseline} cannot be the baseline of two results: name another")
         moves.append((judged.path, judged.baseline))

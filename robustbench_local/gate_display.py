@@ -11,10 +11,9 @@ MARKS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow"
 
 
 def show_decision(screen: Console, decision: Decision, *, asked_to_update: bool = False) -> None:
-    """A line for each limit, under a heading for each result where there are several, then the outcome."""
+    """A line for each limit and each doubt, under a heading for each result, then the outcome."""
     for judged in decision.judged:
-        if len(decision.judged) > 1:
-            screen.print(plain(heading(judged)), style="bold", markup=False, soft_wrap=True)
+        screen.print(plain(heading(judged)), style="bold", markup=False, soft_wrap=True)
         for check in judged.checks:
             screen.print(f"[{MARKS[check.outcome]}]{check.outcome.word:<16}[/]", end="")
             screen.print(plain(f"{check.limit}: {check.sentence}"), markup=False, soft_wrap=True)

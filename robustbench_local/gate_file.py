@@ -28,9 +28,12 @@ from robustbench_local.gate import ClassFloors, Gate, Limits, Threat
 from robustbench_local.known_suites import require_known
 from robustbench_local.numbers import parse_number
 from robustbench_local.reading import parse_yaml
+from robustbench_local.result import SCHEMA
 
 LARGEST = 200_000
 """Bytes of a gate file: a thousand classes for two threat models take half of that."""
+MOST_PROBLEMS = 5
+"""What is told at once of a file; one with more is another kind of file."""
 
 
 def _number(value: Any) -> Any:
@@ -40,6 +43,8 @@ def _number(value: Any) -> Any:
 
 
 def _fraction(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        raise ValueError("must be a fraction from 0 to 1: 0.40 for 40 %")
     number = _number(value)
     if isinstance(number, int | float) and not 0 <= number <= 1:
         raise ValueError("must be a fraction from 0 to 1: 0.40 for 40 %")
@@ -174,6 +179,8 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 
 def _checked(content: dict[str, Any], where: str) -> GateFile:
+    if content.get("schema") == SCHEMA:
+        raise UserError(f"{where} is no gate file, this is a result file: give it as RESULT, and the limits as --gate")
     content = _underscored(content)
     threats = content.get("threat_models")
     if isinstance(threats, list):
@@ -181,8 +188,9 @@ def _checked(content: dict[str, Any], where: str) -> GateFile:
     try:
         return GateFile.model_validate(content)
     except ValidationError as error:
-        problems = dict.fromkeys(_sentence(problem) for problem in error.errors(include_url=False))
-        raise UserError(f"{where}: {'; '.join(problems)}") from None
+        problems = list(dict.fromkeys(_sentence(problem) for problem in error.errors(include_url=False)))
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise UserError(f"{where}: {'; '.join(problems[:MOST_PROBLEMS])}{more}") from None
 
 
 def _underscored(values: dict[Any, Any]) -> dict[str, Any]:

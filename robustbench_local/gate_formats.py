@@ -17,9 +17,12 @@ from robustbench_local.comparable import NORMS
 from robustbench_local.gate import Decision, Judged
 from robustbench_local.gate_display import heading
 from robustbench_local.gate_limits import Check, Outcome
+from robustbench_local.known_suites import protocol_name
 from robustbench_local.plain import plain
 
 LEVELS = {Outcome.FAIL: "error", Outcome.UNDECIDED: "warning", Outcome.NOT_COMPARABLE: "error"}
+
+DOUBTS = "doubts"
 
 
 def junit(decision: Decision) -> str:
@@ -61,32 +64,34 @@ def _properties(judged: Judged) -> dict[str, str]:
     result = judged.result
     if result is None:
         return {}
-    version = f"/{result.protocol.version}" if result.protocol.version else ""
     return {
         "result": str(judged.path), "model": result.model.name, "data": f"{result.data.name} ({result.data.split})",
-        "protocol": f"{result.protocol.name}{version}", "samples": str(result.data.n),
+        "protocol": protocol_name(result.protocol), "samples": str(result.data.n),
     }
 
 
 def sarif(decision: Decision) -> str:
-    """One rule for each limit; a result for each that is not passed, so that an alert closes when its limit passes."""
+    """One rule for each limit; a result for each that is not passed, so that an alert closes when its limit passes; a
+    note for the doubts of a result, which are no fault."""
     rules, results = [], []
     for judged in decision.judged:
-        for check in judged.checks:
+        for check in [*judged.checks, *_doubts(judged)]:
+            doubt = check.rule == DOUBTS
             rules.append({
                 "id": rule_id(judged, check), "shortDescription": {"text": plain(check.limit)},
                 "fullDescription": {"text": plain(f"{check.limit}, for {heading(judged)}")},
-                "defaultConfiguration": {"level": "error"},
+                "defaultConfiguration": {"level": "note" if doubt else "error"},
             })
             if check.outcome is not Outcome.PASS:
                 results.append({
-                    "ruleId": rule_id(judged, check), "ruleIndex": len(rules) - 1, "level": LEVELS[check.outcome],
-                    "message": {"text": plain(f"{heading(judged)}: {_line(check)}")},
+                    "ruleId": rule_id(judged, check), "ruleIndex": len(rules) - 1,
+                    "level": "note" if doubt else LEVELS[check.outcome],
+                    "message": {"text": plain(f"{heading(judged)}: {check.sentence if doubt else _line(check)}")},
                     "locations": [{"physicalLocation": {
                         "artifactLocation": {"uri": _uri(location(decision, judged))}, "region": {"startLine": 1},
                     }}],
                     "partialFingerprints": {"robustGate/v1": fingerprint(judged, check)},
-                    "properties": {"outcome": check.outcome.word},
+                    "properties": {"outcome": "doubtful" if doubt else check.outcome.word},
                 })
     log = {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -99,6 +104,12 @@ def sarif(decision: Decision) -> str:
         }],
     }
     return json.dumps(log, indent=2) + "\n"
+
+
+def _doubts(judged: Judged) -> list[Check]:
+    """The doubts of a result in the form of a limit that is not passed, for want of another form that CI shows."""
+    sentence = f"doubtful: {'; '.join(judged.doubts)}"
+    return [Check(DOUBTS, "no doubts", Outcome.UNDECIDED, sentence)] if judged.doubts else []
 
 
 def rule_id(judged: Judged, check: Check) -> str:

@@ -24,7 +24,8 @@ LARGEST = 1_000_000
 
 
 def workflow_commands(decision: Decision) -> str:
-    """Workflow commands: one for each limit that is not passed, the gravest first, and one that sums up."""
+    """Workflow commands: one for each limit that is not passed, the gravest first, one for each doubt, and one that
+    sums up."""
     lines = []
     for outcome in (Outcome.NOT_COMPARABLE, Outcome.FAIL, Outcome.UNDECIDED):
         for judged in decision.judged:
@@ -33,6 +34,12 @@ def workflow_commands(decision: Decision) -> str:
                          str(location(decision, judged)))
                 for check in judged.checks if check.outcome is outcome
             ]
+    for judged in decision.judged:
+        lines += [
+            _command(Outcome.UNDECIDED, "robust gate: doubtful", f"{judged.threat}: {doubt}",
+                     str(location(decision, judged)))
+            for doubt in judged.doubts
+        ]
     passed = sum(check.outcome is Outcome.PASS for check in decision.checks)
     lines.append(_command(
         decision.outcome, "robust gate", f"{decision.outcome.word}: {passed} of {len(decision.checks)} limits passed"

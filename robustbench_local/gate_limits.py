@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from robustbench_local.sequential import finite_bounds
@@ -61,13 +61,15 @@ def refused(rule: str, limit: str, reason: str) -> Check:
 
 
 class Limit(ABC):
-    """rule, name: as in a gate file and for people. limit: a fraction. available: samples the data set has of those."""
+    """rule, name: as in a gate file and for people. limit: a fraction. available: samples the data set has of those.
+    of: what samples it speaks of, as ` of class 4`; nothing where it is all."""
 
     rule: str
     name: str
     n: int
     limit: float
     available: int
+    of: str = ""
 
     @abstractmethod
     def passes(self, alpha: float) -> bool:
@@ -106,10 +108,11 @@ class Limit(ABC):
         enough = self.enough(alpha, limits, most)
         if enough is None:
             return "it lies so near the limit that no number of samples is likely to decide"
+        needed = f"about {enough:,} samples{self.of} would decide"
         if self.available >= enough:
-            return f"about {enough:,} samples would decide, and the data set has {self.available:,}"
+            return f"{needed}, and the data set has {self.available:,}"
         has = f"the data set has only {self.available:,}" if self.available > self.n else f"all {self.n:,} are used"
-        return f"about {enough:,} samples would decide, but {has}: more data, or another limit"
+        return f"{needed}, but {has}: more data, or another limit"
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Floor(Limit):
     limit: float
     available: int
     finite: bool = False
+    of: str = ""
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         if self.finite:
@@ -141,7 +145,7 @@ class Floor(Limit):
 
     def like_these(self, n: int) -> Floor:
         correct = round(self.correct / self.n * n)
-        return Floor(self.rule, self.name, correct, n, self.limit, self.available, self.finite)
+        return replace(self, correct=correct, n=n)
 
     def check(self, alpha: float, limits: int, failed: bool) -> Check:
         low, high = self.bounds(alpha)

@@ -22,6 +22,16 @@ NO_WEAKER: dict[str, tuple[str, ...]] = {
 neither holds every attack of the other."""
 
 
+def protocol_name(protocol: Protocol) -> str:
+    """`standard/1`, or the name alone where there is no version."""
+    return protocol.name if protocol.version is None else f"{protocol.name}/{protocol.version}"
+
+
+def different_hashes(one: str, other: str) -> tuple[str, str]:
+    """Two hashes for people: their first twelve digits, or all where these are the same."""
+    return (one[:12], other[:12]) if one[:12] != other[:12] else (one, other)
+
+
 def require_known(text: str) -> tuple[str, int]:
     """`standard/1` as a name and a version; `standard` means its newest version.
 
@@ -44,16 +54,17 @@ def weaker(protocol: Protocol, required: str) -> str:
     Raises UserError where there is no suite of the required name.
     """
     name, version = require_known(required)
-    has = protocol.name if protocol.version is None else f"{protocol.name}/{protocol.version}"
+    has = protocol_name(protocol)
     if protocol.name not in NO_WEAKER:
         return f"the gate requires {name}/{version}, but the result is of protocol {has}: attack with --suite {name}"
     known = SUITE_HASHES.get((protocol.name, protocol.version or 0))
     if known is None:
         return f"the result is of {has}, which this version of robust does not know: judge it with the one that made it"
     if known != protocol.sha256:
+        found, expected = different_hashes(protocol.sha256, known)
         return (
-            f"the result calls its protocol {has}, but its settings are others ({protocol.sha256[:12]} instead of "
-            f"{known[:12]}): attack with --suite {has}"
+            f"the result calls its protocol {has}, but its settings are others ({found} instead of {expected}): attack "
+            f"with --suite {has}"
         )
     if protocol.name not in NO_WEAKER[name] or (protocol.name == name and (protocol.version or 0) < version):
         return f"the gate requires {name}/{version}, but the result is of {has}: attack with --suite {name}"

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
 from robustbench_local.errors import UserError
+from robustbench_local.numbers import parse_number
 from robustbench_local.reading import (
     MOST_DESCRIPTION,
     parse_json,
@@ -99,6 +101,12 @@ class ThreatModelInfo(Part):
     reject: int | None = Field(
         default=None, description="class that stands for a refusal: an image for which it is predicted is not fooled"
     )
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> ThreatModelInfo:
+        if not math.isclose(parse_number(self.eps_text), self.eps, rel_tol=1e-6):
+            raise ValueError(f"eps is {self.eps:g}, but its text says {quoted(self.eps_text)}")
+        return self
 
 
 class Protocol(Part):
@@ -198,7 +206,27 @@ class Result(BaseModel):
             raise ValueError("its accuracies and its data speak of different numbers of samples")
         if self.robust_accuracy.correct > self.clean_accuracy.correct:
             raise ValueError("more samples are robust than correct")
+        self._require_sums()
+        statuses = {diagnostic.status for diagnostic in self.diagnostics}
+        if "fail" in statuses and self.verdict.status != "not-trusted":
+            raise ValueError(f"the verdict is {self.verdict.status}, but a diagnostic failed")
+        if "warn" in statuses and self.verdict.status == "trusted":
+            raise ValueError("the verdict is trusted, but a diagnostic warned")
         return self
+
+    def _require_sums(self) -> None:
+        """Raises ValueError where the attacks or the classes do not add up to the accuracies."""
+        clean, robust = self.clean_accuracy, self.robust_accuracy
+        fooled = sum(attack.fooled for attack in self.attacks)
+        if clean.correct - fooled != robust.correct:
+            raise ValueError(f"{clean.correct} samples are correct and its attacks fooled {fooled} of them, but "
+                             f"{robust.correct} are robust")
+        for name, whole, parts in (
+            ("clean", clean, [each.clean_accuracy for each in self.per_class]),
+            ("robust", robust, [each.robust_accuracy for each in self.per_class]),
+        ):
+            if (sum(part.correct for part in parts), sum(part.n for part in parts)) != (whole.correct, whole.n):
+                raise ValueError(f"the {name} accuracies of its classes do not add up to that of the whole")
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
@@ -266,6 +294,8 @@ def read_samples(result: Result, path: Path) -> list[SampleRecord]:
     record = path.parent / (name or ".")
     if name is None or record.resolve().parent != path.parent.resolve():
         raise UserError(f"{path} names no per-sample record in its own folder (samples_file: {quoted(name)})")
+    if not record.exists():
+        raise UserError(f"there is no {record}, the per-sample record of {path}: put it there, or evaluate again")
     samples = []
     for number, line in enumerate(_lines(record), start=1):
         try:

@@ -5,6 +5,8 @@ Papernot et al., "Practical black-box attacks against machine learning" (ASIA CC
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +32,7 @@ class Transfer(PGD):
     """PGD along a surrogate's gradients; what counts is what the model itself says of every point on the way."""
 
     name: ClassVar[str] = "transfer"
-    surrogate: ClassVar[Model]
+    surrogate: ClassVar[Callable[[], Model]]
     steps: int = 100
     loss: str = "margin"
     schedule: str = "cosine"
@@ -39,15 +41,16 @@ class Transfer(PGD):
     def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
         with torch.no_grad():
             margin = threat_model.margin(model(state["points"]), state["labels"])
-        _, loss, gradient = super()._look(type(self).surrogate, threat_model, state)
+        _, loss, gradient = super()._look(type(self).surrogate(), threat_model, state)
         return Look(margin, loss, gradient)
 
 
-def transfer_from(surrogate: Model, name: str) -> Transfer:
-    """The attack by way of that surrogate, images -> logits, under a name that says which."""
+def transfer_from(teach: Callable[[], Model], name: str) -> Transfer:
+    """The attack by way of a surrogate, images -> logits, which is taught when it is first needed; under a name that
+    says which it is."""
     kind = dataclasses.make_dataclass(
         "TransferFrom", [], bases=(Transfer,), frozen=True, kw_only=True,
-        namespace={"surrogate": staticmethod(surrogate), "name": name},
+        namespace={"surrogate": staticmethod(functools.cache(teach)), "name": name},
     )
     return kind()
 

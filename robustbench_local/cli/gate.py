@@ -22,10 +22,10 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     from robustbench_local.numbers import parse_number
 
     try:
-        number = parse_number(value)
+        number = parse_number(value) if not value.strip().endswith("%") else None
     except ValueError as error:
         raise UserError(f"{parameter.opts[0]}: {error}") from None
-    if not 0 <= number <= 1:
+    if number is None or not 0 <= number <= 1:
         raise UserError(f"{parameter.opts[0]} is {value}, but must be a fraction from 0 to 1: 0.40 for 40 %")
     return number
 
@@ -69,7 +69,7 @@ def gate_command(
     if limits["alpha"] is not None and not 1e-6 <= limits["alpha"] < 0.5:
         raise UserError(f"--alpha is {limits['alpha']:g}, but must lie between 0.000001 and 0.5")
     from robustbench_local.display import console, write_json
-    from robustbench_local.gate import decide
+    from robustbench_local.gate import decide, read_files
     from robustbench_local.gate_baseline import update_baselines
     from robustbench_local.gate_display import show_decision
     from robustbench_local.gate_file import read_gate
@@ -82,6 +82,8 @@ def gate_command(
     if output is not None:
         from robustbench_local.files import check_writable
 
+        if output.resolve() in read_files(gate, results):
+            raise UserError(f"--output {output} is a file that the gate reads, and would be lost: name another")
         check_writable(output)
     decision = decide(gate, results, first=update_baseline)
     if update_baseline:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ def evaluated(tmp_path_factory):
 def gate(robust, evaluated, tmp_path):
     """The command, in a folder with those results."""
     shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    for name in ("weak", "strong", "l2"):
+        shutil.copy(f"{name}.json", f"{name}-copy.json")
     return lambda *arguments: robust("gate", *arguments)
 
 
@@ -46,10 +49,11 @@ def listing():
         (["weak.json", "--gate", "digits", "--require", "standard"], 5), (["l2.json", "--gate", "digits"], 5),
         (["weak.json", "--baseline", "strong.json", "--max-drop", "2/100"], 3),
         (["strong.json", "--baseline", "weak.json", "--max-drop", "0"], 0),
-        (["weak.json", "--baseline", "weak.json", "--max-drop", "0"], 4),
+        (["weak.json", "--baseline", "weak-copy.json", "--max-drop", "0"], 4),
         (["few.json", "--baseline", "weak.json", "--max-drop", "0.1"], 5),
         (["strong.json", "l2.json", "--min-clean", "0.9"], 0),
-        (["strong.json", "l2.json", "--baseline", "l2.json", "--baseline", "strong.json", "--max-drop", "0.05"], 0),
+        (["strong.json", "l2.json", "--max-drop", "0.05", "--baseline", "l2-copy.json",
+          "--baseline", "strong-copy.json"], 0),
     ],
 )
 def test_exit_codes_and_nothing_is_written(gate, arguments, code):
@@ -72,6 +76,12 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
         (["weak.json", "--min-clean", "0.1", "--require", "strong"], "unknown suite 'strong'"),
         (["weak.json", "strong.json", "--min-clean", "0.1"], "both of L∞ 0.1"),
         (["weak.json", "--min-clean", "0.1", "--alpha", "0.6"], "--alpha is 0.6"),
+        (["weak.json", "--min-robust", "40%"], "0.40 for 40 %"),
+        (["weak.json", "weak.json", "--min-clean", "0.1"], "given twice"),
+        (["weak.json", "--gate", "l2.json"], "this is a result file"),
+        (["weak.json", "--baseline", "gone.json", "--max-drop", "0.1"], "--update-baseline"),
+        *((["weak.json", "--baseline", "strong.json", "--max-drop", "1", "--json", "--output", name], "the gate reads")
+          for name in ("weak.json", "./weak.samples.jsonl", "strong.json", "strong.samples.jsonl")),
         (["weak.json", "--min-clean", "0.1", "--json", "--format", "junit"], "give one of them"),
         (["weak.json", "--min-clean", "0.1", "--output", "x"], "--output needs --format"),
         (["weak.json", "--min-clean", "0.1", "--format", "junit", "--output", "."], "it is a folder"),
@@ -96,10 +106,18 @@ def test_flags_win_over_the_gate_file(gate):
     assert gate("strong.json", "--gate", "ci/gate.yaml").code != 0
     assert gate("strong.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9").code == 0
     assert gate("weak.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9").code == 3
-    assert gate("weak.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9", "--baseline", "weak.json").code == 0
+    assert gate("weak.json", "--gate", "ci/gate.yaml", "--min-clean", "0.9", "--baseline", "weak-copy.json").code == 0
 
 
-def test_several_results_have_a_heading_each(gate):
+def test_the_gate_file_is_not_written_over(gate):
+    Path("gate.yaml").write_text("min_clean: 0.1")
+    output = Path("..") / Path.cwd().name / "gate.yaml"
+    ended = gate("weak.json", "--gate", "gate.yaml", "--format", "sarif", "--output", output)
+    assert ended.code == 2 and "the gate reads" in ended.err and Path("gate.yaml").read_text() == "min_clean: 0.1"
+
+
+def test_every_result_has_a_heading(gate):
+    assert "digits-cnn-robust on digits, L∞ 0.1 (strong.json)" in gate("strong.json", "--min-clean", "0.1").err
     ended = gate("strong.json", "l2.json", "--min-robust", "0.7", "--min-clean", "0.9")
     assert "digits-cnn-robust on digits, L∞ 0.1 (strong.json)" in ended.err
     assert "digits-cnn-robust on digits, L2 0.5 (l2.json)" in ended.err
@@ -165,20 +183,18 @@ def test_the_first_baseline_is_made_of_the_result(gate):
 
 
 def test_a_baseline_that_cannot_be_written_is_whole(gate, monkeypatch):
-    from robustbench_local import gate_baseline
-    from robustbench_local.errors import UserError
-
     shutil.copy("weak.json", "main.json")
     shutil.copy("weak.samples.jsonl", "main.samples.jsonl")
     Path("main.json").write_text(Path("main.json").read_text().replace("weak.samples", "main.samples"))
-    before, write = listing(), gate_baseline.write_atomically
+    before, sync, calls = listing(), os.fsync, []
 
-    def full(path, data):
-        if path.name == "main.json":
-            raise UserError("the disk is full")
-        write(path, data)
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        sync(handle)
 
-    monkeypatch.setattr(gate_baseline, "write_atomically", full)
+    monkeypatch.setattr(os, "fsync", full)
     ended = gate("strong.json", "--baseline", "main.json", "--max-drop", "0.02", "--update-baseline")
     assert ended.code == 2 and "the disk is full" in ended.err
     assert listing() == before

@@ -20,10 +20,12 @@ from robustbench_local.result import (
 def write_result(path, robust, *, n=1000, clean=900, changes=None, flipped=(), classes=None, attacks=()):
     """A result file with `robust` of n samples standing; `flipped` ones change sides.
 
-    classes: names; sample i is of class i modulo their number. changes: by field, or "section.field".
+    classes: names; sample i is of class i modulo their number. changes: by field, or "section.field". attacks: names,
+    and how many fell for each; by default all that fell for PGD.
     """
     path.parent.mkdir(exist_ok=True, parents=True)
-    kinds = len(classes) if classes else 1
+    classes = classes or [None]
+    kinds = len(classes)
     records = []
     for index in range(n):
         stands = (index < robust) != (index in flipped)
@@ -46,8 +48,9 @@ def write_result(path, robust, *, n=1000, clean=900, changes=None, flipped=(), c
     per_class = [
         ClassReport(label=label, name=name, clean_accuracy=accuracy(records[label::kinds], right),
                     robust_accuracy=accuracy(records[label::kinds], lambda record: record.robust))
-        for label, name in enumerate(classes or [])
+        for label, name in enumerate(classes)
     ]
+    fell = sum(right(record) and not record.robust for record in records)
     result = Result(
         created="2026-01-01T00:00:00+00:00",
         model=ModelInfo(name="m", sha256="0" * 64, classes=10, parameters=1, normalization=None),
@@ -58,9 +61,9 @@ def write_result(path, robust, *, n=1000, clean=900, changes=None, flipped=(), c
         attacks=[
             AttackReport(name=name, parameters={}, restarts=1, attacked=clean, fooled=fooled, unconfirmed=0,
                          robust_accuracy_after=(clean - fooled) / n, forward_passes=1, backward_passes=1, seconds=1)
-            for name, fooled in attacks
+            for name, fooled in attacks or [("pgd", fell)]
         ],
-        diagnostics=[], verdict=Verdict(status="not-assessed", reasons=[]), samples_file=samples.name,
+        diagnostics=[], verdict=Verdict(status="trusted", reasons=[]), samples_file=samples.name,
         cost=Cost(forward_passes=1, backward_passes=1, forward_passes_per_image=1, backward_passes_per_image=1,
                   seconds=1, image_steps_per_second=1, peak_memory_bytes=1),
         environment={}, config={},

@@ -1,5 +1,6 @@
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -42,11 +43,11 @@ def test_the_order_of_the_results_is_the_sign_of_the_change(make_result, tmp_pat
 
 
 def test_what_each_attack_left(make_result, tmp_path):
-    one = make_result(tmp_path / "a.json", 500, attacks=[("fgsm", 300), ("pgd", 100), ("pgd", 50)])
-    other = make_result(tmp_path / "b.json", 500, attacks=[("fgsm", 200), ("pgd", 200), ("square", 5)])
+    one = make_result(tmp_path / "a.json", 500, attacks=[("fgsm", 250), ("pgd", 100), ("pgd", 50)])
+    other = make_result(tmp_path / "b.json", 500, attacks=[("fgsm", 200), ("pgd", 195), ("square", 5)])
     lines = [(each.attack, each.left, each.fooled) for each in compare([one, other]).attacks]
     assert lines == [
-        ("fgsm", [0.6, 0.7], [300, 200]), ("pgd", [0.8, 0.7], [100, 200]), ("pgd", [0.85, None], [50, None]),
+        ("fgsm", [0.65, 0.7], [250, 200]), ("pgd", [0.8, 0.705], [100, 195]), ("pgd", [0.85, None], [50, None]),
         ("square", [None, 0.895], [None, 5])]
 
 
@@ -96,7 +97,8 @@ def test_letters_do_not_run_out():
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"threat_model.eps": 0.2}, "threat models differ"), ({"protocol.sha256": "b"}, "protocols differ"),
+    [({"threat_model.eps": 0.2, "threat_model.eps_text": "1/5"}, "threat models differ"),
+     ({"protocol.sha256": "b"}, "protocols differ"),
      ({"data.split": "train"}, "data differ"), ({"data.sha256": "1" * 64}, "different samples"),
      ({"sequential": {"gate": "g", "order_seed": 0, "looks": [1000]}}, "--until-gate"),
      ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "b.json is not to be trusted: masked")],
@@ -119,8 +121,8 @@ def test_what_is_no_comparison(make_result, tmp_path):
 
 
 def test_what_people_and_machines_see(make_result, tmp_path, capsys):
-    before = make_result(tmp_path / "a.json", 500, classes=NAMES, attacks=[("fgsm:steps=1,x=2", 300)])
-    now = make_result(tmp_path / "b.json", 500, flipped=[*range(30), 600], classes=NAMES, attacks=[("pgd", 400)],
+    before = make_result(tmp_path / "a.json", 500, classes=NAMES, attacks=[("fgsm:steps=1,x=2", 400)])
+    now = make_result(tmp_path / "b.json", 500, flipped=[*range(30), 600], classes=NAMES, attacks=[("pgd", 429)],
                       changes={"model.name": "[red]::error::"})
     comparison = compare([before, now])
     show_comparison(Console(stderr=True, width=160), comparison)
@@ -132,3 +134,50 @@ def test_what_people_and_machines_see(make_result, tmp_path, capsys):
     assert content["schema"] == "robustbench-local/compare/1" and content["comparable"]
     assert len(content["pair"]["flips"]) == 31 and content["pair"]["robust"]["lost"] == 30
     assert content["models"][0]["result"] == str(before) and content["p_values"][0]["models"] == [0, 1]
+
+
+@pytest.mark.parametrize(("count", "width"), [(2, 60), (5, 60), (5, 44)])
+def test_letters_and_names_are_whole_on_a_narrow_terminal(make_result, tmp_path, monkeypatch, capsys, count, width):
+    monkeypatch.chdir(tmp_path)
+    paths = [make_result(Path(f"a-long-folder-for-results/model-{number}.json"), 300 + 40 * number,
+                         changes={"model.name": "networks/of/a/long/name.py:make"}) for number in range(count)]
+    comparison = compare(paths)
+    show_comparison(Console(stderr=True, width=width), comparison)
+    told = capsys.readouterr().err
+    lines = told.partition("models that share")[0].splitlines()
+    rows = [line.split() for line in lines if "%" in line and "[" not in line]
+    assert [row[-1] for row in rows] == [each.groups for each in comparison.ranked] == list("abcde"[:count])
+    if count == 5:
+        assert [row[0] for row in rows] == ["5", "4", "3", "2", "1"], "numbered as they were given"
+        assert "2: networks/of/a/long/name.py:make (a-long-folder-for-results/model-1.json)\n" in told
+
+
+def test_every_verdict_is_told(make_result, tmp_path, capsys):
+    verdicts = [("trusted", []), ("doubtful", ["noisy"]), ("not-assessed", [])]
+    paths = [make_result(tmp_path / f"{status}.json", 500, changes={"verdict": {"status": status, "reasons": reasons}})
+             for status, reasons in verdicts]
+    comparison = compare(paths)
+    show_comparison(Console(stderr=True, width=60), comparison)
+    told = capsys.readouterr().err
+    for words in ("trusted.json: trusted\n", "doubtful.json: doubtful: noisy\n",
+                  "not-assessed.json: not-assessed: not assessed: it was made with --no-diagnostics"):
+        assert words in told
+    models = comparison.to_dict()["models"]
+    assert [each["verdict"] for each in models] == ["trusted", "doubtful", "not-assessed"]
+    assert [bool(each["doubts"]) for each in models] == [False, True, True]
+
+
+def test_settings_that_differ_are_shown_to_the_digit_that_does(make_result, tmp_path):
+    custom = {"name": "custom", "version": None}
+    one, other = "a" * 63 + "0", "a" * 63 + "1"
+    paths = [make_result(tmp_path / f"{sha[-1]}.json", 500, changes={"protocol": {**custom, "sha256": sha}})
+             for sha in (one, other)]
+    (reason,) = compare(paths).refusals
+    assert one in reason and other in reason and "both are custom, " in reason
+
+
+def test_a_record_that_is_not_there_is_named_with_its_result(make_result, tmp_path):
+    paths = [make_result(tmp_path / f"{name}.json", 500) for name in "ab"]
+    paths[1].with_suffix(".samples.jsonl").unlink()
+    with pytest.raises(UserError, match=r"the per-sample record of .*b\.json"):
+        compare(paths)

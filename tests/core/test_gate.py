@@ -321,7 +321,7 @@ def test_a_threat_model_has_one_name_in_gates_and_results(make_result, tmp_path)
     result = read_result(make_result(tmp_path / "r.json", 600, changes=changes))
     threat = Threat("linf", 0.1, "0.1", target=5, source=14, reject=43)
     assert threat.speaks_of(result.threat_model)
-    assert threat.name == threat_name(result.threat_model) == "L∞ 0.1, 14 → 5, 43 rejects"
+    assert threat.name == threat_name(result.threat_model) == "L∞ 0.1, 14 → 5, class 43 rejects"
 
 
 def test_baselines_go_to_their_threat_model(make_result, tmp_path):
@@ -332,7 +332,8 @@ def test_baselines_go_to_their_threat_model(make_result, tmp_path):
     assert decide(Gate((Limits(max_drop=0.02, baselines=before),)), results).outcome is Outcome.PASS
     one = decide(Gate((Limits(max_drop=0.02, baselines=before),)), results[:1])
     assert one.outcome is Outcome.NOT_COMPARABLE and "no result to compare with the baseline" in one.checks[-1].sentence
-    other = make_result(tmp_path / "old" / "c.json", 600, changes={"threat_model.eps": 0.3})
+    changes = {"threat_model.eps": 0.3, "threat_model.eps_text": "0.3"}
+    other = make_result(tmp_path / "old" / "c.json", 600, changes=changes)
     none = decide(Gate((Limits(max_drop=0.02, baselines=(before[0], other)),)), results[:1])
     assert "none of the baselines is of L∞ 0.1" in none.checks[0].sentence
     with pytest.raises(UserError, match=r"both of L∞ 0\.1"):
@@ -395,7 +396,11 @@ def test_unknown_fields_and_impossible_rates_are_refused(make_result, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [{"robust_accuracy.n": 100}, {"robust_accuracy.correct": 600}, {"robust_accuracy.value": 0.99},
-     {"robust_accuracy.n": 10**30}, {"data.available": -4}, {"data.n": 999}],
+     {"robust_accuracy.n": 10**30}, {"data.available": -4}, {"data.n": 999}, {"threat_model.eps_text": "0.2"},
+     {"threat_model.eps_text": "little"}, {"attacks": []}, {"per_class": []},
+     {"diagnostics": [{"check": "c", "status": "fail"}]},
+     {"diagnostics": [{"check": "c", "status": "fail"}], "verdict": {"status": "doubtful", "reasons": []}},
+     {"diagnostics": [{"check": "c", "status": "warn"}]}],
 )
 def test_results_that_contradict_themselves_are_refused(make_result, tmp_path, changes):
     with pytest.raises(UserError, match="not a valid result file"):
@@ -450,3 +455,53 @@ def test_results_match_the_committed_schema(make_result, tmp_path, request):
 
     schema = json.loads((request.config.rootpath / "docs" / "result.schema.json").read_text())
     jsonschema.validate(json.loads(make_result(tmp_path / "r.json", 5).read_text()), schema)
+
+
+def test_results_that_agree_with_themselves_are_read(make_result, tmp_path):
+    warned = {"diagnostics": [{"check": "c", "status": "warn"}], "verdict": {"status": "doubtful", "reasons": ["c"]}}
+    assert judge(make_result(tmp_path / "r.json", 500, changes=warned), min_robust=0.4).outcome is Outcome.PASS
+    fraction = {"threat_model.eps": 8 / 255, "threat_model.eps_text": "8/255"}
+    assert judge(make_result(tmp_path / "s.json", 500, changes=fraction), min_robust=0.4).outcome is Outcome.PASS
+
+
+def test_attacks_and_classes_add_up_to_the_whole(make_result, tmp_path):
+    path = make_result(tmp_path / "r.json", 500, attacks=[("fgsm", 300), ("pgd", 100)])
+    path.write_text(path.read_text().replace('"fooled": 100', '"fooled": 99'))
+    with pytest.raises(UserError, match="its attacks fooled 399 of them, but 500 are robust"):
+        read_result(path)
+    path = make_result(tmp_path / "s.json", 500, classes=CLASSES)
+    content = json.loads(path.read_text())
+    content["per_class"].pop()
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the clean accuracies of its classes do not add up"):
+        read_result(path)
+
+
+def test_a_result_that_nobody_assessed_is_a_doubt(make_result, tmp_path):
+    path = make_result(tmp_path / "r.json", 900, changes={"verdict": {"status": "not-assessed", "reasons": []}})
+    decision = judge(path, min_robust=0.1)
+    assert decision.outcome is Outcome.PASS and "not assessed" in decision.to_dict()["doubts"][0]
+
+
+def test_a_file_has_one_part_to_play(make_result, tmp_path):
+    path = make_result(tmp_path / "r.json", 500)
+    same = tmp_path / ".." / tmp_path.name / "r.json"
+    for again in (path, same):
+        with pytest.raises(UserError, match="given twice"):
+            judge(path, again, min_robust=0.4)
+        with pytest.raises(UserError, match="the baseline itself"):
+            judge(path, baseline=again, max_drop=0.1)
+    with pytest.raises(UserError, match=r"there is no baseline .*--update-baseline"):
+        judge(path, baseline=tmp_path / "gone.json", max_drop=0.1)
+
+
+def test_how_many_samples_of_a_class_would_decide(make_result, tmp_path):
+    path = make_result(tmp_path / "r.json", 500, classes=CLASSES, changes={"data.available": 40000})
+    sentence = judge(path, min_class_robust=ClassFloors(None, {3: 0.49})).checks[0].sentence
+    assert " samples of class 3 would decide" in sentence
+
+
+def test_hashes_that_begin_alike_are_shown_whole():
+    known = SUITE_HASHES["fast", 1]
+    assert known in weaker(suite("fast", sha256=known[:40] + "0" * 24), "fast")
+    assert known not in weaker(suite("fast", sha256="0" * 64), "fast")

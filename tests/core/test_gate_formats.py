@@ -10,7 +10,6 @@ import xmlschema
 from rich.console import Console
 
 from robustbench_local import comparable, gate
-from robustbench_local.comparable import threat_name
 from robustbench_local.errors import UserError
 from robustbench_local.gate import ClassFloors, Gate, Limits, Threat, decide
 from robustbench_local.gate_display import show_decision
@@ -43,11 +42,11 @@ def decision(make_result, tmp_path, monkeypatch):
 
 @pytest.fixture(params=HOSTILE, ids=lambda name: hashlib.sha256(name.encode()).hexdigest()[:6])
 def hostile(make_result, tmp_path, request, monkeypatch):
-    """The same name as a model's, a class's, the data's, eps' text and a reason of the verdict."""
+    """The same name as a model's, a class's, the data's and a reason of the verdict."""
     name = request.param
     for module in (gate, comparable):  # read_result itself refuses some of these names
         monkeypatch.setattr(module, "read_result", lambda path: Result.model_validate_json(path.read_text()))
-    changes = {"model.name": name, "data.name": name, "threat_model.eps_text": name}
+    changes = {"model.name": name, "data.name": name}
     before = make_result(tmp_path / "before.json", 50, n=100, clean=90, classes=[name], changes=changes)
     now = make_result(tmp_path / "now.json", 50, n=100, clean=90, flipped=range(20), classes=[name],
                       changes={**changes, "verdict": {"status": "doubtful", "reasons": [name]}})
@@ -95,9 +94,11 @@ def test_sarif(decision):
     run = checked_sarif(sarif(decision))
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == [
         "min_robust/linf-0.1", "min_clean/linf-0.1", "min_class_robust:0/linf-0.1", "max_drop/linf-0.1",
-        "threat_model/l2-0.5"]
+        "doubts/linf-0.1", "threat_model/l2-0.5"]
     assert [(result["ruleId"].split("/")[0], result["level"]) for result in run["results"]] == [
-        ("min_robust", "warning"), ("min_class_robust:0", "error"), ("max_drop", "error"), ("threat_model", "error")]
+        ("min_robust", "warning"), ("min_class_robust:0", "error"), ("max_drop", "error"), ("doubts", "note"),
+        ("threat_model", "error")]
+    assert run["results"][3]["message"]["text"] == "m on d, L∞ 0.1 (runs/now.json): doubtful: noisy"
     location = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
     assert location == {"uri": "ci/gate.yaml"}
     assert run["invocations"] == [{"executionSuccessful": True, "exitCode": 5}]
@@ -126,7 +127,9 @@ def test_locations_outside_the_folder_and_odd_names(make_result, tmp_path, monke
 
 def test_github_workflow_commands(decision):
     lines = workflow_commands(decision).splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["::error", "::error", "::error", "::warning", "::error"]
+    assert [line.partition(" ")[0] for line in lines] == [
+        "::error", "::error", "::error", "::warning", "::warning", "::error"]
+    assert lines[-2] == "::warning file=ci/gate.yaml,title=robust gate%3A doubtful::L∞ 0.1: noisy"
     assert lines[0].startswith("::error file=ci/gate.yaml,title=robust gate%3A not comparable::L2 0.5: there is no")
     assert "%25" in lines[1] and "%" not in lines[1].replace("%25", "").replace("%3A", "")
     assert lines[-1] == "::error title=robust gate::not comparable: 1 of 5 limits passed"
@@ -179,7 +182,7 @@ def test_hostile_names_start_no_workflow_command(hostile):
     _, decision = hostile
     text = workflow_commands(decision)
     lines = text.split("\n")
-    assert lines.pop() == "" and len(lines) == len([c for c in decision.checks if c.outcome]) + 1
+    assert lines.pop() == "" and len(lines) == len([c for c in decision.checks if c.outcome]) + 2
     for line in lines:
         assert re.fullmatch(r"::(error|warning|notice) [^:]*::.*", line), line
         properties = re.match(r"::\w+ (.*?)::", line)[1]
@@ -212,11 +215,12 @@ def test_hostile_names_stay_text_on_the_terminal(hostile, capsys):
     show_decision(screen, decision)
     told = capsys.readouterr().err
     lines = told.splitlines()
-    assert len(lines) == told.count("\n") == len(decision.checks) + len(decision.judged[0].doubts) + 1
-    assert all(re.match(r"(pass|fail|undecided|not comparable|doubtful|gate:) ", line) for line in lines)
+    assert len(lines) == told.count("\n") == len(decision.checks) + len(decision.judged[0].doubts) + 2
+    assert all(re.match(r"(pass|fail|undecided|not comparable|doubtful|gate:) ", line) for line in lines[1:])
     assert "##[" not in told and "\x1b" not in told
 
 
-def test_every_name_of_a_threat_model_is_one_line(make_result, tmp_path):
-    result = read_result(make_result(tmp_path / "r.json", 500, changes={"threat_model.eps_text": "0.1\n::error::"}))
-    assert "\n" not in plain(threat_name(result.threat_model))
+def test_eps_is_a_number_and_nothing_else(make_result, tmp_path):
+    for text in ("0.1\n::error::", "0.1 [red]"):
+        with pytest.raises(UserError, match="not a valid result file: threat_model"):
+            read_result(make_result(tmp_path / "r.json", 500, changes={"threat_model.eps_text": text}))

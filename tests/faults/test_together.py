@@ -29,6 +29,41 @@ def test_a_disk_that_fills_up_leaves_the_old_files(tmp_path, monkeypatch, fails)
 
 def test_what_a_killed_process_left_unfinished_goes_with_the_next_write(tmp_path):
     (tmp_path / ".a.x1y2z3w4.unfinished").write_text("half")
-    (tmp_path / ".b.x1y2z3w4.unfinished").write_text("half of another")
+    others = [".a.json.x1y2z3w4.unfinished", ".b.x1y2z3w4.unfinished"]
+    for name in others:
+        (tmp_path / name).write_text("half of another")
     write_together({tmp_path / "a": "new"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.x1y2z3w4.unfinished", "a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*others, "a"]
+
+
+def test_names_that_begin_alike_do_not_sweep_each_other(tmp_path):
+    for name in ("eps-0.1", "sub"):
+        paths = [tmp_path / f"{name}.samples.jsonl", tmp_path / name]
+        for content in ("old", "new"):
+            write_together({path: content for path in paths})
+            assert [path.read_text() for path in paths] == [content] * 2
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_waits_for_its_move_is_not_swept_by_another_write(tmp_path, monkeypatch):
+    one, other = tmp_path / "one", tmp_path / "other"
+    sync, again = os.fsync, []
+
+    def and_another(handle):
+        sync(handle)
+        if not again and any(tmp_path.glob(".other.*")):
+            again.append(None)
+            write_together({one: "of another process"})
+
+    monkeypatch.setattr(os, "fsync", and_another)
+    write_together({one: "mine", other: "mine"})
+    assert again and one.read_text() == other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["eps-0.1", "sub"])
+def test_an_output_without_json_in_its_name(robust, tmp_path, name):
+    for _ in range(2):
+        ended = robust("attack", "digits-cnn", "--samples", "20", "--no-diagnostics", "--output", name)
+        assert ended.code == 0, ended.err
+    assert robust("gate", name, "--min-clean", "0.1").code == 0
+    assert len(list(tmp_path.iterdir())) == 2
