@@ -64,7 +64,7 @@ class StraightThrough(TorchFunctionMode):
         name, kwargs = _name(func), kwargs or {}
         if func is torch._C._set_grad_enabled:
             return None
-        first = args[0] if args else None
+        first: Any = args[0] if args else None
         if name in DETACHED and _carries(first):
             return first
         if name == "requires_grad_" and _carries(first):
@@ -124,7 +124,7 @@ class StraightThrough(TorchFunctionMode):
         self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], exact: Tensor
     ) -> Tensor | None:
         """A tensor like `exact` that carries the gradient which `exact` should have, where that has none."""
-        first = args[0] if args else None
+        first: Any = args[0] if args else None
         if name in self._flat and _carries(first):
             return first
         if name in self._stretched and _carries(first):

@@ -79,8 +79,8 @@ def refitted(model: Metered, dataset: Dataset, threat_model: ThreatModel, device
         readout = nn.Linear(given.shape[1], classes).to(device)
         _fit(readout, (given - given.mean(0)) / scale, answers)
     with torch.no_grad():
-        readout.weight /= scale
-        readout.bias -= readout.weight @ given.mean(0)
+        readout.weight.div_(scale)
+        readout.bias.sub_(readout.weight @ given.mean(0))
     return _Refitted(features, readout.requires_grad_(False))
 
 

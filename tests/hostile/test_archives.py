@@ -297,10 +297,9 @@ def exported_with(change) -> bytes:
         change(model)
         return json.dumps(model).encode()
 
-    return valid_files.rezipped(EXPORTED, {"models/model.json": changed})
+    return valid_files.rezipped(valid_files.exported(), {"models/model.json": changed})
 
 
-EXPORTED = valid_files.exported()
 HIDDEN = 'w", None) or exec("import builtins;(open)(chr(46)+\'executed\',\'w\')") or getattr(self, "w'
 
 
@@ -338,7 +337,7 @@ def test_exported_programs_that_call_more_than_operators(tmp_path, monkeypatch, 
 
 def test_the_key_of_a_weight_is_no_code_either(tmp_path):
     hidden = json.dumps(HIDDEN).encode()
-    evil = valid_files.rezipped(EXPORTED, {
+    evil = valid_files.rezipped(valid_files.exported(), {
         "data/weights/model_weights_config.json": lambda content: content.replace(b'"0.weight"', hidden)
     })
     refused(load_exported, put(tmp_path / "m.pt2", evil), "was not loaded: its 'key'")
@@ -359,7 +358,7 @@ def patched_end(hidden: bytes, shown: bytes) -> bytes:
 
 def test_torch_reads_what_was_checked_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = put(tmp_path / "m.pt2", two_directories(EXPORTED, exported_with(operator("torch.os.system"))))
+    path = put(tmp_path / "m.pt2", two_directories(valid_files.exported(), exported_with(operator("torch.os.system"))))
     try:
         load_exported(path)
     except UserError as error:
@@ -376,7 +375,7 @@ def test_torch_reads_what_was_checked_and_nothing_else(tmp_path, monkeypatch):
 ], ids=range(11))
 def test_parts_of_exported_programs(tmp_path, change):
     with pytest.raises(UserError):
-        load_exported(put(tmp_path / "m.pt2", valid_files.rezipped(EXPORTED, change)))
+        load_exported(put(tmp_path / "m.pt2", valid_files.rezipped(valid_files.exported(), change)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt2"]
 
 

@@ -1,6 +1,7 @@
 """Small valid files of every kind that the program reads: what attacks and fuzzers start from."""
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
@@ -108,6 +109,7 @@ def npz(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
+@functools.cache
 def exported() -> bytes:
     torch.export.save(torch.export.export(network(), (torch.rand(2, 1, 4, 4),)), buffer := io.BytesIO())
     return buffer.getvalue()
