@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## install and attack the bundled classifier
 
 test: $(VENV)/.installed-test  ## the default suite
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 truth: $(VENV)/.installed-test  ## checks against published facts (needs ROBUST_SHARED)
 	$(BIN)/python -m pytest -m truth -s

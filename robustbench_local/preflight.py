@@ -78,7 +78,8 @@ def _preflight(
     findings.append(_deterministic(passes))
     findings.append(_batch_independent(model, images[:4], passes[0, :4], random=findings[-1].status == "warn"))
     traced = trace(model, images[:4])
-    findings += [_modes(traced), _dynamic(traced), _gradients(model, images, labels, traced), _layers(traced)]
+    gradients = _gradients(model, images, labels, traced)
+    findings += [_modes(traced), _dynamic(traced), gradients, _layers(traced, missing=gradients.status == "warn")]
     return Preflight(classes, findings, tuple(traced.stops), count)
 
 
@@ -114,9 +115,10 @@ def _dynamic(traced: Traced) -> Diagnostic:
     )
 
 
-def _layers(traced: Traced) -> Diagnostic:
-    """Which layers stop gradients, where some do. Staircases off the path to the logits do no harm."""
-    told = traced.told
+def _layers(traced: Traced, *, missing: bool) -> Diagnostic:
+    """Which layers stop gradients, where some do. Staircases and detachings beside the path to the logits do no harm,
+    so without a layer that stops them these count only where gradients are missing."""
+    told = traced.told if traced.stops or missing else ""
     return Diagnostic(
         check=LAYERS, status="warn" if told else "pass", value=told or "all",
         advice=f"gradients end in {told}, which hides the way to adversarial examples and not the examples: it takes "

@@ -60,7 +60,8 @@ def test_gate_exit_codes(results):
     undecided = robust("gate", "digits-cnn-robust.json", "--min-robust", value - 0.005)
     assert undecided.code == 4 and "samples would decide" in undecided.err
     drop = ("--baseline", "digits-cnn-robust.json", "--max-drop", "0.02")
-    assert robust("gate", "digits-cnn-robust.json", *drop).code == 0
+    assert robust("attack", "digits-cnn-robust", "--output", "again.json").code == 0
+    assert robust("gate", "again.json", *drop).code == 0
     assert robust("gate", "digits-cnn.json", *drop).code == 3
     assert robust("attack", "--samples", 50, "--output", "fewer.json").code == 0
     assert robust("gate", "fewer.json", *drop).code == 5

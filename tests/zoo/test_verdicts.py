@@ -29,7 +29,7 @@ def troubled(result):
     return {finding.check for finding in result.diagnostics if finding.status in ("warn", "fail")}
 
 
-@pytest.mark.parametrize("name", members.KINDS)
+@pytest.mark.parametrize("name", [name for name in members.KINDS if name != "jpeg"])  # which is slow, and a variant
 def test_a_broken_defense_is_flagged_and_its_number_lowered(name):
     member = members.member(name)
     evaluation, part = judged(member, 60)
