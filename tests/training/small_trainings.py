@@ -2,6 +2,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,3 +86,27 @@ def same(one, other) -> bool:
     """Whether two networks or their weights are equal to the bit."""
     one, other = (each.state_dict() if isinstance(each, nn.Module) else each for each in (one, other))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def harden_until(place: str, last: int, settings: dict[str, str], output: Path) -> None:
+    """A training that is killed at the last-th call of the function at `module:name`; every epoch and step is saved."""
+    import robustbench_local.training as loop
+    from robustbench_local.defending import harden
+    from robustbench_local.recipes import resolve_recipe
+
+    module, _, name = place.partition(":")
+    owner, _, attribute = name.rpartition(".")
+    where = importlib.import_module(module)
+    where = getattr(where, owner) if owner else where
+    function, calls = getattr(where, attribute), [0]
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+
+    setattr(where, attribute, call)
+    loop.SAVE_SECONDS = 0
+    torch.set_num_threads(1)
+    harden(resolve_recipe(None, settings), output, device="cpu")

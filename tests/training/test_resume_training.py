@@ -1,12 +1,12 @@
 """A training that is interrupted anywhere and resumed ends to the bit like one that was not."""
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
 
 import pytest
 import torch
-from small_trainings import BATCHES, Stop, Training, network, same
+from small_trainings import BATCHES, Stop, Training, harden_until, network, same
 
 import robustbench_local.training as loop
 from robustbench_local.defending import harden
@@ -172,44 +172,30 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def killed(places, output, resume=False):
-    """The signal that ended a process in which the n-th call of a function is its last. places: (where, n)."""
-    child = os.fork()
-    if child == 0:
-        try:
-            (module, name), last = places
-            function, calls = getattr(module, name), [0]
-
-            def call(*arguments, **settings):
-                calls[0] += 1
-                if calls[0] == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **settings)
-
-            setattr(module, name, call)
-            loop.SAVE_SECONDS = 0
-            harden(resolve_recipe(None, QUICK), output, device="cpu", resume=resume)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+CLEAN = multiprocessing.get_context("forkserver") if "forkserver" in multiprocessing.get_all_start_methods() else None
+"""Children of a process that has computed nothing: torch's gradients do not survive a fork of one that has."""
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
-@pytest.mark.parametrize("where", ["step", "metrics", "weights", "card", "state", "rename", "judge"])
-def test_a_process_killed_anywhere_is_resumed_to_the_same_files(where, uninterrupted, tmp_path):
-    import robustbench_local.defending as defending
-    import robustbench_local.lesson as lesson
+def killed(place, last, output):
+    """The signal that ended a process in which the last-th call of a function is its last."""
+    CLEAN.set_forkserver_preload(["robustbench_local.defending", "small_trainings"])
+    child = CLEAN.Process(target=harden_until, args=(place, last, QUICK, output))
+    child.start()
+    child.join()
+    return child.exitcode
 
-    places = {
-        "step": ((lesson.Lesson, "learn"), (2, 5, 8)), "metrics": ((defending, "write_atomically"), (1, 2, 3)),
-        "weights": ((defending, "write_weights"), (1, 2)), "card": ((defending, "write_card"), (1, 2)),
-        "state": ((Snapshot, "write"), (1, 4, 5)), "rename": ((os, "fsync"), (1, 5, 9, 13)),
-        "judge": ((loop, "judge"), (1, 3)),
-    }
-    place, moments = places[where]
+
+@pytest.mark.skipif(CLEAN is None, reason="needs fork and POSIX signals")
+@pytest.mark.parametrize(("place", "moments"), [
+    ("robustbench_local.lesson:Lesson.learn", (2, 5, 8)), ("robustbench_local.defending:write_atomically", (1, 2, 3)),
+    ("robustbench_local.defending:write_weights", (1, 2)), ("robustbench_local.defending:write_card", (1, 2)),
+    ("robustbench_local.training_state:Snapshot.write", (1, 4, 5)), ("os:fsync", (1, 5, 9, 13)),
+    ("robustbench_local.training:judge", (1, 3)),
+], ids=["step", "metrics", "weights", "card", "state", "rename", "judge"])
+def test_a_process_killed_anywhere_is_resumed_to_the_same_files(place, moments, uninterrupted, tmp_path):
     for moment in moments:
         output = tmp_path / f"out{moment}"
-        assert killed((place, moment), output) == -signal.SIGKILL
+        assert killed(place, moment, output) == -signal.SIGKILL
         harden(resolve_recipe(None, QUICK), output, device="cpu", resume=True)
         require_same_files(output, uninterrupted)
 
