@@ -106,15 +106,22 @@ class Scripted:
         return torch.full_like(images, self.levels[number])
 
 
-def test_unfinished_and_lost_searches_are_told():
-    """The margin of class 0 is the mean pixel minus a half, so the levels are its course."""
-    class Mean(nn.Module):
-        def forward(self, images):
-            mean = images.flatten(1).mean(1)
-            return torch.stack([mean - 0.5, torch.zeros_like(mean)], 1)
+class Mean(nn.Module):
+    """The margin of class 0 is the mean pixel minus a half."""
 
-    part = Looked(Mean(), ThreatModel("linf", 1), torch.full((4, *SHAPE), 0.9), torch.zeros(4, dtype=torch.int64),
-                  torch.arange(4), 0)
+    def forward(self, images):
+        mean = images.flatten(1).mean(1)
+        return torch.stack([mean - 0.5, torch.zeros_like(mean)], 1)
+
+
+def grey():
+    """Four images of grey level 0.9: the levels of a scripted search are the course of its margin."""
+    labels = torch.zeros(4, dtype=torch.int64)
+    return Looked(Mean(), ThreatModel("linf", 1), torch.full((4, *SHAPE), 0.9), labels, torch.arange(4), 0)
+
+
+def test_unfinished_and_lost_searches_are_told():
+    part = grey()
     falling = tuple(0.9 - 0.01 * step for step in range(30))
     resting = tuple([0.9 - 0.03 * step for step in range(10)] + [0.6] * 20)
     found_and_lost = (0.9, 0.4, *[0.8] * 20)
@@ -164,13 +171,7 @@ def test_instability_and_misguidance_are_bounded_and_medians():
 
 
 def test_a_success_at_the_last_step_is_not_lost():
-    class Mean(nn.Module):
-        def forward(self, images):
-            mean = images.flatten(1).mean(1)
-            return torch.stack([mean - 0.5, torch.zeros_like(mean)], 1)
-
-    part = Looked(Mean(), ThreatModel("linf", 1), torch.full((4, *SHAPE), 0.9), torch.zeros(4, dtype=torch.int64),
-                  torch.arange(4), 0)
+    part = grey()
     assert unfinished(part, Scripted((0.9, *[0.4] * 20))) == (0.0, 0)
 
 
