@@ -160,10 +160,10 @@ def reader_leaves(scene: Scene) -> None:
     if scene.moments.random() < 0.5:
         both.append(functools.partial(onto, 1, path))
     command = scene.start("--json", prepare=both)
-    time.sleep(scene.moments.uniform(0, 0.3))
-    os.close(writing)
+    time.sleep(scene.moments.uniform(0.2, 0.5))  # it has to have opened its end, which is there until it has ended
     os.close(reading)
     assert command.wait() == 0
+    os.close(writing)
     scene.require_whole()
 
 
