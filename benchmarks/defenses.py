@@ -23,9 +23,9 @@ import torch
 from machine import machine
 
 from robustbench_local import ThreatModel, evaluate, load_classifier
-from robustbench_local.defending import harden
-from robustbench_local.files import write_atomically
-from robustbench_local.recipes import Recipe, resolve_recipe
+from robustbench_local.io.atomic_write import write_atomically
+from robustbench_local.training.recipe import Recipe, resolve_recipe
+from robustbench_local.training.run import harden
 
 RESULTS = Path(__file__).parent / "results" / "defenses.json"
 FOLDER = Path("runs/defenses")

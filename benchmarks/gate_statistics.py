@@ -30,9 +30,9 @@ import numpy as np
 from machine import machine
 from scipy import stats
 
-from robustbench_local.files import write_atomically
-from robustbench_local.gate_limits import Drop, Floor, Limit, failing
-from robustbench_local.statistics import mcnemar
+from robustbench_local.gates.limits import Drop, Floor, Limit, failing
+from robustbench_local.io.atomic_write import write_atomically
+from robustbench_local.statistics.intervals import mcnemar
 
 RESULTS = Path(__file__).parent / "results" / "gate_statistics.json"
 ALPHA = 0.05

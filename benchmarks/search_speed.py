@@ -24,11 +24,11 @@ from subjects import FOLDER, all_subjects, missing
 from torch import Tensor
 
 from robustbench_local import Classifier, ThreatModel, evaluate
-from robustbench_local.arithmetic import make_twins
 from robustbench_local.attacks import PGD
 from robustbench_local.attacks.attack import Rows
-from robustbench_local.metering import Metered
+from robustbench_local.engine.precision import make_twins
 from robustbench_local.models import build_architecture
+from robustbench_local.models.metered import Metered
 
 STEPS = 50
 

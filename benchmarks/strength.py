@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.files import write_atomically
-from robustbench_local.metering import Metered
+from robustbench_local.engine.protocol import resolve_suite
+from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.models import fingerprint
-from robustbench_local.protocol import resolve_suite
+from robustbench_local.models.metered import Metered
 
 STEPS, SLACK, BATCH = 50, 1e-6, 250
 REFERENCE, BASE = "pyautoattack standard", "robust autoattack/1"

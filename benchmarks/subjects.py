@@ -26,11 +26,11 @@ from images import SHARED, cifar10, fashion
 from torch import Tensor, nn
 
 from robustbench_local import Classifier, ThreatModel, load_classifier, load_dataset
-from robustbench_local.checkpoint import WEIGHTS, read_weights
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.defending import harden
 from robustbench_local.models import build_architecture
-from robustbench_local.recipes import Recipe
+from robustbench_local.training.model_card import WEIGHTS, read_weights
+from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.run import harden
 
 FOLDER = Path("runs/subjects")
 

@@ -28,17 +28,17 @@ from machine import machine
 from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_dataset
-from robustbench_local.checkpoint import WEIGHTS, read_weights
 from robustbench_local.data import stratified_subset
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.defending import harden
-from robustbench_local.feeding import Batch
-from robustbench_local.files import write_atomically
-from robustbench_local.lesson import Lesson
+from robustbench_local.data.loader import Batch
+from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.models import build_architecture, parse_normalization
-from robustbench_local.recipes import Recipe
-from robustbench_local.starting import Trainee
-from robustbench_local.training_arithmetic import laid_out
+from robustbench_local.training.initialization import Trainee
+from robustbench_local.training.model_card import WEIGHTS, read_weights
+from robustbench_local.training.precision import laid_out
+from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.run import harden
+from robustbench_local.training.step import Lesson
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
 EPS, STEPS = 8 / 255, 10

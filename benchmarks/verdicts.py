@@ -19,7 +19,7 @@ import torch
 from machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "zoo"))
+sys.path[:0] = [str(ROOT / "tests" / room) for room in ("zoo", "support")]
 
 import honest  # noqa: E402 – lies with the tests
 import members  # noqa: E402
@@ -28,7 +28,7 @@ from tasks import task  # noqa: E402
 
 from robustbench_local import Classifier, ThreatModel, evaluate  # noqa: E402
 from robustbench_local.data.dataset import Dataset  # noqa: E402
-from robustbench_local.result import Result  # noqa: E402
+from robustbench_local.results.schema import Result  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "verdicts.json"
 SEARCH = ("search", "follow-up", "probe", "tail", "solver")

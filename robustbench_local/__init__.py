@@ -14,7 +14,7 @@ if (_checkout / "attacks").is_dir() and (_checkout / "pyproject.toml").is_file()
 _PUBLIC = {
     "Classifier": "robustbench_local.models.classifier",
     "ThreatModel": "robustbench_local.attacks.threat_model",
-    "evaluate": "robustbench_local.evaluation",
+    "evaluate": "robustbench_local.evaluation.run",
     "load_classifier": "robustbench_local.models",
     "load_dataset": "robustbench_local.data",
 }

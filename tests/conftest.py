@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from result_files import write_result
 
 from robustbench_local.cli import main
 
@@ -38,3 +39,20 @@ def robust(capsys, monkeypatch, tmp_path):
         return Outcome(ended.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def make_result():
+    """Writes a result file and its samples."""
+    return write_result
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Threads that share a core wait for each other, and sums in another order are other sums."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -81,7 +81,7 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except UserError as error:
-        from robustbench_local.reading import printable
+        from robustbench_local.io.safe_read import printable
 
         click.echo("robust: " + "\n".join(map(printable, str(error).splitlines())), err=True)
         code = 2

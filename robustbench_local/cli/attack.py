@@ -24,7 +24,7 @@ from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
     from robustbench_local.attacks import ThreatModel
-    from robustbench_local.until import Until
+    from robustbench_local.gates.stopping import Until
 
 
 @click.command("attack")
@@ -59,11 +59,11 @@ def attack_command(**options: Any) -> None:
         --data cifar10 --suite standard --output cifar.json
     """
     size = batch_size(options["batch_size"])
-    from robustbench_local.display import ProgressObserver, console, show_result, write_json
-    from robustbench_local.evaluation import evaluate
-    from robustbench_local.journal import journals
-    from robustbench_local.processes import agreed, process_group
-    from robustbench_local.protocol import resolve_attack
+    from robustbench_local.display.evaluation import ProgressObserver, console, show_result, write_json
+    from robustbench_local.engine.journal import journals
+    from robustbench_local.engine.protocol import resolve_attack
+    from robustbench_local.evaluation.run import evaluate
+    from robustbench_local.runtime.distributed import agreed, process_group
 
     if options["resume"] and options["output"] is None:
         raise UserError("--resume needs to know which run is to go on: give the --output that it was to write")
@@ -117,9 +117,9 @@ def _until(name: str | None, threat_model: ThreatModel) -> Until | None:
     """The floors at which to stop, where a gate was named."""
     if name is None:
         return None
-    from robustbench_local.gate_file import read_gate
-    from robustbench_local.summary import threat_model_info
-    from robustbench_local.until import until_decided
+    from robustbench_local.evaluation.build_result import threat_model_info
+    from robustbench_local.gates.config import read_gate
+    from robustbench_local.gates.stopping import until_decided
 
     return until_decided(read_gate(name), name, threat_model_info(threat_model))
 

@@ -28,9 +28,9 @@ def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool)
     """
     if as_json and style == "terminal":
         raise UserError("--json is short for --format json, but --format is terminal: give one of them")
-    from robustbench_local.compare import compare
-    from robustbench_local.compare_display import show_comparison
-    from robustbench_local.display import console, write_json
+    from robustbench_local.display.compare import show_comparison
+    from robustbench_local.display.evaluation import console, write_json
+    from robustbench_local.results.compare import compare
 
     comparison = compare(results)
     code = NOT_COMPARABLE if comparison.refusals else 0

@@ -108,17 +108,17 @@ def train_command(**options: Any) -> None:
 
 
 def _train(options: dict[str, Any]) -> None:
-    from robustbench_local.defending import is_resumable, new_folder
-    from robustbench_local.display import console
-    from robustbench_local.processes import agreed, process_group
-    from robustbench_local.recipes import list_recipes, resolve_recipe
+    from robustbench_local.display.evaluation import console
+    from robustbench_local.runtime.distributed import agreed, process_group
+    from robustbench_local.training.recipe import list_recipes, resolve_recipe
+    from robustbench_local.training.run import is_resumable, new_folder
 
     config, output = options["config"], options["output"]
     recipe = resolve_recipe(config, {key: value for key, value in options.items() if key not in OWN})
     # A shipped recipe that flags have changed is not that recipe any more.
     shipped = config in dict(list_recipes()) and recipe == resolve_recipe(config, {})
     if options["tensorboard"]:
-        from robustbench_local.curves import tensorboard_writer
+        from robustbench_local.training.curves import tensorboard_writer
 
         tensorboard_writer()  # its absence is found before hours of training
     if options["resume"] and output is None:
@@ -131,7 +131,7 @@ def _train(options: dict[str, Any]) -> None:
         output = output or agreed(new_folder(recipe))
         try:
             if options["search"]:
-                from robustbench_local.searching import search
+                from robustbench_local.training.grid_search import search
 
                 recipe, settings = search(recipe, options["search"], output, settings, screen=console(quiet=rank > 0))
             _run(recipe, output, settings, tensorboard=options["tensorboard"], quiet=rank > 0)
@@ -146,10 +146,10 @@ def _train(options: dict[str, Any]) -> None:
 
 def _run(recipe: Any, output: Path, settings: dict[str, Any], *, tensorboard: bool, quiet: bool) -> None:
     """Train, evaluate, and show what came of it."""
-    from robustbench_local.curves import draw_curves, write_tensorboard
-    from robustbench_local.defending import harden
-    from robustbench_local.display import ProgressObserver, console, show_result
-    from robustbench_local.training_display import EpochTable, show_training
+    from robustbench_local.display.evaluation import ProgressObserver, console, show_result
+    from robustbench_local.display.training import EpochTable, show_training
+    from robustbench_local.training.curves import draw_curves, write_tensorboard
+    from robustbench_local.training.run import harden
 
     screen = console(quiet=quiet)
     with EpochTable(screen) as table:

@@ -10,7 +10,7 @@ import click
 from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
-    from robustbench_local.gate import Decision
+    from robustbench_local.gates.decide import Decision
 
 FORMATS = ("terminal", "json", "junit", "sarif", "github")
 
@@ -19,7 +19,7 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     """A limit: a decimal or a fraction between 0 and 1; percent are caught, being the usual slip."""
     if value is None:
         return None
-    from robustbench_local.numbers import parse_number
+    from robustbench_local.specs import parse_number
 
     try:
         number = parse_number(value) if not value.strip().endswith("%") else None
@@ -68,19 +68,19 @@ def gate_command(
         raise UserError("--output needs --format json, junit, sarif or github: the terminal's lines are for people")
     if limits["alpha"] is not None and not 1e-6 <= limits["alpha"] < 0.5:
         raise UserError(f"--alpha is {limits['alpha']:g}, but must lie between 0.000001 and 0.5")
-    from robustbench_local.display import console, write_json
-    from robustbench_local.gate import decide, read_files
-    from robustbench_local.gate_baseline import update_baselines
-    from robustbench_local.gate_display import show_decision
-    from robustbench_local.gate_file import read_gate
-    from robustbench_local.known_suites import require_known
+    from robustbench_local.display.evaluation import console, write_json
+    from robustbench_local.display.gate import show_decision
+    from robustbench_local.gates.baseline import update_baselines
+    from robustbench_local.gates.config import read_gate
+    from robustbench_local.gates.decide import decide, read_files
+    from robustbench_local.results.protocol_order import require_known
 
     if limits["require"] is not None:
         require_known(limits["require"])
     gate = read_gate(gate_name, limits)
     _require_use_of_baselines(gate.limits, update_baseline)
     if output is not None:
-        from robustbench_local.files import check_writable
+        from robustbench_local.io.atomic_write import check_writable
 
         if output.resolve() in read_files(gate, results):
             raise UserError(f"--output {output} is a file that the gate reads, and would be lost: name another")
@@ -92,7 +92,7 @@ def gate_command(
     click.get_current_context().find_root().obj = code
     text = _formatted(style, decision)
     if text and output is not None:
-        from robustbench_local.files import write_atomically
+        from robustbench_local.io.atomic_write import write_atomically
 
         write_atomically(output, text)
     show_decision(console(), decision, asked_to_update=update_baseline)
@@ -117,15 +117,15 @@ def _formatted(style: str, decision: Decision) -> str:
     if style == "json":
         return json.dumps(decision.to_dict(), indent=2) + "\n"
     if style == "junit":
-        from robustbench_local.gate_formats import junit
+        from robustbench_local.gates.sarif import junit
 
         return junit(decision)
     if style == "sarif":
-        from robustbench_local.gate_formats import sarif
+        from robustbench_local.gates.sarif import sarif
 
         return sarif(decision)
     if style == "github":
-        from robustbench_local.gate_github import workflow_commands, write_step_summary
+        from robustbench_local.gates.github import workflow_commands, write_step_summary
 
         write_step_summary(decision)
         return workflow_commands(decision)

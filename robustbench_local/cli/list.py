@@ -18,9 +18,9 @@ def _datasets() -> list[tuple[str, str]]:
 def _attacks() -> list[tuple[str, str]]:
     import dataclasses
 
-    from robustbench_local.art_attacks import art_attack, art_names
     from robustbench_local.attacks.suites import SUITES
-    from robustbench_local.protocol import OWN_ATTACKS
+    from robustbench_local.engine.art_attacks import art_attack, art_names
+    from robustbench_local.engine.protocol import OWN_ATTACKS
 
     def settings(kind: type) -> str:
         return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))
@@ -35,15 +35,15 @@ def _attacks() -> list[tuple[str, str]]:
 
 def _defenses() -> list[tuple[str, str]]:
     from robustbench_local.defenses import AWP, OBJECTIVES
-    from robustbench_local.input_defenses import INPUT_DEFENSES
+    from robustbench_local.models.preprocessing import INPUT_DEFENSES
 
     kinds = {**OBJECTIVES, f"+{AWP.name}": AWP, **INPUT_DEFENSES}
     return [(name, (kind.__doc__ or "").strip().splitlines()[0]) for name, kind in kinds.items()]
 
 
 def _configs() -> list[tuple[str, str]]:
-    from robustbench_local.gate_file import list_gates
-    from robustbench_local.recipes import list_recipes
+    from robustbench_local.gates.config import list_gates
+    from robustbench_local.training.recipe import list_recipes
 
     return [*list_recipes(), *((f"gate/{name}", command) for name, command in list_gates())]
 

@@ -36,7 +36,7 @@ def _config(ctx: click.Context, parameter: click.Parameter, value: Path | None) 
 
 
 def _read_config(command: click.Command, path: Path) -> dict[str, Any]:
-    from robustbench_local.reading import MOST_SETTINGS, parse_yaml, quoted, read_text
+    from robustbench_local.io.safe_read import MOST_SETTINGS, parse_yaml, quoted, read_text
 
     text = read_text(path, MOST_SETTINGS)
     try:
@@ -61,7 +61,7 @@ def _as_typed(value: Any, multiple: bool, where: str) -> Any:
     if multiple:
         return [_as_typed(each, False, where) for each in (value if isinstance(value, list) else [value])]
     if not isinstance(value, str | int | float):
-        from robustbench_local.reading import quoted
+        from robustbench_local.io.safe_read import quoted
 
         raise UserError(f"--config {where} is {quoted(value)}, but must be a single text or number")
     return value if isinstance(value, bool) else str(value)
@@ -119,8 +119,8 @@ def batch_size(text: str) -> int | None:
 
 def load_model(options: dict[str, Any]) -> Classifier:
     """The classifier that the shared options name, behind its input defenses."""
-    from robustbench_local.input_defenses import defended
     from robustbench_local.models import load_classifier
+    from robustbench_local.models.preprocessing import defended
 
     classifier = load_classifier(
         options["model"], checkpoint=options["checkpoint"], arch=options["arch"], normalize=options["normalize"],
@@ -132,7 +132,7 @@ def load_model(options: dict[str, Any]) -> Classifier:
 def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     """The classifier and the data set that the shared options name."""
     from robustbench_local.data import load_dataset, require_files
-    from robustbench_local.data.folder import Resize
+    from robustbench_local.data.imagefolder import Resize
 
     spec = options["data"]
     if options["model"] is None:

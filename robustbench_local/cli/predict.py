@@ -31,10 +31,10 @@ def predict_command(images: tuple[Path, ...], top: int, as_json: bool, **options
     import json
     from dataclasses import asdict
 
-    from robustbench_local.data.folder import Resize
-    from robustbench_local.device import choose_device
-    from robustbench_local.display import write_json
-    from robustbench_local.predicting import find_images, predict
+    from robustbench_local.data.imagefolder import Resize
+    from robustbench_local.display.evaluation import write_json
+    from robustbench_local.models.predict import find_images, predict
+    from robustbench_local.runtime.device import choose_device
 
     resize = Resize.parse(options["resize"]) if options["resize"] else None
     device = choose_device(options["device"])

@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbench_local.data.catalogue import DATASETS, DEFAULT_EPS, default_eps, list_datasets
+from robustbench_local.data.catalog import DATASETS, DEFAULT_EPS, default_eps, list_datasets
 from robustbench_local.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
 
     from robustbench_local.data.dataset import Dataset
-    from robustbench_local.data.folder import Resize
+    from robustbench_local.data.imagefolder import Resize
 
 __all__ = [
     "DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "require_files", "require_known",
@@ -50,7 +50,7 @@ def load_dataset(
         from robustbench_local.data.digits import load_digits
 
         return load_digits(split)
-    from robustbench_local.data.torchvision_sets import load_torchvision
+    from robustbench_local.data.torchvision import load_torchvision
 
     root = Path(data_dir or os.environ.get("ROBUST_DATA") or "data").expanduser()
     return load_torchvision(spec, split=split, data_dir=root, download=download, resize=resize)
@@ -70,7 +70,7 @@ def require_files(spec: str) -> None:
 
 def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
     """Sorted positions of a seeded subset in the set's own class proportions; see `data.subset`."""
-    from robustbench_local.data import subset
+    from robustbench_local.data import stratified as subset
 
     return subset.stratified_subset(labels, samples, seed)
 
@@ -82,7 +82,7 @@ def _load_path(
         from robustbench_local.data.npz import load_npz
 
         return load_npz(path, class_names)
-    from robustbench_local.data.folder import load_imagefolder
+    from robustbench_local.data.imagefolder import load_imagefolder
 
     return load_imagefolder(path, resize=resize, class_names=class_names)
 

@@ -12,7 +12,7 @@ import torch
 from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
-    from robustbench_local.data.folder import Resize
+    from robustbench_local.data.imagefolder import Resize
 
 _CHECK_ROWS = 1024
 

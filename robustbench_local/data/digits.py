@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from robustbench_local.data.dataset import ArrayDataset
-from robustbench_local.data.subset import stratified_subset
+from robustbench_local.data.stratified import stratified_subset
 
 TEST_SAMPLES = 360
 SPLIT_SEED = 0

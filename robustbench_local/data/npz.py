@@ -9,7 +9,7 @@ import torch
 
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.reading import is_archive, open_archive, printable, quoted, reason
+from robustbench_local.io.safe_read import is_archive, open_archive, printable, quoted, reason
 
 _LAYOUT = "`images` (uint8 NHWC or float NCHW in [0,1]) and `labels` (integers)"
 # More values than this in a dimension cannot be meant as colour channels.

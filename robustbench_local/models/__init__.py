@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from robustbench_local.models.architectures import build_architecture
 from robustbench_local.models.classifier import Classifier, fingerprint
-from robustbench_local.models.listing import list_models
-from robustbench_local.models.loading import load_classifier
+from robustbench_local.models.loaders.listing import list_models
+from robustbench_local.models.loaders.load import load_classifier
 from robustbench_local.models.normalization import parse_normalization
 
 __all__ = [

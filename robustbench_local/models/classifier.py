@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_local.data.folder import Resize
+from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
 
 

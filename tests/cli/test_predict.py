@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from robustbench_local.data import load_dataset
 from robustbench_local.models import Classifier, build_architecture, load_classifier
-from robustbench_local.predicting import predict
+from robustbench_local.models.predict import predict
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from robustbench_local.data import folder as folder_module
+from robustbench_local.data import imagefolder as folder_module
 from robustbench_local.data import load_dataset
-from robustbench_local.data.class_order import match_class_names
-from robustbench_local.data.folder import FolderDataset, Resize
+from robustbench_local.data.class_names import match_class_names
+from robustbench_local.data.imagefolder import FolderDataset, Resize
 from robustbench_local.errors import UserError
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.attack import settings, spec
 from robustbench_local.defenses import AWP, OBJECTIVES, Learner, Objective
-from robustbench_local.recipes import Recipe
+from robustbench_local.training.recipe import Recipe
 
 BALLS = [ThreatModel("linf", 0.05), ThreatModel("linf", 0.6), ThreatModel("l2", 0.5), ThreatModel("l1", 2.0)]
 LINF = BALLS[0]

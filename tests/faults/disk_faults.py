@@ -10,8 +10,8 @@ from fault_commands import COMMAND, TRAINING, begun, ended, require_refusal, req
 from fault_injections import bound_by_permissions, deleted_at, small_disk, small_files
 from fault_scene import FILES, Scene
 
-from robustbench_local.journal import journal_path
-from robustbench_local.record import record_path
+from robustbench_local.engine.journal import journal_path
+from robustbench_local.engine.ledger import record_path
 
 NO_ROOM = "make room there"
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from robustbench_local.journal import journal_path
-from robustbench_local.record import record_path
+from robustbench_local.engine.journal import journal_path
+from robustbench_local.engine.ledger import record_path
 
 Prepare = Callable[[], contextlib.AbstractContextManager[None]]
 OUT, ERR = "stdout.txt", "stderr.txt"
@@ -34,8 +34,8 @@ TRAINING = [
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([
     "fault_commands", "robustbench_local.cli.attack", "robustbench_local.cli.gate", "robustbench_local.cli.defend",
-    "robustbench_local.defending", "robustbench_local.display", "robustbench_local.training_display",
-    "robustbench_local.models.factories", "robustbench_local.processes",
+    "robustbench_local.training.run", "robustbench_local.display.evaluation", "robustbench_local.display.training",
+    "robustbench_local.models.loaders.user_code", "robustbench_local.runtime.distributed",
 ])
 
 

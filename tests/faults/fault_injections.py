@@ -66,7 +66,7 @@ def may_mount() -> bool:
 @contextlib.contextmanager
 def deleted_at(folder: Path, line: int) -> Iterator[None]:
     """The folder is gone when the journal has so many lines."""
-    from robustbench_local.journal import Journal
+    from robustbench_local.engine.journal import Journal
 
     add, lines = Journal.add, []
 

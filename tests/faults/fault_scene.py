@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fault_commands import COMMAND, Command, begun, ended, require_refusal, require_same, require_tidy, told
 
-from robustbench_local.journal import journal_path
+from robustbench_local.engine.journal import journal_path
 
 FILES = ["r.json", "r.samples.jsonl"]
 

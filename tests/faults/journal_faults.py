@@ -5,7 +5,7 @@ import re
 
 from fault_scene import Scene
 
-from robustbench_local.journal import _parsed, journal_path
+from robustbench_local.engine.journal import _parsed, journal_path
 
 
 def cut_off(scene: Scene) -> None:

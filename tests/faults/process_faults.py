@@ -22,9 +22,9 @@ from fault_commands import (
 from fault_injections import closed, onto, without_locks
 from fault_scene import Scene
 
+from robustbench_local.engine.journal import journal_path
 from robustbench_local.errors import UserError
-from robustbench_local.journal import journal_path
-from robustbench_local.result import read_result, read_samples
+from robustbench_local.results.schema import read_result, read_samples
 
 
 def killed_evaluation(scene: Scene) -> None:

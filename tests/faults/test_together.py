@@ -5,7 +5,7 @@ import os
 import pytest
 
 from robustbench_local.errors import UserError
-from robustbench_local.files import write_together
+from robustbench_local.io.atomic_write import write_together
 
 
 @pytest.mark.parametrize("fails", [1, 2, 3])

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from robustbench_local.data import load_dataset
-from robustbench_local.data.folder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset, Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
-from robustbench_local.recipes import read_config
-from robustbench_local.result import read_result
+from robustbench_local.results.schema import read_result
+from robustbench_local.training.recipe import read_config
 
 LEFT = 400 * 2**20
 """More than the 256 MiB that an archive may unpack to unasked, and far less than any of the files claims."""

@@ -51,29 +51,29 @@ def target(name: str) -> Target:
 
 
 def _result(path: Path) -> object:
-    from robustbench_local.result import read_result
+    from robustbench_local.results.schema import read_result
 
     return read_result(path)
 
 
 def _samples(path: Path) -> object:
-    from robustbench_local.result import Result, read_samples
+    from robustbench_local.results.schema import Result, read_samples
 
     result = Result.model_validate({**valid.result(), "samples_file": path.name})
     return read_samples(result, path.with_name("result.json"))
 
 
 def _binding() -> Any:
-    from robustbench_local.journal import Binding
+    from robustbench_local.engine.journal import Binding
 
     return Binding(model="a", samples="b", threat_model="c", protocol="d", seed=0, arithmetic="e")
 
 
 def _journal_seed() -> bytes:
     """As the journal itself writes it."""
-    from robustbench_local.journal import Journal, journal_path
-    from robustbench_local.record import Break, CleanEvent, SearchEvent
-    from robustbench_local.result import Distance
+    from robustbench_local.engine.journal import Journal, journal_path
+    from robustbench_local.engine.ledger import Break, CleanEvent, SearchEvent
+    from robustbench_local.results.schema import Distance
 
     told = {"rank": 0, "forward": 3, "backward": 3, "seconds": 0.1}
     found = Break(position=1, step=3, prediction=2, margin=-0.5, distance=Distance(linf=0.1, l2=0.2, l1=0.3))
@@ -88,7 +88,7 @@ def _journal_seed() -> bytes:
 
 
 def _journal(path: Path) -> object:
-    from robustbench_local.journal import Journal, journal_path
+    from robustbench_local.engine.journal import Journal, journal_path
 
     output = path.with_name("journal.json")
     path.rename(journal_path(output))
@@ -105,25 +105,24 @@ def _config(path: Path) -> object:
 
 
 def _recipe(path: Path) -> object:
-    from robustbench_local.recipes import resolve_recipe
+    from robustbench_local.training.recipe import resolve_recipe
 
     recipe = resolve_recipe(str(path), {})
     return recipe.objective(), recipe.weight_perturbation(), recipe.threat_model()
 
 
 def _gate(path: Path) -> object:
-    from robustbench_local.gate_file import read_gate
+    from robustbench_local.gates.config import read_gate
 
     return read_gate(str(path))
 
 
 def _options(path: Path) -> object:
     from robustbench_local.attacks import PGD
-    from robustbench_local.data.folder import Resize
+    from robustbench_local.data.imagefolder import Resize
     from robustbench_local.errors import UserError
     from robustbench_local.models.normalization import parse_normalization
-    from robustbench_local.numbers import parse_number
-    from robustbench_local.options import build, parse_spec
+    from robustbench_local.specs import build, parse_number, parse_spec
 
     text = path.read_text(encoding="utf-8", errors="replace")
     with contextlib.suppress(ValueError):
@@ -135,16 +134,16 @@ def _options(path: Path) -> object:
 
 
 def _card_seed() -> bytes:
-    from robustbench_local.models.shipped import bundled_folder
+    from robustbench_local.models.loaders.bundled import bundled_folder
 
     return (bundled_folder() / "digits-cnn.json").read_bytes()
 
 
 def _card(path: Path) -> object:
-    from robustbench_local.checkpoint import read_card
     from robustbench_local.errors import UserError
-    from robustbench_local.models.loaded import Loaded
-    from robustbench_local.models.shipped import describe, description_beside
+    from robustbench_local.models.loaders.bundled import describe, description_beside
+    from robustbench_local.models.loaders.loaded_model import Loaded
+    from robustbench_local.training.model_card import read_card
 
     with contextlib.suppress(UserError):
         read_card(path.read_bytes())
@@ -153,14 +152,14 @@ def _card(path: Path) -> object:
 
 
 def _checkpoint(path: Path) -> object:
-    from robustbench_local.models.checkpoint import load_into, read_state_dict
+    from robustbench_local.models.loaders.checkpoint_file import load_into, read_state_dict
 
     module = valid.network()
     return load_into(module, read_state_dict(path, module), str(path))
 
 
 def _snapshot(path: Path) -> object:
-    from robustbench_local.training_state import Snapshot
+    from robustbench_local.training.snapshot import Snapshot
 
     return Snapshot.read(path)
 
@@ -173,13 +172,13 @@ def _npz(path: Path) -> object:
 
 
 def _exported(path: Path) -> object:
-    from robustbench_local.models.exported import load_exported
+    from robustbench_local.models.loaders.torch_export import load_exported
 
     return load_exported(path)
 
 
 def _onnx(path: Path) -> object:
-    from robustbench_local.models.programs import load_onnx
+    from robustbench_local.models.loaders.torchscript_onnx import load_onnx
 
     return load_onnx(path)
 
@@ -187,7 +186,7 @@ def _onnx(path: Path) -> object:
 def _image(path: Path) -> object:
     import torch
 
-    from robustbench_local.data.folder import FolderDataset, Resize
+    from robustbench_local.data.imagefolder import FolderDataset, Resize
 
     return FolderDataset([path], torch.zeros(1, dtype=torch.int64), name="it", resize=Resize(8, 8)).images([0])
 

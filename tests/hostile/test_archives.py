@@ -20,13 +20,13 @@ from torch import nn
 
 from robustbench_local.data import load_dataset
 from robustbench_local.errors import UserError
+from robustbench_local.io.safe_read import MOST_UNPACKED, printable
 from robustbench_local.models import load_classifier
-from robustbench_local.models.checkpoint import read_state_dict
-from robustbench_local.models.exported import load_exported
-from robustbench_local.models.programs import load_torchscript
-from robustbench_local.models.state_dict import LONGEST_NAME, MOST_CLASSES, infer_size
-from robustbench_local.reading import MOST_UNPACKED, printable
-from robustbench_local.training_state import Snapshot
+from robustbench_local.models.loaders.checkpoint_file import read_state_dict
+from robustbench_local.models.loaders.state_dict import LONGEST_NAME, MOST_CLASSES, infer_size
+from robustbench_local.models.loaders.torch_export import load_exported
+from robustbench_local.models.loaders.torchscript_onnx import load_torchscript
+from robustbench_local.training.snapshot import Snapshot
 
 ZEROS = MOST_UNPACKED + 2**20
 

@@ -15,8 +15,8 @@ import valid_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustbench_local.numbers import parse_number
-from robustbench_local.reading import parse_json, parse_yaml, printable, require_seen
+from robustbench_local.io.safe_read import parse_json, parse_yaml, printable, require_seen
+from robustbench_local.specs import parse_number
 
 RUNS = 10_000
 EXAMPLES = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from robustbench_local.data import load_dataset
-from robustbench_local.data.folder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset, Resize
 from robustbench_local.errors import UserError
-from robustbench_local.predicting import find_images
-from robustbench_local.reading import printable
+from robustbench_local.io.safe_read import printable
+from robustbench_local.models.predict import find_images
 
 
 def png(width: int, height: int, *more: tuple[bytes, bytes], rows: int = 1) -> bytes:

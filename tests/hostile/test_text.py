@@ -8,17 +8,17 @@ import pytest
 import valid_files
 from click.testing import CliRunner
 
-from robustbench_local.checkpoint import read_card
 from robustbench_local.cli.attack import attack_command
 from robustbench_local.cli.options import _read_config
-from robustbench_local.data.folder import Resize
+from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
-from robustbench_local.models.loaded import Loaded
-from robustbench_local.models.shipped import describe, description_beside
-from robustbench_local.numbers import parse_number
-from robustbench_local.reading import MOST_DESCRIPTION, MOST_SETTINGS, parse_json, parse_yaml, printable
-from robustbench_local.recipes import resolve_recipe
-from robustbench_local.result import LONGEST_LINE, read_result, read_samples
+from robustbench_local.io.safe_read import MOST_DESCRIPTION, MOST_SETTINGS, parse_json, parse_yaml, printable
+from robustbench_local.models.loaders.bundled import describe, description_beside
+from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.results.schema import LONGEST_LINE, read_result, read_samples
+from robustbench_local.specs import parse_number
+from robustbench_local.training.model_card import read_card
+from robustbench_local.training.recipe import resolve_recipe
 
 DEEP = 200_000
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"

@@ -10,9 +10,9 @@ from rich.console import Console
 from small_trainings import Training
 
 from robustbench_local.cli import cli
-from robustbench_local.curves import draw_curves, write_tensorboard
+from robustbench_local.display.training import EpochTable
 from robustbench_local.errors import UserError
-from robustbench_local.training_display import EpochTable
+from robustbench_local.training.curves import draw_curves, write_tensorboard
 
 
 def reports():

@@ -8,8 +8,8 @@ import pytest
 
 from robustbench_local import evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import FGSM, PGD
-from robustbench_local.defending import harden
-from robustbench_local.recipes import resolve_recipe
+from robustbench_local.training.recipe import resolve_recipe
+from robustbench_local.training.run import harden
 
 
 @pytest.fixture(scope="module")

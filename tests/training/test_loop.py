@@ -8,9 +8,9 @@ from torch import nn
 
 from robustbench_local.attacks import PGD, ThreatModel, run
 from robustbench_local.data.dataset import ArrayDataset
-from robustbench_local.epochs import TrainingObserver
+from robustbench_local.data.holdout import cut_holdout
 from robustbench_local.errors import UserError
-from robustbench_local.holdout import cut_holdout
+from robustbench_local.training.metrics import TrainingObserver
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numbers_alone():

@@ -4,10 +4,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from robustbench_local.augmentation import Augmentation
+from robustbench_local.data.augmentation import Augmentation
+from robustbench_local.engine.protocol import resolve_suite
 from robustbench_local.errors import UserError
-from robustbench_local.protocol import resolve_suite
-from robustbench_local.recipes import Recipe, list_recipes, read_config, resolve_recipe
+from robustbench_local.training.recipe import Recipe, list_recipes, read_config, resolve_recipe
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])

@@ -6,12 +6,12 @@ import importlib.resources
 import pytest
 
 from robustbench_local.attacks import PGD, ThreatModel
-from robustbench_local.checkpoint import ModelCard, read_card
 from robustbench_local.data import load_dataset
-from robustbench_local.defending import harden
-from robustbench_local.evaluation import evaluate
+from robustbench_local.evaluation.run import evaluate
 from robustbench_local.models import load_classifier
-from robustbench_local.recipes import resolve_recipe
+from robustbench_local.training.model_card import ModelCard, read_card
+from robustbench_local.training.recipe import resolve_recipe
+from robustbench_local.training.run import harden
 
 BUNDLED = ("digits-cnn", "digits-cnn-robust")
 TWO_POINTS = 0.02

@@ -8,11 +8,11 @@ import pytest
 import torch
 from small_trainings import BATCHES, Stop, Training, harden_until, network, same
 
-import robustbench_local.training as loop
-from robustbench_local.defending import harden
+import robustbench_local.training.loop as loop
 from robustbench_local.errors import UserError
-from robustbench_local.recipes import resolve_recipe
-from robustbench_local.training_state import Snapshot
+from robustbench_local.training.recipe import resolve_recipe
+from robustbench_local.training.run import harden
+from robustbench_local.training.snapshot import Snapshot
 
 EPOCHS = 3
 KINDS = {
@@ -83,7 +83,7 @@ def test_a_training_may_be_interrupted_again_and_again(tmp_path, monkeypatch):
 
 def test_streamed_images_leave_dropout_its_random_numbers(tmp_path, monkeypatch):
     whole = training("plain").run()
-    monkeypatch.setattr("robustbench_local.feeding.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("robustbench_local.data.loader.RESIDENT_BYTES", 0)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
     more = {"workers": 0}
     assert same(training("plain").run(**more).model, whole.model), "as from memory"
@@ -178,7 +178,7 @@ CLEAN = multiprocessing.get_context("forkserver") if "forkserver" in multiproces
 
 def killed(place, last, output):
     """The signal that ended a process in which the last-th call of a function is its last."""
-    CLEAN.set_forkserver_preload(["robustbench_local.defending", "small_trainings"])
+    CLEAN.set_forkserver_preload(["robustbench_local.training.run", "small_trainings"])
     child = CLEAN.Process(target=harden_until, args=(place, last, QUICK, output))
     child.start()
     child.join()
@@ -187,10 +187,11 @@ def killed(place, last, output):
 
 @pytest.mark.skipif(CLEAN is None, reason="needs fork and POSIX signals")
 @pytest.mark.parametrize(("place", "moments"), [
-    ("robustbench_local.lesson:Lesson.learn", (2, 5, 8)), ("robustbench_local.defending:write_atomically", (1, 2, 3)),
-    ("robustbench_local.defending:write_weights", (1, 2)), ("robustbench_local.defending:write_card", (1, 2)),
-    ("robustbench_local.training_state:Snapshot.write", (1, 4, 5)), ("os:fsync", (1, 5, 9, 13)),
-    ("robustbench_local.training:judge", (1, 3)),
+    ("robustbench_local.training.step:Lesson.learn", (2, 5, 8)),
+    ("robustbench_local.training.run:write_atomically", (1, 2, 3)),
+    ("robustbench_local.training.run:write_weights", (1, 2)), ("robustbench_local.training.run:write_card", (1, 2)),
+    ("robustbench_local.training.snapshot:Snapshot.write", (1, 4, 5)), ("os:fsync", (1, 5, 9, 13)),
+    ("robustbench_local.training.loop:judge", (1, 3)),
 ], ids=["step", "metrics", "weights", "card", "state", "rename", "judge"])
 def test_a_process_killed_anywhere_is_resumed_to_the_same_files(place, moments, uninterrupted, tmp_path):
     for moment in moments:

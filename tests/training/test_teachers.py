@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from robustbench_local.attacks.attack import spec
-from robustbench_local.checkpoint import read_card
-from robustbench_local.defending import harden
 from robustbench_local.defenses import HAT, RSLAD, DefensiveDistillation
 from robustbench_local.errors import UserError
-from robustbench_local.lesson import Lesson
 from robustbench_local.models import fingerprint, load_classifier
-from robustbench_local.recipes import resolve_recipe
+from robustbench_local.training.model_card import read_card
+from robustbench_local.training.recipe import resolve_recipe
+from robustbench_local.training.run import harden
+from robustbench_local.training.step import Lesson
 
 QUICK = {"arch": "cnn-small", "samples": "120", "batch_size": "32", "epochs": "2", "lr": "0.05"}
 
@@ -45,7 +45,7 @@ def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatc
     asked = []
     teacher = load_classifier("digits-cnn-robust")
     before = fingerprint(teacher)
-    monkeypatch.setattr("robustbench_local.preparing.load_classifier", lambda *_, **__: teacher)
+    monkeypatch.setattr("robustbench_local.training.setup.load_classifier", lambda *_, **__: teacher)
     learn = Lesson.learn
 
     def learnt(lesson, *arguments, **settings):
@@ -86,7 +86,7 @@ def test_an_interruption_in_either_training_changes_nothing(moment, distilled, t
 
 def test_a_teacher_killed_after_its_first_checkpoint_is_not_taken_for_finished(tmp_path, monkeypatch):
     """Between the first epoch's checkpoint and the state that says how far training is."""
-    from robustbench_local.training_state import Snapshot
+    from robustbench_local.training.snapshot import Snapshot
 
     write, calls = Snapshot.write, []
 

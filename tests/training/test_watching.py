@@ -6,14 +6,14 @@ import torch
 from small_trainings import CPU, Training, parts, same
 from torch import nn
 
-import robustbench_local.training as loop
+import robustbench_local.training.loop as loop
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.defenses import FGSMRS, NFGSM, PGDAT, TRADES, FreeAT
-from robustbench_local.epochs import EpochReport, TrainingObserver, best, is_catastrophic, overfitting
 from robustbench_local.errors import UserError
 from robustbench_local.models import build_architecture
-from robustbench_local.result import Accuracy
-from robustbench_local.starting import seeded
+from robustbench_local.results.schema import Accuracy
+from robustbench_local.training.initialization import seeded
+from robustbench_local.training.metrics import EpochReport, TrainingObserver, best, is_catastrophic, overfitting
 
 
 def report(epoch, robust, fgsm=None, *, clean=0.9, chosen=False, undone=False, n=1000):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from robustbench_local import ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import FGSM, PGD
-from robustbench_local.protocol import resolve_attack
+from robustbench_local.engine.protocol import resolve_attack
 
 pytestmark = pytest.mark.truth
 MODEL, EPS, STEP, STEPS = "sdp_cifar_cnn_a_adv", 2 / 255, 0.5 / 255, 50

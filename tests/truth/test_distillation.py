@@ -9,8 +9,8 @@ import pytest
 from robustbench_local import evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import FGSM, PGD
 from robustbench_local.data import stratified_subset
-from robustbench_local.defending import harden
-from robustbench_local.recipes import resolve_recipe
+from robustbench_local.training.recipe import resolve_recipe
+from robustbench_local.training.run import harden
 
 pytestmark = pytest.mark.truth
 SETTINGS = {"epochs": "10", "optimizer": "adamw", "lr": "6e-3", "weight_decay": "0"}

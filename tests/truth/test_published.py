@@ -11,7 +11,7 @@ import torch
 
 from robustbench_local import ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
-from robustbench_local.protocol import resolve_attack
+from robustbench_local.engine.protocol import resolve_attack
 
 pytestmark = pytest.mark.truth
 FOLDER = Path(os.environ.get("ROBUST_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "published"

@@ -27,8 +27,8 @@ from torch import Tensor
 from robustbench_local import Classifier, ThreatModel, load_classifier, load_dataset
 from robustbench_local.attacks import pgd
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.defending import harden
-from robustbench_local.recipes import Recipe
+from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.run import harden
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("pgd-at:steps=5", "trades:steps=5", "mart:steps=5", "hat:steps=5", "n-fgsm")

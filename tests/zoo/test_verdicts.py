@@ -4,7 +4,8 @@ import members
 import pytest
 from tasks import task
 
-from robustbench_local import checks, evaluate
+from robustbench_local import evaluate
+from robustbench_local.results import checks
 
 SEEN_BY = {
     "distilled": {checks.GRADIENTS, checks.CROSS_ENTROPY}, "hot": {checks.GRADIENTS, checks.CROSS_ENTROPY},

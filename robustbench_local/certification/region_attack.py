@@ -1,0 +1,88 @@
+"""The search over activation regions as an attack of this engine: `regions`."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from robustbench_local.attacks import pgd
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state
+from robustbench_local.attacks.threat_model import ThreatModel
+from robustbench_local.certification.region_search import search
+from robustbench_local.certification.relu_network import PiecewiseLinear
+from robustbench_local.errors import UserError
+from robustbench_local.models.classifier import Classifier, fingerprint
+from robustbench_local.models.metered import Metered
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSearch:
+    """Branch and bound over the activation regions of a ReLU network, L∞ only, one sample after the other.
+
+    programs: most linear programs for a sample. starts: PGD restarts whose best point it begins with. neurons: the most
+    ReLUs that a network may have. For the last samples that gradients leave standing; see `region_search`.
+    """
+
+    name: ClassVar[str] = "regions"
+    steps: ClassVar[int] = 1
+    restarts: ClassVar[int] = 1
+    targets: ClassVar[int] = 0
+    at_a_time: ClassVar[int] = 16
+    programs: int = 500
+    starts: int = 3
+    neurons: int = 5000
+
+    def __post_init__(self) -> None:
+        for name in ("programs", "starts", "neurons"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+
+    def refusal(self, classifier: Classifier, shape: tuple[int, ...], threat_model: ThreatModel) -> str:
+        """Why this network cannot be searched in this ball; empty where it can."""
+        if threat_model.norm != "linf":
+            return "its linear programs are for L∞ balls"
+        if threat_model.reject is not None:
+            return "its linear programs know of no reject class"
+        try:
+            _network(classifier, shape, self.neurons)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def start(self, threat_model: ThreatModel, rows: Rows) -> State:  # noqa: ARG002
+        return initial_state(rows, rows.images)
+
+    def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        assert isinstance(model, Metered)
+        images, labels = state["images"], state["labels"]
+        if reason := self.refusal(model.model, tuple(images.shape[1:]), threat_model):
+            raise UserError(f"regions cannot be used here: {reason}")
+        network = _network(model.model, tuple(images.shape[1:]), self.neurons)
+        starts = pgd(
+            model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce",
+            indices=state["keys"],
+        )
+        points = [
+            search(model, network, image, int(label), threat_model, start, programs=self.programs).point
+            for image, label, start in zip(images, labels, starts, strict=True)
+        ]
+        return {**state, "points": torch.stack(points), "step": state["step"] + 1}
+
+
+_READ: WeakKeyDictionary[Classifier, tuple[str, tuple[int, ...], PiecewiseLinear]] = WeakKeyDictionary()
+"""The network that was read last from a classifier, with what it had been read from."""
+
+
+def _network(classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
+    """The classifier's layers, read once for as long as its weights stay.
+
+    Raises ValueError where it is not piecewise linear in at most so many ReLUs.
+    """
+    weights = fingerprint(classifier)
+    if (known := _READ.get(classifier)) is None or known[:2] != (weights, shape):
+        _READ[classifier] = known = weights, shape, PiecewiseLinear(classifier, shape, most_neurons=neurons)
+    if sum(known[2].neurons) > neurons:
+        raise ValueError(f"the network has {sum(known[2].neurons)} ReLUs, more than the {neurons} that were allowed")
+    return known[2]

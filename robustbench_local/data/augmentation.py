@@ -1,0 +1,151 @@
+"""What training images go through on their way to the network, drawn for every image by itself.
+
+Crop, flip and cutout work on the whole batch where it lies; the rest are torchvision's, image by image. All random
+numbers come from the images' keys, so neither the batch nor the number of workers changes what happens to an image.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_local.attacks.randomness import forked, uniform
+from robustbench_local.errors import UserError, nearest
+from robustbench_local.specs import parse_number
+
+Transform = Callable[[Tensor, Tensor], Tensor]
+
+
+def _crop(size: float) -> Transform:
+    """Moved by up to so many pixels; what comes in at the edge is black."""
+    reach = int(size)
+
+    def crop(images: Tensor, keys: Tensor) -> Tensor:
+        rows, channels, height, width = images.shape
+        down, right = (uniform(keys, (2,)) * (2 * reach + 1)).long().unbind(1)
+        padded = F.pad(images, [reach] * 4)
+        lines = torch.arange(height, device=images.device) + down[:, None]
+        columns = torch.arange(width, device=images.device) + right[:, None]
+        row, channel = torch.arange(rows, device=images.device), torch.arange(channels, device=images.device)
+        return padded[
+            row[:, None, None, None], channel[None, :, None, None], lines[:, None, :, None], columns[:, None, None, :]
+        ]
+
+    return crop
+
+
+def _flip(share: float) -> Transform:
+    """Mirrored left to right, so often."""
+
+    def flip(images: Tensor, keys: Tensor) -> Tensor:
+        return torch.where(uniform(keys, (1, 1, 1)) < share, images.flip(-1), images)
+
+    return flip
+
+
+def _cutout(size: float) -> Transform:
+    """A grey square of so many pixels anywhere (DeVries and Taylor, 2017)."""
+    half = size / 2
+
+    def cutout(images: Tensor, keys: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        places = uniform(keys, (2,)) * torch.tensor([height, width], device=images.device)
+        lines = torch.arange(height, device=images.device) + 0.5 - places[:, :1]
+        columns = torch.arange(width, device=images.device) + 0.5 - places[:, 1:]
+        hidden = (lines.abs() < half)[:, None, :, None] & (columns.abs() < half)[:, None, None, :]
+        return images.masked_fill(hidden, 0.5)
+
+    return cutout
+
+
+def _borrowed(make: Callable[[tuple[int, int]], Any]) -> Transform:
+    """A transform of torchvision's, its global random numbers replaced by the image's own."""
+
+    def transform(images: Tensor, keys: Tensor) -> Tensor:
+        each = make((images.shape[-2], images.shape[-1]))
+        seen = []
+        with torch.random.fork_rng(devices=[]):
+            for image, key in zip(images.cpu(), keys.tolist(), strict=True):
+                torch.default_generator.manual_seed(key % 2**63)
+                seen.append(each(image))
+        return torch.stack(seen).to(images.device).clamp(0, 1)
+
+    return transform
+
+
+def _torchvision(name: str, value: float) -> Transform:
+    from torchvision.transforms import v2
+
+    kinds: dict[str, Callable[[tuple[int, int]], Any]] = {
+        "resized-crop": lambda size: v2.RandomResizedCrop(size, scale=(value, 1.0), antialias=True),
+        "color-jitter": lambda _: v2.ColorJitter(value, value, value),
+        "rotate": lambda _: v2.RandomRotation(value),  # type: ignore[arg-type]
+        "trivial-augment": lambda _: v2.TrivialAugmentWide(),
+        "rand-augment": lambda _: v2.RandAugment(magnitude=int(value)),
+    }
+    return _borrowed(kinds[name])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """default: the number taken where none is written; None where there has to be one. most: the largest."""
+
+    default: float | None
+    most: float
+    about: str
+    whole: bool = False
+
+
+KINDS = {
+    "crop": _Kind(None, 512, "pixels to move by", whole=True),
+    "flip": _Kind(0.5, 1, "share of images"),
+    "cutout": _Kind(None, 512, "pixels of the square"),
+    "resized-crop": _Kind(0.08, 1, "smallest share of the area"),
+    "color-jitter": _Kind(0.4, 1, "strength"),
+    "rotate": _Kind(15, 180, "degrees"),
+    "trivial-augment": _Kind(1, 1, "no number"),
+    "rand-augment": _Kind(9, 30, "magnitude", whole=True),
+}
+
+
+class Augmentation:
+    """`crop=4,flip,cutout=8` as one function of images float [rows, C, H, W] in the box and keys int64 [rows]."""
+
+    def __init__(self, steps: list[Transform]):
+        self._steps = steps
+
+    def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
+        for number, step in enumerate(self._steps):
+            images = step(images, forked(keys, torch.full_like(keys, number)))
+        return images
+
+    @classmethod
+    def parse(cls, text: str) -> Augmentation:
+        """Raises UserError for an unknown name or a number that it cannot have; `none` does nothing."""
+        return cls([_parsed(part.strip(), text) for part in text.split(",")] if text != "none" else [])
+
+
+def _parsed(part: str, text: str) -> Transform:
+    name, equals, number = part.partition("=")
+    if name not in KINDS:
+        raise UserError(
+            f"--augment {text}: there is no {name!r}; there are {', '.join(KINDS)} and none.{nearest(name, KINDS)}"
+        )
+    kind = KINDS[name]
+    try:
+        value = parse_number(number) if equals else kind.default
+    except ValueError as error:
+        raise UserError(f"--augment {text}: {name}: {error}") from None
+    if value is None:
+        raise UserError(f"--augment {text}: {name} needs a number ({kind.about}), as in {name}=4")
+    if not 0 < value <= kind.most:
+        raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be above 0 and at most "
+                        f"{kind.most:g}")
+    if kind.whole and value != int(value):
+        raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be a whole number")
+    own = {"crop": _crop, "flip": _flip, "cutout": _cutout}
+    return own[name](value) if name in own else _torchvision(name, value)

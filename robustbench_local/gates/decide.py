@@ -1,0 +1,407 @@
+"""Do results clear their limits? Pass, fail, undecided or not comparable.
+
+What one limit says is decided in `gate_limits`; here results, limits and baselines are brought together by their threat
+models, and what cannot be compared or believed is refused.
+
+Several limits at once: whatever truly holds is failed with probability at most alpha over all limits together (Holm).
+Passing needs no such correction: the gate passes only where every single limit does, so for a wrong pass the one limit
+that is truly broken must pass wrongly, which has probability at most alpha (an intersection-union test).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from robustbench_local.errors import UserError
+from robustbench_local.gates.limits import Check, Drop, Floor, Limit, Outcome, failing, refused
+from robustbench_local.results.pairing import (
+    Evaluated,
+    Flip,
+    called,
+    difference,
+    doubts,
+    flips,
+    lost_and_gained,
+    right,
+    same_threat,
+    stands,
+    threat_name,
+    untrusted,
+)
+from robustbench_local.results.protocol_order import weaker
+from robustbench_local.results.schema import ClassReport, Result, ThreatModelInfo, read_result, read_samples
+
+SCHEMA = "robustbench-local/gate/1"
+
+
+@dataclass(frozen=True)
+class Threat:
+    """Which results a set of limits speaks of."""
+
+    norm: str
+    eps: float
+    eps_text: str = field(compare=False)
+    target: int | None = None
+    source: int | None = None
+    reject: int | None = None
+
+    @property
+    def name(self) -> str:
+        goal = "untargeted" if self.target is None else {"source": self.source, "target": self.target}
+        return threat_name(ThreatModelInfo.model_validate({
+            "norm": self.norm, "eps": self.eps, "eps_text": self.eps_text, "box": (0, 1), "goal": goal,
+            "reject": self.reject,
+        }))
+
+    def speaks_of(self, threat: ThreatModelInfo) -> bool:
+        goal = threat.goal
+        aimed = (None, None) if goal == "untargeted" else (goal.source, goal.target)
+        return (
+            threat.norm == self.norm and math.isclose(threat.eps, self.eps, rel_tol=1e-9)
+            and aimed == (self.source, self.target) and threat.reject == self.reject
+        )
+
+
+@dataclass(frozen=True)
+class ClassFloors:
+    """Least accuracies of classes: `default` for every class that is not among `single`, by name or label."""
+
+    default: float | None = None
+    single: Mapping[str | int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What results of one threat model are held to; all are fractions.
+
+    threat: None speaks of any result. max_drop and max_clean_drop: what may be lost since the baseline, sample by
+    sample. require: the weakest protocol that will do, as `standard/1`. baselines: result files, of which that of the
+    result's threat model is taken.
+    """
+
+    threat: Threat | None = None
+    min_robust: float | None = None
+    min_clean: float | None = None
+    min_class_robust: ClassFloors = ClassFloors()
+    min_class_clean: ClassFloors = ClassFloors()
+    max_drop: float | None = None
+    max_clean_drop: float | None = None
+    require: str | None = None
+    baselines: tuple[Path, ...] = ()
+
+    @property
+    def drops(self) -> bool:
+        return self.max_drop is not None or self.max_clean_drop is not None
+
+    @property
+    def empty(self) -> bool:
+        floors = (self.min_class_robust, self.min_class_clean)
+        return (
+            self.min_robust is None and self.min_clean is None and not self.drops
+            and all(each.default is None and not each.single for each in floors)
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits for each threat model. alpha: how often a single limit may wrongly pass, and any of all wrongly fail.
+    source: the file that they were read from."""
+
+    limits: tuple[Limits, ...]
+    alpha: float = 0.05
+    source: Path | None = None
+
+    @property
+    def baselines(self) -> list[Path]:
+        return list(dict.fromkeys(path for limits in self.limits for path in limits.baselines))
+
+    def of(self, threat: ThreatModelInfo) -> Limits | None:
+        """The limits that speak of results of this threat model."""
+        return next((each for each in self.limits if each.threat is None or each.threat.speaks_of(threat)), None)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of, or
+    that nothing looked; it decides nothing, but it is said. flips: samples that changed sides since the baseline, those
+    that moved most first. baseline: the result file it was, or for want of one is to be, compared with."""
+
+    threat: str
+    path: Path | None
+    result: Result | None
+    checks: list[Check]
+    doubts: list[str] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+    baseline: Path | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """updated: baselines that were written because that was asked for."""
+
+    judged: list[Judged]
+    alpha: float
+    source: Path | None = None
+    updated: list[Path] = field(default_factory=list)
+
+    @property
+    def checks(self) -> list[Check]:
+        return [check for each in self.judged for check in each.checks]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The gravest of all: what cannot be compared, then what failed, then what is undecided."""
+        for outcome in (Outcome.NOT_COMPARABLE, Outcome.FAIL, Outcome.UNDECIDED):
+            if any(check.outcome is outcome for check in self.checks):
+                return outcome
+        return Outcome.PASS
+
+    def to_dict(self) -> dict[str, object]:
+        outcome = self.outcome
+        return {
+            "schema": SCHEMA, "outcome": outcome.name.lower(), "exit_code": int(outcome), "alpha": self.alpha,
+            "gate": None if self.source is None else str(self.source),
+            "checks": [
+                {"threat_model": each.threat, **asdict(check), "outcome": check.outcome.name.lower()}
+                for each in self.judged for check in each.checks
+            ],
+            "doubts": [doubt for each in self.judged for doubt in each.doubts],
+            "results": [
+                {
+                    "threat_model": each.threat, "result": None if each.path is None else str(each.path),
+                    "model": None if each.result is None else each.result.model.name,
+                    "baseline": None if each.baseline is None else str(each.baseline),
+                    "flipped": [asdict(flip) for flip in each.flips],
+                }
+                for each in self.judged
+            ],
+            "updated": [str(path) for path in self.updated],
+        }
+
+
+def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decision:
+    """Hold result files, one for each threat model, against the gate.
+
+    first: a baseline that does not exist is to be made of the result, so that there is nothing to compare with yet.
+    Raises UserError for files that cannot be read, for two results of one threat model, and for a file that is given
+    twice or is its own baseline.
+    """
+    places = {path.resolve(): path for path in paths}
+    if len(places) < len(paths):
+        raise UserError("the same result is given twice: name each once")
+    for baseline in gate.baselines:
+        if baseline.resolve() in places:
+            raise UserError(f"{places[baseline.resolve()]} is a result and the baseline itself: name the new result, "
+                            "or another baseline")
+    results = {path: read_result(path) for path in paths}
+    for position, (path, result) in enumerate(results.items()):
+        for other, earlier in list(results.items())[:position]:
+            if same_threat(earlier.threat_model, result.threat_model):
+                raise UserError(
+                    f"{other} and {path} are both of {threat_name(result.threat_model)}: give one result for each "
+                    "threat model"
+                )
+    baselines = _Baselines(gate, first)
+    drafts = [_draft(gate.of(result.threat_model), path, result, baselines) for path, result in results.items()]
+    limits = [limit for draft in drafts for limit in draft.limits]
+    failed = iter(failing(limits, gate.alpha))
+    judged = []
+    for draft in drafts:
+        checks = [limit.check(gate.alpha, len(limits), next(failed)) for limit in draft.limits]
+        judged.append(Judged(
+            threat_name(draft.result.threat_model), draft.path, draft.result, [*draft.refusals, *checks],
+            [*doubts(draft.result), *draft.notes], draft.flips, draft.baseline,
+        ))
+    return Decision([*judged, *_missing(gate, list(results.values())), *baselines.unused()], gate.alpha, gate.source)
+
+
+def _missing(gate: Gate, results: list[Result]) -> list[Judged]:
+    """What the gate speaks of and no result was given for."""
+    return [
+        Judged(limits.threat.name, None, None, [refused(
+            "threat_model", "a result for every threat model",
+            f"there is no result for {limits.threat.name}, which the gate speaks of: attack with these --norm and "
+            "--eps, and give its result too",
+        )])
+        for limits in gate.limits
+        if limits.threat is not None and not any(limits.threat.speaks_of(each.threat_model) for each in results)
+    ]
+
+
+@dataclass
+class _Draft:
+    """What is known of one result before all limits are decided together."""
+
+    path: Path
+    result: Result
+    refusals: list[Check] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+    baseline: Path | None = None
+
+
+def _draft(limits: Limits | None, path: Path, result: Result, baselines: _Baselines) -> _Draft:
+    draft = _Draft(path, result)
+    if limits is None:
+        draft.refusals.append(refused(
+            "threat_model", "limits for every result",
+            f"the gate does not speak of {threat_name(result.threat_model)}: add limits for it, or leave {path} out",
+        ))
+        return draft
+    if limits.baselines:
+        # Also for a result that is refused below, so that its baseline does not seem to be one without a result.
+        draft.baseline = baselines.take(limits, result)
+    reason = untrusted(result)
+    if reason:
+        draft.refusals.append(refused("verdict", "verdict", f"the result itself {reason}"))
+        return draft
+    reason = weaker(result.protocol, limits.require) if limits.require is not None else ""
+    if reason:
+        draft.refusals.append(refused("require", f"protocol {limits.require} or stronger", reason))
+        return draft
+    # Floors need no record, but one that lies there must be this result's.
+    if (path.parent / (result.samples_file or "")).is_file():
+        read_samples(result, path)
+    _add_floors(draft, limits)
+    if limits.baselines:
+        _add_drops(draft, limits, baselines)
+    return draft
+
+
+def _add_floors(draft: _Draft, limits: Limits) -> None:
+    result = draft.result
+    stopped = result.sequential is not None
+    for rule, name, accuracy, limit in (
+        ("min_robust", "robust accuracy", result.robust_accuracy, limits.min_robust),
+        ("min_clean", "clean accuracy", result.clean_accuracy, limits.min_clean),
+    ):
+        if limit is not None:
+            draft.limits.append(
+                Floor(rule, name, accuracy.correct, accuracy.n, limit, result.data.available, finite=stopped)
+            )
+    for rule, floors in (("min_class_robust", limits.min_class_robust), ("min_class_clean", limits.min_class_clean)):
+        wanted = _class_limits(floors, rule, draft)
+        if wanted and stopped and result.data.n < result.data.available:
+            draft.refusals.append(refused(
+                rule, "accuracy of single classes",
+                "the evaluation was stopped when a gate was decided, and how many images of each class the rest of the "
+                "split has is not recorded: hold classes to limits without --until-gate",
+            ))
+            continue
+        for each, limit in wanted:
+            robust = rule == "min_class_robust"
+            accuracy = each.robust_accuracy if robust else each.clean_accuracy
+            of = f" of class {called(each.label, each.name)}"
+            # A subset is stratified in the split's own proportions.
+            available = round(accuracy.n * result.data.available / result.data.n)
+            draft.limits.append(Floor(
+                f"{rule}:{each.label}", f"{'robust' if robust else 'clean'} accuracy{of}",
+                accuracy.correct, accuracy.n, limit, available, finite=stopped, of=of,
+            ))
+
+
+def _class_limits(floors: ClassFloors, rule: str, draft: _Draft) -> list[tuple[ClassReport, float]]:
+    """Each class that is held to a limit; a limit for a class that the result does not have is refused."""
+    chosen: dict[int, float] = {}
+    for key, limit in floors.single.items():
+        labels = [each.label for each in draft.result.per_class if each.name == key]
+        if not labels and str(key).isdecimal():
+            labels = [each.label for each in draft.result.per_class if str(each.label) == str(key)]
+        if len(labels) != 1 or labels[0] in chosen:
+            told = (
+                f"{draft.path} has no samples of such a class" if not labels
+                else f"{draft.path} has {len(labels)} classes of that name: give the label" if len(labels) > 1
+                else "another line speaks of the same class"
+            )
+            sentence = f"{rule} speaks of class {key!r}: {told}"
+            draft.refusals.append(refused(f"{rule}:{key}", f"accuracy of class {key}", sentence))
+            continue
+        chosen[labels[0]] = limit
+    limits = [(each, chosen.get(each.label, floors.default)) for each in draft.result.per_class]
+    return [(each, limit) for each, limit in limits if limit is not None]
+
+
+def _add_drops(draft: _Draft, limits: Limits, baselines: _Baselines) -> None:
+    what = "change since the baseline"
+    if draft.baseline is None:
+        draft.refusals.append(refused(
+            "baseline", what, f"none of the baselines is of {threat_name(draft.result.threat_model)}: give one",
+        ))
+        return
+    if draft.baseline not in baselines.read:
+        draft.notes.append(f"there is no baseline {draft.baseline} yet: nothing to compare with")
+        return
+    before, now = baselines.read[draft.baseline], Evaluated.read(draft.path)
+    reason = untrusted(before.result)
+    reason = f"the baseline {draft.baseline} {reason}" if reason else difference(now, before)
+    if reason:
+        draft.refusals.append(refused("baseline", what, reason))
+        return
+    draft.flips = flips(before, now)
+    n, available = draft.result.data.n, draft.result.data.available
+    for rule, name, of, limit in (
+        ("max_drop", "robust accuracy", stands, limits.max_drop),
+        ("max_clean_drop", "clean accuracy", right, limits.max_clean_drop),
+    ):
+        if limit is not None:
+            old = [of(before.samples[index]) for index in now.samples]
+            lost, gained = lost_and_gained(old, [of(sample) for sample in now.samples.values()])
+            draft.limits.append(Drop(rule, name, lost, gained, n, limit, available))
+
+
+def read_files(gate: Gate, paths: Sequence[Path]) -> set[Path]:
+    """Every file that the decision rests on, resolved: results, baselines, their records, and the gate file.
+
+    Raises UserError for a result or baseline that cannot be read.
+    """
+    files = [] if gate.source is None else [gate.source]
+    for path in [*paths, *gate.baselines]:
+        # The record that a baseline gets when it is made, and the one that is named in what is there.
+        files += [path, path.with_name(f"{path.stem}.samples.jsonl")]
+        if path in paths or path.exists():
+            files.append(path.parent / (read_result(path).samples_file or path.name))
+    return {file.resolve() for file in files}
+
+
+class _Baselines:
+    """The baselines of a gate: each is read once, and each must belong to a result."""
+
+    def __init__(self, gate: Gate, first: bool):
+        gone = next((path for path in gate.baselines if not path.exists()), None)
+        if gone is not None and not first:
+            raise UserError(f"there is no baseline {gone}: check its path, or make the first one of the result with "
+                            "--update-baseline")
+        self.read = {path: Evaluated.read(path) for path in gate.baselines if path.exists()}
+        self._taken: set[Path] = set()
+        read = list(self.read.values())
+        for position, one in enumerate(read):
+            for other in read[:position]:
+                if same_threat(one.result.threat_model, other.result.threat_model):
+                    raise UserError(
+                        f"the baselines {other.path} and {one.path} are both of "
+                        f"{threat_name(one.result.threat_model)}: give one for each threat model"
+                    )
+
+    def take(self, limits: Limits, result: Result) -> Path | None:
+        """The baseline of the result's threat model, else the only one there is, else the one that is to be made."""
+        same = [path for path in limits.baselines
+                if path in self.read and same_threat(self.read[path].result.threat_model, result.threat_model)]
+        new = [path for path in limits.baselines if path not in self.read and path not in self._taken]
+        chosen = same or new or (list(limits.baselines) if len(limits.baselines) == 1 else [])
+        if len(chosen) != 1:
+            return None
+        self._taken.add(chosen[0])
+        return chosen[0]
+
+    def unused(self) -> list[Judged]:
+        return [
+            Judged(threat_name(each.result.threat_model), None, None, [refused(
+                "baseline", "a result for every baseline",
+                f"there is no result to compare with the baseline {path}, of "
+                f"{threat_name(each.result.threat_model)}: give its result too, or leave the baseline out",
+            )])
+            for path, each in self.read.items() if path not in self._taken
+        ]

@@ -1,0 +1,73 @@
+"""Evaluating until a gate is decided: block after block, in random order, with bounds that may be looked at any time.
+
+The order is that of a seeded hash, so the first n samples are drawn from the split without replacement, and the bounds
+of `sequential` hold for the accuracy of the whole split at whatever moment the run stops.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_local.errors import UserError
+from robustbench_local.gates.decide import Gate
+from robustbench_local.gates.limits import Floor, failing
+from robustbench_local.results.pairing import threat_name
+from robustbench_local.results.schema import ThreatModelInfo
+
+FIRST, LEAST, GROWTH = 100, 50, 4
+"""Samples of the first block, the fewest of a further one, and one in how many of those seen makes the next."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """Floors on the accuracies of a whole split. name: of the gate, for the result."""
+
+    name: str
+    alpha: float
+    min_clean: float | None
+    min_robust: float | None
+
+    def decided(self, correct: int, robust: int, n: int, population: int) -> bool:
+        """Whether n samples, drawn at random without replacement, decide the gate: a floor fails, or all pass.
+
+        correct, robust: how many of them are right, and right under attack.
+        """
+        floors = [
+            Floor(rule, rule, count, n, limit, population, finite=True)
+            for rule, count, limit in (
+                ("min_robust", robust, self.min_robust), ("min_clean", correct, self.min_clean)
+            ) if limit is not None
+        ]
+        return any(failing(floors, self.alpha)) or all(floor.passes(self.alpha) for floor in floors)
+
+
+def until_decided(gate: Gate, name: str, threat_model: ThreatModelInfo) -> Until:
+    """The floors of a gate for one threat model.
+
+    Raises UserError where the gate has none for it, or limits that cannot be decided on the way.
+    """
+    limits = gate.of(threat_model)
+    if limits is None or (limits.min_clean is None and limits.min_robust is None):
+        raise UserError(
+            f"{name} has no floor for {threat_name(threat_model)}: --until-gate stops when min_robust "
+            "or min_clean is decided, so give one"
+        )
+    single = [limits.min_class_clean, limits.min_class_robust]
+    if limits.drops or any(floors.default is not None or floors.single for floors in single):
+        raise UserError(
+            f"{name} limits drops or single classes, which --until-gate cannot decide on the way: leave them out, or "
+            "evaluate all samples and hold the result against the gate afterwards"
+        )
+    return Until(name, gate.alpha, limits.min_clean, limits.min_robust)
+
+
+def blocks(n: int) -> Iterator[Tensor]:
+    """Positions 0 to n - 1 in blocks that grow with what has been seen, int64 [samples] each."""
+    start = 0
+    while start < n:
+        size = FIRST if start == 0 else max(LEAST, start // GROWTH)
+        yield torch.arange(start, min(start + size, n))
+        start += size

@@ -1,0 +1,26 @@
+"""What `robust list models` shows."""
+from __future__ import annotations
+
+from robustbench_local.models.architectures import ARCHITECTURES, count_parameters
+from robustbench_local.models.loaders.bundled import bundled_names, read_description
+from robustbench_local.models.loaders.hub import torchvision_names
+
+
+def list_models() -> list[tuple[str, str, str]]:
+    """(group, name, note) of everything that MODEL may name, the bundled classifiers first."""
+    rows = [("bundled", name, f"a trained {read_description(name)['architecture']}") for name in bundled_names()]
+    for name, factory in ARCHITECTURES.items():
+        first = (factory.__doc__ or "").split(".")[0].split(":")[0].split("\n")[0].strip()
+        rows.append(("architecture", name, f"{first}; {count_parameters(name):,} parameters; needs --checkpoint"))
+    note = "published weights, or :weights=none"
+    rows += [("torchvision", f"torchvision/{name}", note) for name in torchvision_names()]
+    rows += [
+        ("timm", "timm/NAME", "any classifier of timm (pip install 'robustbench-local[timm]')"),
+        ("code", "path/file.py:FACTORY", "a function of yours that returns a torch.nn.Module"),
+        ("code", "package.module:FACTORY", "the same, from an importable package"),
+        ("file", "FILE.safetensors|pt|pth|ckpt|bin", "weights alone: needs --arch"),
+        ("file", "FILE.pt", "a TorchScript program"),
+        ("file", "FILE.pt2", "a torch.export program"),
+        ("file", "FILE.onnx", "an ONNX graph (pip install 'robustbench-local[onnx]')"),
+    ]
+    return rows

@@ -1,0 +1,217 @@
+"""`torch.export` programs (`.pt2`), looked through before torch reads them.
+
+`torch.export.load` falls back to the full unpickler where the restricted one refuses, and evaluates the file's
+symbolic shapes as Python; it takes any function under `torch` for an operator, and writes the names of weights into
+source code that it then runs. So the archive is checked first: only the parts that `torch.export.save` writes
+for a program of plain tensors, every pickle readable by the restricted unpickler, every operator one that computes,
+every name and expression plain. torch then gets a copy made of what was checked, because its own reader of archives
+could be made to see other parts in the file.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustbench_local.errors import UserError
+from robustbench_local.io.safe_read import open_archive, quoted, reason
+from robustbench_local.models.loaders.checkpoint_file import check_file
+from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.state_dict import require_backed
+from robustbench_local.models.loaders.torchscript_onnx import FixedBatch
+
+_PARTS = re.compile(
+    r"(models/model\.json|archive_format|archive_version|byteorder|version|\.data/[\w.]+|\.format_version"
+    r"|data/weights/(weight_\d+|model_weights_config\.json|model\.pt)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json|model\.pt)"
+    r"|data/sample_inputs/model\.pt|extra/[\w./-]+)"
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+# What stands in source code between quotes: names of weights and modules, which may be any words, but never end them.
+_WORDS_IN_CODE = re.compile(r"[\w .:,/<>\[\]+-]*")
+# Kept for people, compared, or quoted by torch itself.
+_TOLD = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "as_string", "guards_code")
+_SPECS = ("in_spec", "out_spec")
+_TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims|prim|torchvision|quantized|quantized_decomposed)\.(?!from_file|save|_?print)\w+(\.\w+)?"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|wrap_with_set_grad_enabled"
+    r"|wrap_with_autocast|tag_activation_checkpoint)"
+    r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|invert|getitem"
+    r"|lshift|rshift)"
+    r"|math\.\w+|torch\.sym_\w+|torch\._sym_\w+"
+)
+# The words of torch's symbolic shapes: symbols (s31, u0), sympy's constructors and torch's integer functions.
+_WORDS = re.compile(
+    r"[suz]\d+|Symbol|Integer|Rational|Add|Mul|Pow|Mod|Min|Max|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|FloorDiv|CleanDiv|CeilDiv"
+    r"|PythonMod|ModularIndexing|CeilToInt|FloorToInt|TruncToInt|ToFloat|IntTrueDiv|positive|nonnegative|integer|True"
+    r"|False|int_oo|oo|evaluate"
+)
+
+
+def load_exported(path: Path) -> Loaded:
+    """The program as a module; a program that was exported for a fixed number of images takes any number.
+
+    Raises UserError for a file that is damaged, too old, or holds more than a program of plain tensors.
+    """
+    check_file(path)
+    checked = _checked_copy(path)
+    try:
+        with _silent():
+            program = torch.export.load(checked)
+        # Guards are source code in the file; what they would check, preflight finds out by itself.
+        module: nn.Module = program.module(check_guards=False)
+    except Exception as error:  # the deserialiser raises whatever a field of another version leads to
+        # Of its first failure torch goes on to an older format, and fails of that.
+        cause = error.__context__ or error
+        raise UserError(f"{path} cannot be read by torch {torch.__version__} ({reason(cause)}); export it again "
+                        "with this version") from None
+    del checked
+    require_backed(program.state_dict, str(path))
+    batch, shape = _input(program, path)
+    if batch is not None:
+        module = FixedBatch(module, batch)
+    return Loaded(module, input_shape=shape)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch logs the traceback of what it cannot read, before it raises."""
+    log = logging.getLogger("torch.export")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _input(program: Any, path: Path) -> tuple[int | None, tuple[int, int, int] | None]:
+    """(batch size or None when free, (C, H, W) or None when free) of the program's one input."""
+    names = program.graph_signature.user_inputs
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    values = [node.meta.get("val") for node in nodes]
+    if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
+        shapes = ", ".join("×".join(map(str, getattr(value, "shape", ()))) or "no tensor" for value in values) or "none"
+        raise UserError(f"{path} takes {len(values)} inputs ({shapes}); a classifier takes one, a batch of images "
+                        "N×C×H×W: export a module that does")
+    batch, *rest = values[0].shape
+    fixed = batch if isinstance(batch, int) else None
+    return fixed, tuple(rest) if all(isinstance(size, int) for size in rest) else None  # type: ignore[return-value]
+
+
+def _checked_copy(path: Path) -> io.BytesIO:
+    """An archive of the parts of the file, every one of them checked."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not an exported program: it is cut off or of another kind; get it again")
+    copy = io.BytesIO()
+    try:
+        with open_archive(path) as archive, zipfile.ZipFile(copy, "w") as checked:
+            names = archive.namelist()
+            roots = {name.partition("/")[0] for name in names}
+            parts = {name.partition("/")[2]: name for name in names}
+            if len(roots) != 1 or len(parts) != len(names) or "archive_format" not in parts:
+                raise UserError(f"{path} is not a program as torch.export.save of torch 2.8 or newer writes it; export "
+                                "it again with a newer torch")
+            for part, name in parts.items():
+                content = archive.read(name)
+                _check_part(path, part, content)
+                checked.writestr(name, content)
+            _check_payloads(path, archive, parts)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive or description leads anywhere
+        raise UserError(f"{path} is damaged ({reason(error)}); get it again") from None
+    copy.seek(0)
+    return copy
+
+
+def _check_part(path: Path, part: str, content: bytes) -> None:
+    if part.startswith("data/aotinductor"):
+        raise UserError(f"{path} holds compiled machine code (AOTInductor), which is not loaded: it could do anything, "
+                        "and gives no gradients; save the program with torch.export.save instead")
+    if not _PARTS.fullmatch(part):
+        raise UserError(f"{path} holds {quoted(part)}, which a program of plain tensors does not need; it was not "
+                        "loaded. Export the model in eval mode with tensors only")
+    if part.endswith(".pt") and content:
+        _check_pickle(path, part, content)
+    if part.endswith(".json"):
+        for key, text in _strings(json.loads(content), ""):
+            _check_text(path, key, text)
+
+
+def _check_payloads(path: Path, archive: zipfile.ZipFile, parts: dict[str, str]) -> None:
+    """Weights are raw bytes or, where the file says so, pickles; the latter must be plain tensors too.
+
+    Of no bytes at all torch makes as many zeros as are claimed.
+    """
+    for kind in ("weights", "constants"):
+        config = parts.get(f"data/{kind}/model_{kind}_config.json")
+        for payload in json.loads(archive.read(config))["config"].values() if config else ():
+            name = parts.get(f"data/{kind}/{payload['path_name']}")
+            sizes = (payload.get("tensor_meta") or {}).get("sizes", ())
+            if name and not archive.getinfo(name).file_size and math.prod(size["as_int"] for size in sizes):
+                raise UserError(f"{path} was not loaded: its {quoted(name)} is empty; get it again")
+            if payload.get("use_pickle") and name:
+                _check_pickle(path, name, archive.read(name))
+
+
+def _check_pickle(path: Path, part: str, content: bytes) -> None:
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler calls torch's constructors with whatever the file says
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a pickled {found.group(1)}" if found else "a pickle of more than plain tensors"
+        raise UserError(f"{path} was not loaded: its part {quoted(part)} holds {what}, and unpickling that could run "
+                        "any code; export the model again with tensors as its only inputs and constants") from None
+
+
+def _check_text(path: Path, key: str, text: str) -> None:
+    """Refuse names and expressions that would be more than names and expressions once torch evaluates them."""
+    if key == "expr_str":
+        words = re.findall(r"[A-Za-z_]\w*", text)
+        fine = bool(re.fullmatch(r"[\w\s()+\-*/%,<>=']*", text)) and all(_WORDS.fullmatch(word) for word in words)
+    elif key == "name":
+        fine = not text or bool(_NAME.fullmatch(text))
+    elif key in ("target", "as_operator"):
+        fine = bool(_OPERATOR.fullmatch(text))
+    elif key in _SPECS:
+        fine = all(kind in _TREES for kind in _tree_types(json.loads(text)))
+    else:
+        fine = key in _TOLD or bool(_WORDS_IN_CODE.fullmatch(text))
+    if not fine:
+        raise UserError(f"{path} was not loaded: its {quoted(key)} {quoted(text)} is no plain name, operator or "
+                        "expression of torch; export the model again")
+
+
+def _tree_types(spec: Any) -> Iterator[Any]:
+    """The types of containers that a description of inputs or outputs names."""
+    if isinstance(spec, dict):
+        yield spec.get("type")
+        yield from _tree_types(spec.get("children_spec"))
+    elif isinstance(spec, list):
+        for item in spec:
+            yield from _tree_types(item)
+
+
+def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every string with the key it stands under; keys, which are names of tensors and modules, too."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for inner, item in value.items():
+            yield "key", inner
+            yield from _strings(item, inner)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item, key)

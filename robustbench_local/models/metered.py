@@ -1,0 +1,89 @@
+"""Counting what a run costs: forward and backward passes in images, memory."""
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_local.errors import UserError
+from robustbench_local.models.classifier import Classifier
+from robustbench_local.runtime.device import is_out_of_memory
+
+
+class ModelFailure(UserError):
+    """The model itself raised: its own error in a sentence, not our traceback."""
+
+    def __init__(self, name: str, images: Tensor, error: BaseException):
+        self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        shape = "×".join(map(str, images.shape))
+        told = f"{type(error).__name__}: {self.reason}"
+        super().__init__(f"{name} failed on a batch of {shape}: {told}; mend its forward")
+
+
+@dataclass
+class Passes:
+    """How many images have passed through a model, forward and backward."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def since(self, earlier: Passes) -> Passes:
+        return Passes(self.forward - earlier.forward, self.backward - earlier.backward)
+
+    def copy(self) -> Passes:
+        return Passes(self.forward, self.backward)
+
+
+class Metered(nn.Module):
+    """A model that counts the images that pass through it, whoever calls it. Several may count together."""
+
+    model: Classifier
+
+    def __init__(self, model: Classifier, passes: Passes | None = None):
+        super().__init__()
+        self.model = model
+        self.passes = Passes() if passes is None else passes
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            # A copy, because a model that works in place must not move the points that it is asked about.
+            logits = self.model(images.clone())
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelFailure(self.model.name, images, error) from error
+        self.passes.forward += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.passes.backward += len(gradient)
+
+    def train(self, mode: bool = True) -> Metered:  # noqa: ARG002 – evaluation never trains
+        return self
+
+
+def seconds_since(moment: float) -> float:
+    """How long ago a moment of `time.perf_counter` was; hardly at all, where the clock has been set back since."""
+    return max(time.perf_counter() - moment, 1e-9)
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to measure anew, where the device can; a process's own peak cannot be taken back."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's allocations at their highest on a GPU, the process's resident set elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

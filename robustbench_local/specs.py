@@ -1,0 +1,98 @@
+"""How options are written: numbers as fractions, and `name:key=value,key=value` for anything with settings."""
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from robustbench_local.errors import UserError, nearest
+from robustbench_local.io.safe_read import quoted
+
+T = TypeVar("T")
+
+_LONGEST = 100
+_EXPONENT = re.compile(r"[eE][+-]?0*[0-9_]{4,}")
+
+
+def parse_number(text: str | float) -> float:
+    """`8/255`, `0.5/255` or `0.03` as a float.
+
+    Raises ValueError for anything else.
+    """
+    numerator, slash, denominator = str(text).partition("/")
+    try:
+        # A fraction is exact, so 1e999999999 would be worked out to all its digits.
+        if len(str(text)) > _LONGEST or _EXPONENT.search(str(text)):
+            raise ValueError("too long")
+        if "/" in denominator:
+            raise ValueError("two bars")
+        return float(Fraction(numerator) / (Fraction(denominator) if slash else 1))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        shown = str(text)[:_LONGEST]
+        raise ValueError(f"{shown!r} is not a number: write a decimal like 0.03 or a fraction like 8/255") from None
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, str]]:
+    """`pgd:steps=50,step-size=2/255` -> ("pgd", {"steps": "50", "step_size": "2/255"}).
+
+    Raises UserError where a setting is not `key=value` or is given twice.
+    """
+    name, colon, rest = text.partition(":")
+    settings: dict[str, str] = {}
+    for part in rest.split(",") if colon else []:
+        key, equals, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key or not value.strip():
+            told = "settings are written key=value and separated by commas"
+            raise UserError(f"{quoted(text)}: {told}, not {quoted(part)}")
+        if key in settings:
+            raise UserError(f"{quoted(text)}: {quoted(key)} is given twice")
+        settings[key] = value.strip()
+    return name.strip(), settings
+
+
+def build(kind: type[T], settings: dict[str, str], where: str) -> T:
+    """An instance of a dataclass of settings from their texts.
+
+    Raises UserError that names the setting for an unknown key, a text of the wrong type, or a value that the dataclass
+    itself refuses.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in settings:
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UserError(f"{where}: there is no setting {quoted(key)} (there are: {known}).{nearest(key, fields)}")
+    values = {key: _convert(text, fields[key], f"{where}: {key}") for key, text in settings.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _convert(text: str, kind: Any, where: str) -> Any:
+    """The text as a value of the annotated type."""
+    if isinstance(kind, types.UnionType):
+        if text.lower() == "none" and type(None) in kind.__args__:
+            return None
+        kind = next(choice for choice in kind.__args__ if choice is not type(None))
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{where} is {quoted(text)}, but must be true or false")
+        return text.lower() == "true"
+    try:
+        number = parse_number(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if kind is int:
+        if not number.is_integer():
+            raise UserError(f"{where} is {quoted(text)}, but must be a whole number")
+        if abs(number) > 2**31:
+            raise UserError(f"{where} is {text}, far more than makes sense")
+        return int(number)
+    return number

@@ -1,0 +1,160 @@
+"""What an evaluation says about itself: what each check sees, what it calls for, and what becomes of the number."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
+from robustbench_local.attacks import PGD
+from robustbench_local.diagnostics.adaptive_attacks import REASONS
+from robustbench_local.diagnostics.diagnose import PROBES, _told, verdict_of
+from robustbench_local.engine.cascade import Ran
+from robustbench_local.engine.observer import Observer
+from robustbench_local.engine.protocol import custom
+from robustbench_local.results import checks
+from robustbench_local.results.schema import Diagnostic
+
+THREAT = ThreatModel("linf", "0.1")
+AFTER = {value for name, value in vars(checks).items() if name.isupper()} - {
+    checks.DETERMINISTIC, checks.GRADIENTS, checks.LAYERS, checks.STATIC, checks.PROBES_AGREE, checks.ADAPTED,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits").subset(range(80))
+
+
+class Rounded(nn.Module):
+    """The bundled classifier behind an input of few grey levels, through which no gradient comes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = load_classifier("digits-cnn").module
+
+    def forward(self, images):
+        return self.inner((images * 8).round() / 8)
+
+
+@pytest.fixture
+def short_square(monkeypatch):
+    """The last resort with a tenth of its queries: what it finds is not what is tested here."""
+    from robustbench_local.diagnostics import adaptive_attacks as adaptive
+    from robustbench_local.engine.protocol import resolve_attack
+
+    monkeypatch.setattr(adaptive, "resolve_attack", lambda text: resolve_attack(text.replace("5000", "300")))
+
+
+def by_check(result):
+    return {finding.check: finding for finding in result.diagnostics}
+
+
+def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
+    result = evaluate(load_classifier("digits-cnn-robust"), digits, THREAT).result
+    found = by_check(result)
+    assert result.verdict.status == "trusted" and result.verdict.reasons == []
+    assert found.keys() >= AFTER and all(found[check].status == "pass" for check in AFTER)
+    assert [report.name.partition(":")[0] for report in result.attacks if report.role == "diagnostic"] == [
+        "noise", "square", "descent", "pgd",
+    ]
+    assert not any(report.role == "adaptive" for report in result.attacks)
+    assert all(0 < found[check].n <= 32 for check in AFTER)
+
+
+def test_without_diagnostics_nothing_is_trusted_outright(digits):
+    result = evaluate(load_classifier("digits-cnn-robust"), digits, THREAT, assess=False).result
+    assert result.verdict.status == "not-assessed" and not AFTER & by_check(result).keys()
+
+
+def test_no_eps_needs_no_diagnosis(digits):
+    result = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", 0)).result
+    assert result.robust_accuracy == result.clean_accuracy and not AFTER & by_check(result).keys()
+
+
+def test_a_masked_model_is_seen_and_attacked_through_its_mask(digits, short_square):
+    result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
+    found = by_check(result)
+    assert result.verdict.status == "doubtful"
+    for check in (checks.GRADIENTS, checks.LAYERS, checks.GROWTH, checks.PLANTED, checks.NOISE, checks.ADAPTED):
+        assert found[check].status == "warn" and found[check].advice, check
+    assert "round" in found[checks.LAYERS].value
+    suite = next(report for report in reversed(result.attacks) if report.role == "search")
+    assert suite.robust_accuracy_after > 0.85 and result.robust_accuracy.value < 0.3
+    through = next(report for report in result.attacks if report.name.startswith("bpda"))
+    assert through.role == "adaptive" and through.fooled > 20 and through.because in REASONS
+
+
+def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
+    """With no remedy at hand, the probes go on finding what the suite does not."""
+    from robustbench_local.diagnostics import diagnose as diagnostics
+    from robustbench_local.diagnostics.adaptive_attacks import Remedy
+
+    (step,) = custom([PGD(steps=1, step_size=0.0, random_start=False)])[1]
+    nothing = dataclasses.replace(step, stage=dataclasses.replace(step.stage, role="adaptive"))
+    monkeypatch.setattr(diagnostics, "remedies", lambda *given: [Remedy(nothing, checks.NOISE)])
+    result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
+    assert result.verdict.status == "not-trusted"
+    failed = {finding.check for finding in result.diagnostics if finding.status == "fail"}
+    assert checks.GROWTH in failed and failed & {checks.NOISE, checks.SQUARE}
+
+
+def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
+    """FGSM alone on an undefended network: more steps find more, and what they find counts."""
+    weak = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15"), attacks=[PGD(steps=1)]).result
+    strong = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15")).result
+    assert by_check(weak)[checks.MORE].status == "warn" and weak.verdict.status == "doubtful"
+    assert weak.attacks[0].robust_accuracy_after > strong.robust_accuracy.value + 0.1
+    assert abs(weak.robust_accuracy.value - strong.robust_accuracy.value) <= 0.02
+
+
+def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digits, tmp_path, short_square):
+    model, ball = Classifier(Rounded(), name="rounded"), ThreatModel("linf", "0.15")
+    whole = evaluate(model, digits, ball, output=tmp_path / "whole.json")
+
+    class Impatient(Observer):
+        def begin(self, stage, total):
+            if stage.startswith("eot") or "saturating" in stage:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, digits, ball, output=tmp_path / "part.json", observer=Impatient())
+    resumed = evaluate(model, digits, ball, output=tmp_path / "part.json", resume=True)
+    assert resumed.samples == whole.samples
+    told = [(report.name, report.attacked, report.fooled, report.because) for report in resumed.result.attacks]
+    assert told == [(report.name, report.attacked, report.fooled, report.because) for report in whole.result.attacks]
+    assert resumed.result.diagnostics == whole.result.diagnostics
+
+
+@pytest.mark.parametrize(("fooled", "stood", "status"), [
+    (0, 300, "pass"), (1, 300, "pass"), (1, 3, "pass"), (2, 3, "warn"), (5, 500, "pass"), (20, 500, "warn"),
+    (3, 32, "warn"), (2, 32, "pass"),
+])
+def test_a_few_last_samples_are_no_alarm(fooled, stood, status):
+    (step,) = custom([PGD()])[1]
+    assert _told(checks.MORE, [Ran(step, 0, stood, min(stood, 32), fooled, 0.0)]).status == status
+
+
+@pytest.mark.parametrize(("statuses", "assessed", "expected"), [
+    (["pass", "skipped"], True, "trusted"), (["pass", "warn"], True, "doubtful"),
+    (["fail", "warn"], True, "not-trusted"), (["pass"], False, "not-assessed"), (["warn"], False, "doubtful"),
+])
+def test_the_verdict_is_the_gravest_finding(statuses, assessed, expected):
+    findings = [Diagnostic(check=f"c{n}", status=status, advice="a") for n, status in enumerate(statuses)]
+    verdict = verdict_of(findings, assessed=assessed)
+    assert verdict.status == expected
+    assert verdict.reasons == [f"c{n}: a" for n, status in enumerate(statuses) if status in ("warn", "fail")]
+
+
+def test_probes_are_no_larger_than_they_say():
+    assert all(stage.most == 32 and stage.role == "diagnostic" for stage in PROBES.values())

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from robustbench_local import Classifier, ThreatModel
+from robustbench_local.data.dataset import ArrayDataset
+from robustbench_local.errors import UserError
+from robustbench_local.evaluation.run import examine
+
+THREAT = ThreatModel("linf", 0.1)
+
+
+def data(n=64, *, scale=1.0, shift=0.0, classes=4):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((n, 1, 6, 6), generator=generator) * scale + shift
+    return ArrayDataset(images, torch.arange(n) % classes)
+
+
+class Net(nn.Module):
+    def __init__(self, after=lambda logits, net: logits, classes=4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.after = nn.Linear(36, classes), after
+
+    def forward(self, images):
+        return self.after(self.linear(images.flatten(1)), self)
+
+
+def findings(net, dataset=None):
+    _, found = examine(Classifier(net, copy=False), dataset or data(), device="cpu")
+    return {finding.check: finding for finding in found}
+
+
+@pytest.mark.parametrize(
+    ("after", "check"),
+    [
+        (lambda logits, net: logits.softmax(1), "outputs are logits"),
+        (lambda logits, net: logits + torch.randn_like(logits), "forward is deterministic"),
+        (lambda logits, net: logits - logits.mean(0), "samples do not influence each other"),
+        (lambda logits, net: logits.detach(), "gradients reach the input"),
+        (lambda logits, net: logits.round(), "gradients reach the input"),
+    ],
+    ids=["softmax", "noise", "batch statistics", "detached", "rounded"],
+)
+def test_each_trouble_is_warned_of_and_only_then(after, check):
+    troubled = findings(Net(after))[check]
+    assert troubled.status == "warn" and troubled.advice
+    healthy = findings(Net())[check]
+    assert healthy.status == "pass" and not healthy.advice
+
+
+def test_guessing_is_warned_of():
+    found = findings(Net(), data(400))["clean accuracy is above chance"]
+    assert found.status == "warn" and "guessing" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("net", "dataset", "word"),
+    [
+        (Net(), data(scale=255), "divide them by 255"),
+        (Net(), data(scale=4, shift=-2), "--normalize"),
+        (Net(), data(classes=5), "label 4"),
+        (Net(lambda logits, net: logits / 0), data(), "infinite"),
+        (Net(classes=1), data(classes=1), "at least two"),
+        (Net(lambda logits, net: logits[:, None]), data(), "one row per image"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), data(), "3 channels"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(49, 4)), data(), "1×6×6"),
+    ],
+    ids=["grey levels", "normalised", "labels", "infinite", "one class", "shape", "channels", "size"],
+)
+def test_what_cannot_be_evaluated_is_stopped_with_the_mend(net, dataset, word):
+    with pytest.raises(UserError, match=word):
+        findings(net, dataset)
+
+
+def test_nan_weights_are_named():
+    net = Net()
+    net.linear.weight.data[2, 3] = float("nan")
+    with pytest.raises(UserError, match=r"linear\.weight"):
+        findings(net)

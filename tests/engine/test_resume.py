@@ -1,0 +1,296 @@
+"""Runs that are killed, continued, or spread over processes: the same result, nothing lost, nothing counted twice."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
+from robustbench_local.attacks import APGD, PGD
+from robustbench_local.data.dataset import ArrayDataset
+from robustbench_local.engine.journal import journal_path, journals
+from robustbench_local.engine.ledger import record_path
+from robustbench_local.engine.observer import Observer
+from robustbench_local.errors import UserError
+
+THREAT = ThreatModel("linf", 0.1)
+ATTACKS = [PGD(steps=5), PGD(steps=10, restarts=2, loss="scaled-ce"), APGD(steps=5, targets=3, loss="dlr")]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits").subset(range(120))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_classifier("digits-cnn-robust")
+
+
+class StopAfter(Observer):
+    """Interrupts when so many batches have been finished."""
+
+    def __init__(self, batches):
+        self.left = batches
+
+    def advance(self, finished, standing):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def told(output):
+    """The result and the record without what a clock says."""
+    result = json.loads(output.read_text())
+    for each in (result, *result["attacks"], result["cost"]):
+        for name in ("created", "seconds", "image_steps_per_second", "peak_memory_bytes"):
+            each.pop(name, None)
+    return result, record_path(output).read_text()
+
+
+@pytest.fixture(scope="module")
+def reference(model, digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "r.json"
+    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
+    return told(output)
+
+
+def interrupted(model, digits, output, batches, **options):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, observer=StopAfter(batches),
+                 **options)
+
+
+@pytest.mark.parametrize("batches", [0, 3, 8, 13, 20, 26])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(model, digits, reference, tmp_path, batches):
+    output = tmp_path / "r.json"
+    interrupted(model, digits, output, batches)
+    assert journals(output) and not output.exists()
+    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True)
+    assert told(output) == reference
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
+
+
+def test_a_run_may_be_interrupted_again_and_again(model, digits, reference, tmp_path):
+    output = tmp_path / "r.json"
+    interrupted(model, digits, output, 4)
+    for _ in range(30):
+        before = journal_path(output).stat().st_size
+        try:
+            # What is read back is told to the observer too.
+            evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True,
+                     observer=StopAfter(4 + len(journal_path(output).read_text().splitlines())))
+            break
+        except KeyboardInterrupt:
+            assert journal_path(output).stat().st_size > before
+    assert told(output) == reference
+
+
+def test_a_line_cut_off_in_the_middle_is_forgotten(model, digits, reference, tmp_path):
+    output = tmp_path / "r.json"
+    interrupted(model, digits, output, 12)
+    whole = journal_path(output).read_bytes()
+    journal_path(output).write_bytes(whole[:-40])
+    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True)
+    assert told(output) == reference
+
+
+def test_resuming_a_complete_run_gives_its_result(model, digits, tmp_path):
+    output = tmp_path / "r.json"
+    first = evaluate(model, digits, THREAT, attacks=[PGD(steps=2)], output=output)
+    stamp = output.stat().st_mtime_ns
+    again = evaluate(model, digits, THREAT, attacks=[PGD(steps=2)], output=output, resume=True)
+    assert again.result == first.result and again.samples == first.samples and output.stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="another run"):
+        evaluate(model, digits, THREAT, attacks=[PGD(steps=3)], output=output, resume=True)
+
+
+@pytest.mark.parametrize("changed", ["model", "samples", "threat model", "attacks", "seed", "pixels"])
+def test_another_run_is_not_resumed(model, digits, tmp_path, changed):
+    output = tmp_path / "r.json"
+    interrupted(model, digits, output, 12)
+    before = journal_path(output).read_bytes()
+    options = {"attacks": ATTACKS, "seed": 0}
+    threat_model = THREAT
+    match = f"another .*{changed}"
+    if changed == "model":
+        model = load_classifier("digits-cnn")
+    elif changed == "samples":
+        digits = digits.subset(range(100))
+    elif changed == "threat model":
+        threat_model = ThreatModel("linf", 0.11)
+    elif changed == "attacks":
+        options["attacks"] = ATTACKS[:2]
+    elif changed == "seed":
+        options["seed"] = 1
+    else:
+        images = digits.images(range(len(digits))).clone()
+        images[7, 0, 0, 0] += 0.25
+        digits = type(load_dataset("digits"))(images, digits.labels, name=digits.name, split=digits.split)
+        match = "has changed"
+    with pytest.raises(UserError, match=match):
+        evaluate(model, digits, threat_model, output=output, resume=True, **options)
+    assert journal_path(output).read_bytes() == before, "nothing is lost by asking"
+
+
+def test_a_damaged_journal_is_refused(model, digits, tmp_path):
+    output = tmp_path / "r.json"
+    interrupted(model, digits, output, 12)
+    lines = journal_path(output).read_text().splitlines(keepends=True)
+    journal_path(output).write_text("".join([*lines[:3], "{}\n", *lines[4:]]))
+    with pytest.raises(UserError, match="line 4 is damaged"):
+        evaluate(model, digits, THREAT, attacks=ATTACKS, output=output, resume=True)
+
+
+def test_a_fresh_start_does_not_throw_away_what_was_found(model, digits, reference, tmp_path):
+    output = tmp_path / "r.json"
+    interrupted(model, digits, output, 12)
+    before = journal_path(output).read_bytes()
+    with pytest.raises(UserError, match="--resume to go on"):
+        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
+    assert journal_path(output).read_bytes() == before
+    journal_path(output).unlink()
+    journal_path(output, 1).write_text("of another process\n")
+    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
+    assert told(output) == reference and not journals(output)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_two_runs_do_not_write_one_record(model, digits, tmp_path):
+    output = tmp_path / "r.json"
+
+    class Second(Observer):
+        """While one run is under way, starts another."""
+
+        def begin(self, stage, total):
+            for resume in (True, False):
+                with pytest.raises(UserError, match="another run is writing"):
+                    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, resume=resume)
+
+    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, observer=Second())
+
+
+class Tempered(torch.nn.Module):
+    """The same weights, other code."""
+
+    def __init__(self, inner, divisor):
+        super().__init__()
+        self.inner = inner
+        self.divide = lambda logits: logits / divisor
+
+    def forward(self, images):
+        return self.divide(self.inner(images))
+
+
+def test_other_code_with_the_same_weights_is_another_run(model, digits, tmp_path):
+    made = [Classifier(Tempered(model.module, divisor), input_shape=(1, 8, 8)) for divisor in (1, 20)]
+    output = tmp_path / "r.json"
+    interrupted(made[0], digits, output, 12)
+    with pytest.raises(UserError, match="another model"):
+        evaluate(made[1], digits, THREAT, attacks=ATTACKS, output=output, resume=True)
+
+
+def test_a_complete_run_on_other_pixels_is_another_run(model, digits, tmp_path):
+    output = tmp_path / "r.json"
+    images = digits.images(range(40)).clone()
+    made = [ArrayDataset(pixels, digits.labels[:40]) for pixels in (images, images * 0.9)]
+    evaluate(model, made[0], THREAT, attacks=ATTACKS[:1], output=output)
+    with pytest.raises(UserError, match="another run"):
+        evaluate(model, made[1], THREAT, attacks=ATTACKS[:1], output=output, resume=True)
+
+
+COMMAND = ["attack", "digits-cnn-robust", "--samples", "90", "--batch-size", "16", "--device", "cpu",
+           "--attack", "pgd:steps=10,loss=scaled-ce", "--attack", "apgd:steps=10,loss=dlr,targets=3"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(tmp_path, name, *more):
+    return [sys.executable, "-m", "robustbench_local", *COMMAND, "--output", str(tmp_path / name), *more]
+
+
+def kill_and_resume(tmp_path, times, seed):
+    """Kill the command at random moments and resume it until it has ended; how often it was killed."""
+    output, moments, killed = tmp_path / "r.json", random.Random(seed), 0
+    for attempt in range(times + 1):
+        process = subprocess.Popen(command(tmp_path, "r.json", *["--resume"] * (attempt > 0)), env=ENVIRONMENT,
+                                   stderr=subprocess.DEVNULL)
+        if attempt < times:
+            began = journal_path(output).stat().st_size if journal_path(output).exists() else 0
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline and not (
+                journal_path(output).exists() and journal_path(output).stat().st_size > began
+            ):
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        code = process.wait(timeout=120)
+        killed += code == -signal.SIGKILL
+        if code == 0:
+            break
+    assert output.exists()
+    return killed
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    subprocess.run(command(folder, "r.json"), check=True, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    return told(folder / "r.json")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_killed_processes_lose_and_double_nothing(tmp_path, uninterrupted):
+    assert kill_and_resume(tmp_path, 2, seed=1) >= 1
+    assert told(tmp_path / "r.json") == uninterrupted
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("seed", range(20))
+def test_twenty_runs_killed_at_random_moments(tmp_path, uninterrupted, seed):
+    killed = kill_and_resume(tmp_path, 4, seed)
+    print(f"\nrun {seed}: killed {killed} times", end="")
+    assert told(tmp_path / "r.json") == uninterrupted
+
+
+def torchrun(tmp_path, name, *more, processes=2):
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port",
+            str(random.randint(20000, 60000)), "-m", "robustbench_local", *COMMAND, "--output", str(tmp_path / name),
+            *more]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_two_processes_give_the_verdicts_of_one(tmp_path, uninterrupted):
+    ended = subprocess.run(torchrun(tmp_path, "r.json", "--json"), env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    result, record = told(tmp_path / "r.json")
+    assert result["config"].pop("processes") == 2 and json.loads(ended.stdout)["config"]["processes"] == 2
+    expected, samples = uninterrupted
+    expected = {**expected, "config": {**expected["config"]}}
+    assert expected["config"].pop("processes") == 1
+    assert (result, record) == (expected, samples)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
+    assert ended.stderr.count("all: robust") == 1, "one process speaks"
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_what_two_processes_began_one_can_end(model, tmp_path, uninterrupted):
+    process = subprocess.Popen(torchrun(tmp_path, "r.json"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    output = tmp_path / "r.json"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline and '"search"' not in (
+        journal_path(output, 1).read_text() if journal_path(output, 1).exists() else ""
+    ):
+        time.sleep(0.002)
+    process.terminate()  # torchrun passes it on to its workers, which do not catch it
+    process.wait()
+    if output.exists():
+        pytest.skip("the run ended before it could be killed")
+    subprocess.run(command(tmp_path, "r.json", "--resume"), check=True, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    assert told(output) == uninterrupted
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
