@@ -1,4 +1,5 @@
 """The mathematics of finding adversarial examples: one attack, one file. Imported as `robustbench_local.attacks`."""
+
 if __name__ != "robustbench_local.attacks":
     raise ImportError(
         f"this folder is the package 'robustbench_local.attacks', not {__name__!r}: "
@@ -18,10 +19,27 @@ from robustbench_local.attacks.square import Square, square
 from robustbench_local.attacks.threat_model import ThreatModel
 
 ATTACKS: dict[str, type[Attack]] = {
-    kind.name: kind for kind in (FGSM, PGD, APGD, FAB, Square, BPDA, EOT, Noise, Descent)  # type: ignore[misc]
+    kind.name: kind
+    for kind in (FGSM, PGD, APGD, FAB, Square, BPDA, EOT, Noise, Descent)  # type: ignore[misc]
 }
 
 __all__ = [
-    "APGD", "ATTACKS", "BPDA", "EOT", "FAB", "FGSM", "PGD", "Attack", "Descent", "Noise", "Square", "ThreatModel",
-    "apgd", "fab", "fgsm", "pgd", "run", "square",
+    "APGD",
+    "ATTACKS",
+    "BPDA",
+    "EOT",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "Descent",
+    "Noise",
+    "Square",
+    "ThreatModel",
+    "apgd",
+    "fab",
+    "fgsm",
+    "pgd",
+    "run",
+    "square",
 ]

@@ -1,5 +1,6 @@
 """APGD: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
 attacks" (ICML 2020)."""
+
 from __future__ import annotations
 
 import functools
@@ -9,9 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state, look, observe, require_counts, run
+from robustbench_local.attacks.attack import (
+    Model,
+    Rows,
+    State,
+    initial_state,
+    keep_best,
+    require_counts,
+    run,
+    value_and_grad,
+)
 from robustbench_local.attacks.losses import LOSSES
-from robustbench_local.attacks.norms import longest, per_row
+from robustbench_local.attacks.norms import expand_rows, nonzero
 from robustbench_local.attacks.threat_model import ThreatModel
 
 MOMENTUM, ENOUGH = 0.75, 0.75
@@ -53,7 +63,9 @@ class APGD:
         images, labels, keys, _ = rows
         noise = threat_model.geometry.random_start(images, threat_model.eps, keys)
         # As the authors' code does, every start lies on the ball's surface.
-        noise = noise * per_row(threat_model.eps / longest(threat_model.geometry.distance(noise), noise.dtype), noise)
+        noise = noise * expand_rows(
+            threat_model.eps / nonzero(threat_model.geometry.distance(noise), noise.dtype), noise
+        )
         points = threat_model.project(images + noise, images)
         lowest = images.new_full((len(images),), float("-inf"))
         return {
@@ -71,11 +83,11 @@ class APGD:
         }
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        margin, loss, gradient = look(model, threat_model, self.loss, state, aimed=self.targets > 0)
-        state = observe(state, margin)
+        margin, loss, gradient = value_and_grad(model, threat_model, self.loss, state, aimed=self.targets > 0)
+        state = keep_best(state, margin)
         loss = loss.to(state["loss"].dtype)
         higher = loss > state["top_loss"]
-        wide, counts = per_row(higher, gradient), state["step"] > 0
+        wide, counts = expand_rows(higher, gradient), state["step"] > 0
         state = {
             **state,
             "rises": state["rises"] + ((loss > state["loss"]) & counts),
@@ -89,10 +101,12 @@ class APGD:
         moved = points + threat_model.geometry.steepest(gradient, points, state["step_size"], threat_model.box)
         moved = threat_model.project(moved, state["images"])
         # The very first step has no direction to keep.
-        keep = per_row(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
+        keep = expand_rows(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
         moved = points + (1 - keep) * (moved - points) + keep * (points - state["before"])
         return {
-            **state, "before": points, "points": threat_model.project(moved, state["images"]),
+            **state,
+            "before": points,
+            "points": threat_model.project(moved, state["images"]),
             "step": state["step"] + 1,
         }
 
@@ -102,22 +116,34 @@ class APGD:
         seldom = state["rises"] < ENOUGH * state["since"]
         stuck = ~state["halved"] & (state["top_loss"] <= state["top_at_checkpoint"])
         half = due & (seldom | stuck)
-        back = per_row(half, gradient)
+        back = expand_rows(half, gradient)
         points = torch.where(back, state["top_points"], state["points"])
         gradient = torch.where(back, state["top_gradient"], gradient)
-        return points, gradient, {
-            **state,
-            "step_size": torch.where(half, state["step_size"] / 2, state["step_size"]),
-            "halved": torch.where(due, half, state["halved"]),
-            "top_at_checkpoint": torch.where(due, state["top_loss"], state["top_at_checkpoint"]),
-            "rises": torch.where(due, 0, state["rises"]),
-            "since": torch.where(due, 0, state["since"]),
-        }
+        return (
+            points,
+            gradient,
+            {
+                **state,
+                "step_size": torch.where(half, state["step_size"] / 2, state["step_size"]),
+                "halved": torch.where(due, half, state["halved"]),
+                "top_at_checkpoint": torch.where(due, state["top_loss"], state["top_at_checkpoint"]),
+                "rises": torch.where(due, 0, state["rises"]),
+                "since": torch.where(due, 0, state["since"]),
+            },
+        )
 
 
 def apgd(
-    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
-    steps: int = 100, restarts: int = 1, loss: str = "ce", targets: int = 0, seed: int = 0,
+    classifier: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    targets: int = 0,
+    seed: int = 0,
     indices: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images by ascent with automatic steps: for each image the point nearest to success of all runs.

@@ -1,4 +1,5 @@
 """What an attack is: something that advances a batch of independent samples, one step at a time."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.norms import per_row
+from robustbench_local.attacks.norms import expand_rows
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -73,17 +74,17 @@ def initial_state(rows: Rows, points: Tensor) -> State:
     }
 
 
-def observe(state: State, margin: Tensor) -> State:
+def keep_best(state: State, margin: Tensor) -> State:
     """The state after the model has been asked about `points`: the best point of every row is kept."""
     better = margin < state["best_margin"]
     return {
         **state,
-        "best_points": torch.where(per_row(better, state["points"]), state["points"], state["best_points"]),
+        "best_points": torch.where(expand_rows(better, state["points"]), state["points"], state["best_points"]),
         "best_margin": torch.where(better, margin.to(state["best_margin"].dtype), state["best_margin"]),
     }
 
 
-class Look(NamedTuple):
+class ValueAndGrad(NamedTuple):
     """What one forward and one backward pass tell of `points`: margin and loss [rows], gradient like points."""
 
     margin: Tensor
@@ -91,7 +92,9 @@ class Look(NamedTuple):
     gradient: Tensor
 
 
-def look(model: Model, threat_model: ThreatModel, loss: str, state: State, *, aimed: bool = False) -> Look:
+def value_and_grad(
+    model: Model, threat_model: ThreatModel, loss: str, state: State, *, aimed: bool = False
+) -> ValueAndGrad:
     """The margin at `points`, the loss to climb and its gradient. aimed: steer to the rows' `targets`.
 
     A model whose output does not depend on its input by way of differentiable operations has gradient 0, and so has
@@ -100,12 +103,14 @@ def look(model: Model, threat_model: ThreatModel, loss: str, state: State, *, ai
     aims = state["targets"] if aimed else None
 
     def climb(logits: Tensor) -> Tensor:
-        return threat_model.climb(loss, logits, state["labels"], aims)
+        return threat_model.attack_loss(loss, logits, state["labels"], aims)
 
-    return look_along(model, threat_model, climb, state)
+    return value_and_grad_of(model, threat_model, climb, state)
 
 
-def look_along(model: Model, threat_model: ThreatModel, climb: Callable[[Tensor], Tensor], state: State) -> Look:
+def value_and_grad_of(
+    model: Model, threat_model: ThreatModel, climb: Callable[[Tensor], Tensor], state: State
+) -> ValueAndGrad:
     """The same for any loss: climb takes logits [rows, classes] and gives the values to climb, [rows]."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
@@ -123,7 +128,7 @@ def look_along(model: Model, threat_model: ThreatModel, climb: Callable[[Tensor]
     margin = threat_model.margin(logits.detach(), state["labels"])
     if gradient is None:
         gradient = torch.zeros_like(points)
-    return Look(margin, values.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+    return ValueAndGrad(margin, values.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def require_counts(attack: Attack) -> None:
@@ -138,23 +143,23 @@ def settings(attack: Named | type[Named]) -> dict[str, object]:
     return {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}  # type: ignore[arg-type]
 
 
-def spec(attack: Named) -> str:
+def spec_text(attack: Named) -> str:
     """The attack, or the method, as the command line writes it: its name, then whatever departs from its defaults."""
     return _written(attack, settings(attack))
 
 
-def keys_of(attack: Attack, seed: int, indices: Tensor, number: int) -> Tensor:
+def random_keys(attack: Attack, seed: int, indices: Tensor, number: int) -> Tensor:
     """The samples' random keys in the run of that number, int64 [rows]."""
-    return sample_keys(seed, indices, family(attack), number)
+    return sample_keys(seed, indices, random_stream_name(attack), number)
 
 
-def family(attack: Attack) -> str:
+def random_stream_name(attack: Attack) -> str:
     """The attack but for its restarts and targets, which have no say in random numbers: more begin like fewer."""
     given = {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}
     return _written(attack, given)
 
 
-def likeliest(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
+def top_wrong_classes(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
     """The classes worth steering to, int64 [rows, rivals], by falling logits; only the target where there is one.
 
     logits: float [rows, classes] of the images themselves. labels: int64 [rows].
@@ -164,10 +169,10 @@ def likeliest(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tens
     others = logits.scatter(1, labels[:, None], float("-inf"))
     if threat_model.reject is not None:
         others[:, threat_model.reject] = float("-inf")
-    return others.argsort(dim=1, descending=True, stable=True)[:, : threat_model.rivals(logits.shape[1])]
+    return others.argsort(dim=1, descending=True, stable=True)[:, : threat_model.number_of_targets(logits.shape[1])]
 
 
-def runs(attack: Attack, classes: int) -> int:
+def number_of_runs(attack: Attack, classes: int) -> int:
     """How often an attack goes over a sample that stands: every restart steers to every target once.
 
     classes: how many there are to steer to, at least 1.
@@ -175,7 +180,7 @@ def runs(attack: Attack, classes: int) -> int:
     return attack.restarts * max(1, min(attack.targets, classes))
 
 
-def target_of(attack: Attack, number: int, rivals: Tensor) -> Tensor:
+def target_for_run(attack: Attack, number: int, rivals: Tensor) -> Tensor:
     """The class that the run of that number steers to, int64 [rows]; rivals: as from `likeliest`."""
     return rivals[:, number % max(1, min(attack.targets, rivals.shape[1]))]
 
@@ -187,8 +192,14 @@ def _written(attack: Named, given: dict[str, object]) -> str:
 
 
 def run(
-    attack: Attack, model: Model, threat_model: ThreatModel, images: Tensor, labels: Tensor, *,
-    seed: int = 0, indices: Tensor | None = None,
+    attack: Attack,
+    model: Model,
+    threat_model: ThreatModel,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Attack one batch and return, for every image, the point nearest to success: a success wherever one was found.
 
@@ -198,16 +209,19 @@ def run(
     """
     indices = torch.arange(len(images), device=images.device) if indices is None else indices
     with torch.no_grad():
-        rivals = likeliest(model(images), labels, threat_model) if attack.targets else labels[:, None]
+        rivals = top_wrong_classes(model(images), labels, threat_model) if attack.targets else labels[:, None]
     best_points, best_margin = images.clone(), images.new_full((len(images),), float("inf"))
     standing = torch.arange(len(images), device=images.device)
-    for number in range(runs(attack, rivals.shape[1])):
-        keys, targets = keys_of(attack, seed, indices[standing], number), target_of(attack, number, rivals[standing])
+    for number in range(number_of_runs(attack, rivals.shape[1])):
+        keys, targets = (
+            random_keys(attack, seed, indices[standing], number),
+            target_for_run(attack, number, rivals[standing]),
+        )
         state = attack.start(threat_model, Rows(images[standing], labels[standing], keys, targets))
         for _ in range(attack.steps):
             state = attack.step(model, threat_model, state)
         with torch.no_grad():
-            state = observe(state, threat_model.margin(model(state["points"]), state["labels"]))
+            state = keep_best(state, threat_model.margin(model(state["points"]), state["labels"]))
         better = state["best_margin"] < best_margin[standing]
         best_points[standing[better]] = state["best_points"][better]
         best_margin[standing[better]] = state["best_margin"][better]

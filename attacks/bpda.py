@@ -1,4 +1,5 @@
 """BPDA: Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018)."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,22 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robustbench_local.attacks.attack import Look, Model, State
+from robustbench_local.attacks.attack import Model, State, ValueAndGrad
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
 STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
 """Functions of a tensor whose gradient is 0 wherever they have one: staircases."""
-CUT = frozenset({"hardtanh", "clamp", "clip", "relu6", "hardsigmoid"})
+CLIPPING = frozenset({"hardtanh", "clamp", "clip", "relu6", "hardsigmoid"})
 """Rising functions that are constant at their ends."""
-SOFT = frozenset({"tanh", "sigmoid", "softmax"})
+SATURATING = frozenset({"tanh", "sigmoid", "softmax"})
 """Rising functions that only come near to a constant, and can be stretched until numbers no longer lie there."""
-COMPARISONS = frozenset({"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal",
-                         "__gt__", "__ge__", "__lt__", "__le__"})
+COMPARISONS = frozenset(
+    {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "__gt__", "__ge__", "__lt__", "__le__"}
+)
 DETACHED = frozenset({"detach", "detach_", "data"})
 
 
-class Substituted(torch.autograd.Function):
+class StraightThroughFunction(torch.autograd.Function):
     """Forward the exact values, bit for bit; backward to the stand-in."""
 
     @staticmethod
@@ -49,8 +51,8 @@ class StraightThrough(TorchFunctionMode):
     def __init__(self, *, saturating: bool = False, stretch: float = 1.0):
         super().__init__()
         self._stretch = stretch
-        self._flat = STEPS | CUT if saturating else STEPS
-        self._stretched = SOFT if saturating else frozenset()
+        self._flat = STEPS | CLIPPING if saturating else STEPS
+        self._stretched = SATURATING if saturating else frozenset()
         self._soft: dict[int, tuple[Tensor, Tensor]] = {}
         """By id, the tensors that cannot carry a gradient, each with the one that does so in its place."""
         self._left: list[Tensor] = []
@@ -75,7 +77,9 @@ class StraightThrough(TorchFunctionMode):
         if self._left:
             args = [self._returned(value) for value in args]
         if name.endswith("_") and name[:-1] in self._flat and _carries(first):  # what it changes is what passes on
-            return first.copy_(Substituted.apply(first.clone(), func(first.detach().clone(), *args[1:], **kwargs)))
+            return first.copy_(
+                StraightThroughFunction.apply(first.clone(), func(first.detach().clone(), *args[1:], **kwargs))
+            )
         exact = func(*args, **kwargs)
         if isinstance(exact, tuple) and self._tracked(first) and all(isinstance(part, Tensor) for part in exact):
             parts = func(self._softened(first), *args[1:], **kwargs)
@@ -89,7 +93,7 @@ class StraightThrough(TorchFunctionMode):
         if soft is None or soft.shape != exact.shape:
             return exact
         if exact.is_floating_point():
-            return Substituted.apply(soft, exact.detach())
+            return StraightThroughFunction.apply(soft, exact.detach())
         self._soft[id(exact)] = exact, soft
         return exact
 
@@ -114,7 +118,7 @@ class StraightThrough(TorchFunctionMode):
             return value
         self._back, left = True, left.reshape(value.shape)
         if value.is_floating_point():
-            return Substituted.apply(left.to(value.dtype), value)
+            return StraightThroughFunction.apply(left.to(value.dtype), value)
         # Pixels may come back as grey levels, which are to be divided again.
         scale = value.float().abs().mean() / left.detach().abs().mean().clamp_min(1e-12)
         self._soft[id(value)] = value, left * scale
@@ -185,7 +189,7 @@ def _soft_comparison(name: str, one: Any, other: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def passed_through(model: Model, layers: Sequence[str]) -> Iterator[None]:
+def identity_backward(model: Model, layers: Sequence[str]) -> Iterator[None]:
     """Inside, the named layers of a module hand gradients on as if they did nothing, where their shapes allow it.
 
     layers: names as in `named_modules`; those that the model does not have are left out.
@@ -195,11 +199,12 @@ def passed_through(model: Model, layers: Sequence[str]) -> Iterator[None]:
     def substitute(module: nn.Module, given: Any, output: Any) -> Any:  # noqa: ARG001
         seen = given[0] if given else None
         alike = isinstance(output, Tensor) and isinstance(seen, Tensor) and output.shape == seen.shape
-        return Substituted.apply(seen, output.detach()) if alike and _carries(seen) else output
+        return StraightThroughFunction.apply(seen, output.detach()) if alike and _carries(seen) else output
 
     handles = [
         module.register_forward_hook(substitute)
-        for name, module in modules.items() if any(name == each or name.endswith(f".{each}") for each in layers)
+        for name, module in modules.items()
+        if any(name == each or name.endswith(f".{each}") for each in layers)
     ]
     try:
         yield
@@ -222,7 +227,7 @@ def straight_through(
     def forward(points: Tensor) -> Tensor:
         try:
             passing = StraightThrough(saturating=saturating, stretch=stretch)
-            with passed_through(model, layers), passing, _gradients_stay_on():
+            with identity_backward(model, layers), passing, _gradients_stay_on():
                 return model(points)
         finally:
             for buffer in buffers:  # a running mean that was updated "without gradients" has one now
@@ -262,7 +267,7 @@ class BPDA(PGD):
     saturating: bool = False
     stretch: float = 1.0
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         layers = tuple(filter(None, self.layers.split("+")))
         passing = straight_through(model, layers, saturating=self.saturating, stretch=self.stretch)
         try:

@@ -1,5 +1,6 @@
 """Down instead of up: Chen et al., "Adversarial attack on attackers: post-process to mitigate black-box score-based
 query attacks" (NeurIPS 2022) show how logits can be bent, with no class changed, until their loss leads astray."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Look, Model, State, look_along
+from robustbench_local.attacks.attack import Model, State, ValueAndGrad, value_and_grad_of
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -25,10 +26,10 @@ class Descent(PGD):
     schedule: str = "cosine"
     momentum: float = 0.25
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         aims = state["targets"] if self.targets else None
 
         def climb(logits: Tensor) -> Tensor:
-            return -threat_model.climb(self.loss, logits, state["labels"], aims)
+            return -threat_model.attack_loss(self.loss, logits, state["labels"], aims)
 
-        return look_along(model, threat_model, climb, state)
+        return value_and_grad_of(model, threat_model, climb, state)

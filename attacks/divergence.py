@@ -1,5 +1,6 @@
 """The inner attack of TRADES: Zhang et al., "Theoretically principled trade-off between robustness and accuracy"
 (ICML 2019)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_local.attacks import randomness
-from robustbench_local.attacks.attack import Look, Model, Rows, State, initial_state, look_along
+from robustbench_local.attacks.attack import Model, Rows, State, ValueAndGrad, initial_state, value_and_grad_of
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -38,8 +39,8 @@ class DivergencePGD(PGD):
         state = initial_state(rows, points)
         return {**state, "before": points} if self.momentum else state
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         def climb(logits: Tensor) -> Tensor:
             return F.kl_div(logits.log_softmax(1), state["reference"], reduction="none").sum(1)
 
-        return look_along(model, threat_model, climb, state)
+        return value_and_grad_of(model, threat_model, climb, state)

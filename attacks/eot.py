@@ -1,4 +1,5 @@
 """EOT: Athalye, Engstrom, Ilyas and Kwok, "Synthesizing robust adversarial examples" (ICML 2018)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from robustbench_local.attacks.attack import Look, Model, State
+from robustbench_local.attacks.attack import Model, State, ValueAndGrad
 from robustbench_local.attacks.pgd import PGD
-from robustbench_local.attacks.randomness import forked
+from robustbench_local.attacks.randomness import fold_in
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
@@ -37,16 +38,17 @@ class EOT(PGD):
         if not 0 <= self.radius <= 1:
             raise ValueError(f"radius is {self.radius}, but must be between 0 and 1, a share of eps")
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
-        looks = [super(EOT, self)._look(model, threat_model, self._moved(threat_model, state, n))
-                 for n in range(self.draws)]
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+        looks = [
+            super(EOT, self)._look(model, threat_model, self._moved(threat_model, state, n)) for n in range(self.draws)
+        ]
         margin, loss, gradient = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
-        return Look(looks[0].margin if self.radius else margin, loss, gradient)
+        return ValueAndGrad(looks[0].margin if self.radius else margin, loss, gradient)
 
     def _moved(self, threat_model: ThreatModel, state: State, draw: int) -> State:
         """The first look is at the point itself, the others around it."""
         if not self.radius or not draw:
             return state
-        keys = forked(forked(state["keys"], state["step"]), torch.full_like(state["step"], draw))
+        keys = fold_in(fold_in(state["keys"], state["step"]), torch.full_like(state["step"], draw))
         noise = threat_model.geometry.random_start(state["images"], self.radius * threat_model.eps, keys)
         return {**state, "points": (state["points"] + noise.to(state["points"].dtype)).clamp(*threat_model.box)}

@@ -1,4 +1,5 @@
 """FAB: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack" (ICML 2020)."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,8 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Look, Model, Rows, State, initial_state, look, observe, require_counts, run
-from robustbench_local.attacks.norms import NORMS, Box, Norm, longest, per_row, wide
+from robustbench_local.attacks.attack import (
+    Model,
+    Rows,
+    State,
+    ValueAndGrad,
+    initial_state,
+    keep_best,
+    require_counts,
+    run,
+    value_and_grad,
+)
+from robustbench_local.attacks.norms import NORMS, Box, Norm, expand_rows, nonzero, to_float64
 from robustbench_local.attacks.threat_model import ThreatModel
 
 SMALLEST = 1e-12
@@ -30,7 +41,7 @@ def _least_l1(gain: Tensor, weights: Tensor, room: Tensor) -> Tensor:
     room = room.gather(1, order)
     gains = weights * room
     missing = (gain[:, None] - (gains.cumsum(1) - gains)).clamp_min(0)
-    moves = torch.where(weights > 0, torch.minimum(missing / longest(weights, weights.dtype), room), 0)
+    moves = torch.where(weights > 0, torch.minimum(missing / nonzero(weights, weights.dtype), room), 0)
     return torch.zeros_like(moves).scatter(1, order, moves)
 
 
@@ -43,7 +54,7 @@ def _rise(gain: Tensor, weights: Tensor, speeds: Tensor, room: Tensor) -> Tensor
     short = stopped + stops * rates < gain[:, None]
     at = short.sum(1, keepdim=True).clamp_max(weights.shape[1] - 1)
     missing = (gain[:, None] - stopped.gather(1, at)).clamp_min(0)
-    level = torch.minimum(missing / longest(rates.gather(1, at), rates.dtype), stops.gather(1, at))
+    level = torch.minimum(missing / nonzero(rates.gather(1, at), rates.dtype), stops.gather(1, at))
     return torch.minimum(level * speeds, room)
 
 
@@ -63,7 +74,7 @@ def to_hyperplane(norm: str, points: Tensor, values: Tensor, gradient: Tensor, b
     points, gradient: float [rows, ...], the points in the box. values: float [rows]. Returns float like points.
     """
     flat, places = gradient.flatten(1), points.flatten(1)
-    scale = longest(flat.abs().amax(1), flat.dtype)
+    scale = nonzero(flat.abs().amax(1), flat.dtype)
     downhill = -flat * torch.where(values < 0, -1, 1)[:, None]
     room = torch.where(downhill > 0, box[1] - places, places - box[0]).clamp_min(0)
     moves = LEAST[norm](values.abs() / scale, flat.abs() / scale[:, None], room)
@@ -116,7 +127,7 @@ class FAB:
         if self.targets or threat_model.target is not None:
             # One look serves both: it says whether to turn back, and, as the boundary is near, how it lies there too.
             seen = walk
-            margin, values, slope = look(model, threat_model, "margin", {**state, "points": seen}, aimed=True)
+            margin, values, slope = value_and_grad(model, threat_model, "margin", {**state, "points": seen}, aimed=True)
             state = self._note(threat_model, state, seen, margin)
             walk = self._turn_back(images, seen, margin)
         else:
@@ -131,17 +142,17 @@ class FAB:
         return {**state, "walk": walk, "points": self._last(threat_model, state, walk), "step": state["step"] + 1}
 
     def _turn_back(self, images: Tensor, walk: Tensor, margin: Tensor) -> Tensor:
-        return torch.where(per_row(margin < 0, walk), images.lerp(walk, self.beta), walk)
+        return torch.where(expand_rows(margin < 0, walk), images.lerp(walk, self.beta), walk)
 
     def _note(self, threat_model: ThreatModel, state: State, seen: Tensor, margin: Tensor) -> State:
         """The state after a look: only points in the ball count, but the nearest success anywhere is remembered."""
-        length = threat_model.geometry.distance(wide(seen) - wide(state["images"])).to(seen.dtype)
+        length = threat_model.geometry.distance(to_float64(seen) - to_float64(state["images"])).to(seen.dtype)
         inside = _inside(threat_model, seen, state["images"])
-        counted = observe({**state, "points": seen}, torch.where(inside, margin, float("inf")))
+        counted = keep_best({**state, "points": seen}, torch.where(inside, margin, float("inf")))
         nearer = (margin < 0) & (length < state["length"])
         return {
             **counted,
-            "nearest": torch.where(per_row(nearer, seen), seen, state["nearest"]),
+            "nearest": torch.where(expand_rows(nearer, seen), seen, state["nearest"]),
             "length": torch.where(nearer, length, state["length"]),
         }
 
@@ -156,7 +167,7 @@ class FAB:
         onward = to_hyperplane(norm, walk, at_walk, slope, box)
         direct = to_hyperplane(norm, images, at_images, slope, box)
         far, near = (threat_model.geometry.distance(way).clamp_min(1e-8) for way in (direct, onward))
-        alpha = per_row((near / (near + far)).clamp_max(self.alpha_max), walk)
+        alpha = expand_rows((near / (near + far)).clamp_max(self.alpha_max), walk)
         moved = (1 - alpha) * (walk + self.eta * onward) + alpha * (images + self.eta * direct)
         return torch.where(moved.isfinite(), moved, images).clamp(*box)
 
@@ -165,15 +176,15 @@ class FAB:
         brought into it, which the boundary may just allow."""
         images = state["images"]
         found = state["length"].isfinite() & ~_inside(threat_model, walk, images)
-        return threat_model.project(torch.where(per_row(found, walk), state["nearest"], walk), images)
+        return threat_model.project(torch.where(expand_rows(found, walk), state["nearest"], walk), images)
 
 
 def _inside(threat_model: ThreatModel, points: Tensor, images: Tensor) -> Tensor:
     """Which points lie in the ball, bool [rows]."""
-    return threat_model.geometry.distance(wide(points) - wide(images)) <= threat_model.eps
+    return threat_model.geometry.distance(to_float64(points) - to_float64(images)) <= threat_model.eps
 
 
-def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, labels: Tensor) -> Look:
+def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, labels: Tensor) -> ValueAndGrad:
     """The margin at the points, and by how much the logit of one other class exceeds the label's, with its gradient.
 
     It is the class whose boundary is nearest if the model is taken for linear. One forward pass, and a backward pass
@@ -184,7 +195,7 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
     points = points.detach().requires_grad_(True)
     with torch.enable_grad():
         told = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
-        logits, own = threat_model.accepted(told, labels)
+        logits, own = threat_model.without_reject_class(told, labels)
     values, slope = points.new_zeros(len(points)), torch.zeros_like(points)
     nearest = torch.full_like(values, float("inf"))
     classes = logits.shape[1]
@@ -197,17 +208,27 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
             break
         gradient = torch.where(gradient.isfinite(), gradient, 0)
         ahead = ahead.detach().to(values.dtype)
-        distance = ahead.abs() / longest(DUAL[threat_model.norm].distance(gradient), gradient.dtype)
+        distance = ahead.abs() / nonzero(DUAL[threat_model.norm].distance(gradient), gradient.dtype)
         nearer = distance < nearest
         nearest, values = torch.where(nearer, distance, nearest), torch.where(nearer, ahead, values)
-        slope = torch.where(per_row(nearer, slope), gradient, slope)
-    return Look(threat_model.margin(told.detach(), labels), values, slope)
+        slope = torch.where(expand_rows(nearer, slope), gradient, slope)
+    return ValueAndGrad(threat_model.margin(told.detach(), labels), values, slope)
 
 
 def fab(
-    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
-    steps: int = 100, restarts: int = 1, targets: int = 0, alpha_max: float = 0.1, eta: float = 1.05,
-    beta: float = 0.9, seed: int = 0, indices: Tensor | None = None,
+    classifier: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 0,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    seed: int = 0,
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images by walks along the boundary: for each image the point in the ball nearest to success.
 

@@ -1,4 +1,5 @@
 """FGSM: Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial examples" (ICLR 2015)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -37,9 +38,7 @@ class FGSM:
         return self._single_step(threat_model).step(model, threat_model, state)
 
 
-def fgsm(
-    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, loss: str = "ce"
-) -> Tensor:
+def fgsm(classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, loss: str = "ce") -> Tensor:
     """Adversarial images by one gradient step: of each image and its step, the one nearer to success.
 
     classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.

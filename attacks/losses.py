@@ -4,6 +4,7 @@ Every loss takes logits float [rows, classes] and classes int64 [rows] and gives
 model believes in those classes. An untargeted attack climbs the loss of the labels, a targeted one descends the loss
 of its target.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -73,7 +74,7 @@ def _probabilities(logits: Tensor) -> Tensor:
     return (logits / ((highest[:, :1] - highest[:, 1:]) / SURE).clamp_min(1)).softmax(1)
 
 
-def towards(loss: str, logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+def targeted_loss(loss: str, logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     """The loss of that name turned towards one other class, [rows]: the higher, the more the model takes it for that.
 
     targets: int64 [rows], none of them its row's class. For dlr it is the paper's targeted one, whose denominator

@@ -1,5 +1,6 @@
 """Random points of the ball: what no attack may be weaker than (Carlini et al., "On evaluating adversarial robustness",
 arXiv:1902.06705)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state, observe, require_counts
-from robustbench_local.attacks.norms import per_row
-from robustbench_local.attacks.randomness import forked
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, keep_best, require_counts
+from robustbench_local.attacks.norms import expand_rows
+from robustbench_local.attacks.randomness import fold_in
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
@@ -35,14 +36,14 @@ class Noise:
 
     @torch.no_grad()
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        state = observe(state, threat_model.margin(model(state["points"]), state["labels"]))
+        state = keep_best(state, threat_model.margin(model(state["points"]), state["labels"]))
         state = {**state, "step": state["step"] + 1}
         return {**state, "points": self._drawn(threat_model, state)}
 
     def _drawn(self, threat_model: ThreatModel, state: State) -> Tensor:
-        images, keys = state["images"], forked(state["keys"], state["step"])
+        images, keys = state["images"], fold_in(state["keys"], state["step"])
         noise = threat_model.geometry.random_start(images, threat_model.eps, keys).to(images.dtype)
         length = torch.full_like(state["best_margin"], threat_model.eps)
         far = threat_model.geometry.steepest(noise, images, length, threat_model.box)
-        noise = torch.where(per_row(state["step"] % 2 == 1, noise), far, noise)
+        noise = torch.where(expand_rows(state["step"] % 2 == 1, noise), far, noise)
         return threat_model.project(images + noise, images)

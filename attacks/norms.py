@@ -3,6 +3,7 @@
 Shapes: images, points, perturbations and gradients are float32 [rows, ...] of any image rank; lengths are [rows].
 Units: pixels in the box, so `eps` is in the units of the images.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,17 +17,17 @@ from robustbench_local.attacks import randomness
 Box = tuple[float, float]
 
 
-def per_row(values: Tensor, like: Tensor) -> Tensor:
+def expand_rows(values: Tensor, like: Tensor) -> Tensor:
     """[rows] -> [rows, 1, 1, ...], ready to multiply `like`."""
     return values.view(-1, *([1] * (like.dim() - 1)))
 
 
-def longest(lengths: Tensor, dtype: torch.dtype) -> Tensor:
+def nonzero(lengths: Tensor, dtype: torch.dtype) -> Tensor:
     """Lengths that can be divided by: zero becomes the smallest positive number."""
     return lengths.clamp_min(torch.finfo(dtype).tiny)
 
 
-def wide(tensor: Tensor) -> Tensor:
+def to_float64(tensor: Tensor) -> Tensor:
     """The same numbers in float64, where the device has it."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
@@ -37,7 +38,7 @@ def _inside(images: Tensor, perturbation: Tensor, box: Box) -> Tensor:
     Rounded to nearest, a perturbation of 150,000 pixels ends up to 1e-5 longer than its ball is wide.
     """
     points = (images + perturbation.to(images.dtype)).clamp(*box)
-    outside = (wide(points) - wide(images)).abs() > perturbation.abs()
+    outside = (to_float64(points) - to_float64(images)).abs() > perturbation.abs()
     return torch.where(outside, torch.nextafter(points, images), points)
 
 
@@ -73,7 +74,7 @@ class Linf(Norm):
         return (images + (points - images).clamp(-eps, eps)).clamp(*box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
-        return per_row(length, gradient) * gradient.sign()
+        return expand_rows(length, gradient) * gradient.sign()
 
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
         return eps * (2 * randomness.uniform(keys, images.shape[1:]) - 1)
@@ -87,20 +88,20 @@ class L2(Norm):
 
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """First onto the ball, then into the box: clipping moves every pixel towards its image, so it stays inside."""
-        perturbation = wide(points) - wide(images)
-        lengths = longest(self.distance(perturbation), perturbation.dtype)
-        return _inside(images, perturbation * per_row((eps / lengths).clamp(max=1), perturbation), box)
+        perturbation = to_float64(points) - to_float64(images)
+        lengths = nonzero(self.distance(perturbation), perturbation.dtype)
+        return _inside(images, perturbation * expand_rows((eps / lengths).clamp(max=1), perturbation), box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
         # Scaled by the largest entry first: the square of a tiny gradient would vanish in float32.
-        scaled = gradient / per_row(longest(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
-        return scaled * per_row(length / longest(self.distance(scaled), gradient.dtype), gradient)
+        scaled = gradient / expand_rows(nonzero(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
+        return scaled * expand_rows(length / nonzero(self.distance(scaled), gradient.dtype), gradient)
 
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
         shape = images.shape[1:]
         direction = randomness.normal(keys, shape)
         radius = eps * randomness.uniform(keys, (1,), draw=2 * math.prod(shape)).squeeze(1) ** (1 / math.prod(shape))
-        return direction * per_row(radius / longest(self.distance(direction), direction.dtype), direction)
+        return direction * expand_rows(radius / nonzero(self.distance(direction), direction.dtype), direction)
 
 
 class L1(Norm):
@@ -119,8 +120,8 @@ class L1(Norm):
         It is sign(δ) · clip(|δ| - λ, 0, room) with the smallest λ >= 0 that keeps the length within eps. One after the
         other would not do: what the box cuts off would be lost to the pixels that can still use it.
         """
-        places = wide(images).flatten(1)
-        perturbation = wide(points).flatten(1) - places
+        places = to_float64(images).flatten(1)
+        perturbation = to_float64(points).flatten(1) - places
         sizes = perturbation.abs()
         room = torch.where(perturbation > 0, box[1] - places, places - box[0])
         # As λ falls, pixel i grows from λ = |δ_i| on and stops growing at λ = |δ_i| - room_i.
@@ -156,7 +157,7 @@ class L1(Norm):
         sizes = -torch.log1p(-randomness.uniform(keys, shape))
         signs = torch.where(randomness.uniform(keys, shape, draw=1) < 0.5, -1.0, 1.0)
         radius = eps * randomness.uniform(keys, (1,), draw=2 * count).squeeze(1) ** (1 / count)
-        return sizes * signs * per_row(radius / longest(self.distance(sizes), sizes.dtype), sizes)
+        return sizes * signs * expand_rows(radius / nonzero(self.distance(sizes), sizes.dtype), sizes)
 
 
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1())}

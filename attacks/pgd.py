@@ -1,4 +1,5 @@
 """PGD: Madry et al., "Towards deep learning models resistant to adversarial attacks" (ICLR 2018)."""
+
 from __future__ import annotations
 
 import math
@@ -9,15 +10,15 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.attack import (
-    Look,
     Model,
     Rows,
     State,
+    ValueAndGrad,
     initial_state,
-    look,
-    observe,
+    keep_best,
     require_counts,
     run,
+    value_and_grad,
 )
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
@@ -67,7 +68,7 @@ class PGD:
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         margin, _, gradient = self._look(model, threat_model, state)
-        state = observe(state, margin)
+        state = keep_best(state, margin)
         points, lengths = state["points"], self._lengths(threat_model.eps, state["step"])
         moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
         moved = threat_model.project(moved, state["images"])
@@ -77,8 +78,8 @@ class PGD:
             state = {**state, "before": points}
         return {**state, "points": moved, "step": state["step"] + 1}
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
-        return look(model, threat_model, self.loss, state, aimed=self.targets > 0)
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+        return value_and_grad(model, threat_model, self.loss, state, aimed=self.targets > 0)
 
     def _lengths(self, eps: float, step: Tensor) -> Tensor:
         """The next step's length of every row, float32 [rows]."""
@@ -90,10 +91,21 @@ class PGD:
 
 
 def pgd(
-    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
-    steps: int = 50, restarts: int = 1, step_size: float | None = None, loss: str = "ce",
-    random_start: bool = True, schedule: str = "constant", momentum: float = 0.0, targets: int = 0,
-    seed: int = 0, indices: Tensor | None = None,
+    classifier: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    steps: int = 50,
+    restarts: int = 1,
+    step_size: float | None = None,
+    loss: str = "ce",
+    random_start: bool = True,
+    schedule: str = "constant",
+    momentum: float = 0.0,
+    targets: int = 0,
+    seed: int = 0,
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images by projected gradient ascent: for each image the point nearest to success of all runs.
 
@@ -103,7 +115,13 @@ def pgd(
     Raises ValueError for settings that `PGD` refuses.
     """
     attack = PGD(
-        steps=steps, restarts=restarts, step_size=step_size, loss=loss, random_start=random_start, schedule=schedule,
-        momentum=momentum, targets=targets,
+        steps=steps,
+        restarts=restarts,
+        step_size=step_size,
+        loss=loss,
+        random_start=random_start,
+        schedule=schedule,
+        momentum=momentum,
+        targets=targets,
     )
     return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)

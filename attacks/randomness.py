@@ -4,6 +4,7 @@ Every number is a hash (SplitMix64: Steele, Lea and Flood, "Fast splittable pseu
 OOPSLA 2014) of a key and a counter. A key is made from (seed, sample index, attack, restart), so what a sample
 draws does not depend on the batch it sits in, on the order of samples, on the device or on the number of processes.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -49,7 +50,7 @@ def sample_keys(seed: int, indices: Tensor, attack: str, restart: int) -> Tensor
     return _mix(hash_indices(seed, indices) ^ _signed(int.from_bytes(digest[:8], "big")))
 
 
-def forked(keys: Tensor, steps: Tensor) -> Tensor:
+def fold_in(keys: Tensor, steps: Tensor) -> Tensor:
     """Other keys, one for every row's own step: int64 [rows], like keys and steps."""
     return _mix(_mix(keys) + (steps + 1) * _GAMMA)
 

@@ -1,5 +1,6 @@
 """Square: Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack
 via random search" (ECCV 2020); for ℓ1 as in Croce and Hein, "Mind the box" (ICML 2021)."""
+
 from __future__ import annotations
 
 import functools
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks import randomness
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state, observe, require_counts, run
-from robustbench_local.attacks.norms import longest, per_row
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, keep_best, require_counts, run
+from robustbench_local.attacks.norms import expand_rows, nonzero
 from robustbench_local.attacks.threat_model import ThreatModel
 
 HALVINGS, SPAN = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), 10_000
@@ -50,13 +51,17 @@ class Square:
     @torch.no_grad()
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         # A copy, because some models change their input in place.
-        state = observe(state, threat_model.margin(model(state["points"].clone()), state["labels"]))
+        state = keep_best(state, threat_model.margin(model(state["points"].clone()), state["labels"]))
         images, step = planes(state["images"]), state["step"]
         search = SEARCHES[threat_model.norm]
         sizes = sizes_of(search, self.share, *images.shape[2:], images.dtype, images.device)
         points = search.next(
-            threat_model, images, planes(state["best_points"]), sizes, self.level(step, sizes.halvings),
-            randomness.forked(state["keys"], step),
+            threat_model,
+            images,
+            planes(state["best_points"]),
+            sizes,
+            self.level(step, sizes.halvings),
+            randomness.fold_in(state["keys"], step),
         )
         return {**state, "points": points.reshape(state["points"].shape), "step": step + 1}
 
@@ -102,9 +107,7 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def sizes_of(
-    search: Search, share: float, height: int, width: int, dtype: torch.dtype, device: torch.device
-) -> Sizes:
+def sizes_of(search: Search, share: float, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Sizes:
     areas = [share * height * width / 2**number for number in range(len(HALVINGS) + 1)]
     levels = [sides(area, height, width, odd=search.odd) for area in areas]
     bumps = torch.zeros(len(levels), 2, height, width)
@@ -233,7 +236,7 @@ class Bumps(Search):
         layer = torch.maximum(down[:, None], across)
         steps = torch.arange(1, max(tall // 2, broad // 2) + 2, dtype=torch.float64) ** -self.fall
         heights = steps.flip(0).cumsum(0).flip(0)[layer].float()
-        return heights / longest(torch.linalg.vector_norm(heights, self.order), heights.dtype)
+        return heights / nonzero(torch.linalg.vector_norm(heights, self.order), heights.dtype)
 
     def first(self, threat_model: ThreatModel, images: Tensor, keys: Tensor) -> Tensor:
         (channels, height, width), rows = images.shape[1:], len(images)
@@ -246,7 +249,7 @@ class Bumps(Search):
         grid = tiles.transpose(3, 4).reshape(rows, channels, down * tall, across * broad)
         perturbation = torch.zeros_like(images)
         top, left = (height - down * tall) // 2, (width - across * broad) // 2
-        perturbation[:, :, top:top + down * tall, left:left + across * broad] = grid
+        perturbation[:, :, top : top + down * tall, left : left + across * broad] = grid
         return self.place(threat_model, images, perturbation)
 
     def next(
@@ -280,7 +283,7 @@ class L2Bumps(Bumps):
         # Not `distance`, whose norm adds up large images less exactly than a sum does.
         lengths = perturbation.square().flatten(1).sum(1).sqrt().clamp_min(NOTHING)
         scale = radius(threat_model, images, self.order) / lengths
-        return torch.addcmul(images, perturbation, per_row(scale, perturbation)).clamp_(*threat_model.box)
+        return torch.addcmul(images, perturbation, expand_rows(scale, perturbation)).clamp_(*threat_model.box)
 
 
 class L1Bumps(Bumps):
@@ -300,12 +303,12 @@ class L1Bumps(Bumps):
         nothing = torch.zeros((), dtype=images.dtype, device=images.device)
 
         def shrunk(threshold: Tensor) -> Tensor:
-            return (sizes - per_row(threshold, sizes)).clamp_(nothing, room)
+            return (sizes - expand_rows(threshold, sizes)).clamp_(nothing, room)
 
         less, more = torch.zeros_like(images[:, 0, 0, 0]), sizes.flatten(1).amax(1)
         over, under = shrunk(less).flatten(1).sum(1) - most, torch.full_like(less, most)
         for _ in range(self.rounds):
-            threshold = less + (more - less) * (over / longest(over + under, over.dtype)).clamp(0, 1)
+            threshold = less + (more - less) * (over / nonzero(over + under, over.dtype)).clamp(0, 1)
             excess = shrunk(threshold).flatten(1).sum(1) - most
             beyond = excess > 0
             less, more = torch.where(beyond, threshold, less), torch.where(beyond, more, threshold)
@@ -314,7 +317,7 @@ class L1Bumps(Bumps):
         # On the straight line between both ends lies a point of exactly the length allowed.
         longer, shorter = shrunk(less), shrunk(more)
         span, short = (longer - shorter).flatten(1).sum(1), most - shorter.flatten(1).sum(1)
-        sizes = shorter.lerp_(longer, per_row((short / longest(span, span.dtype)).clamp(0, 1), images))
+        sizes = shorter.lerp_(longer, expand_rows((short / nonzero(span, span.dtype)).clamp(0, 1), images))
         return sizes.mul_(sign).add_(images).clamp_(low, high)
 
 
@@ -329,8 +332,16 @@ def radius(threat_model: ThreatModel, images: Tensor, order: int) -> float:
 
 
 def square(
-    classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *,
-    steps: int = 5000, restarts: int = 1, share: float = 0.8, reschedule: bool = False, seed: int = 0,
+    classifier: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    steps: int = 5000,
+    restarts: int = 1,
+    share: float = 0.8,
+    reschedule: bool = False,
+    seed: int = 0,
     indices: Tensor | None = None,
 ) -> Tensor:
     """Adversarial images by random search in squares: for each image the point nearest to success of all runs.

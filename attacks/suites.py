@@ -2,6 +2,7 @@
 
 A suite that has been published under a version never changes; a better one gets the next version.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -52,21 +53,22 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
             Stage(attack="pgd:steps=20,loss=scaled-ce,schedule=cosine,momentum=0.25"),
             Stage(
                 attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=3",
-                share=0.2, least=20,
+                share=0.2,
+                least=20,
             ),
-        ),
+        )
     },
     "standard": {
         1: (
             Stage(attack="pgd:steps=20,loss=scaled-ce,schedule=cosine,momentum=0.25,random-start=false"),
             Stage(
                 attack="pgd:steps=20,loss=probability-margin,schedule=cosine,momentum=0.25,targets=3",
-                share=0.2, least=10,
+                share=0.2,
+                least=10,
             ),
             Stage(attack="pgd:steps=10,schedule=cosine,momentum=0.25,restarts=2", share=0.4, least=10),
             Stage(
-                attack="pgd:steps=6,loss=probability-margin,schedule=cosine,momentum=0.25,targets=7",
-                role="follow-up",
+                attack="pgd:steps=6,loss=probability-margin,schedule=cosine,momentum=0.25,targets=7", role="follow-up"
             ),
             Stage(attack="apgd:loss=dlr,targets=3", share=0.02, least=2),
             Stage(attack="regions:programs=4,starts=1,neurons=1000", share=0.02, least=12, role="solver"),
@@ -74,7 +76,7 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
             Stage(attack="apgd:loss=dlr,targets=9", role="tail"),
             Stage(attack="fab:targets=9", role="tail"),
             Stage(attack="square:steps=5000", role="tail"),
-        ),
+        )
     },
     "exhaustive": {
         1: (
@@ -90,7 +92,7 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
             Stage(attack="square:steps=5000", role="tail"),
             Stage(attack="regions:programs=8", role="solver"),
             Stage(attack="regions:programs=500", share=0.1, least=20, role="solver"),
-        ),
+        )
     },
     "autoattack": {
         1: (
@@ -98,6 +100,6 @@ SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
             Stage(attack="apgd:loss=dlr,targets=9"),
             Stage(attack="fab:targets=9"),
             Stage(attack="square:steps=5000"),
-        ),
+        )
     },
 }

@@ -1,4 +1,5 @@
 """What the attacker may do."""
+
 from __future__ import annotations
 
 import math
@@ -65,7 +66,7 @@ class ThreatModel:
     def geometry(self) -> Norm:
         return NORMS[self.norm]
 
-    def widened(self, factor: float) -> ThreatModel:
+    def scaled(self, factor: float) -> ThreatModel:
         """The same with a ball so many times as wide, though in L∞ never wider than the box."""
         eps = self.eps * factor
         return replace(self, eps=min(eps, self.box[1] - self.box[0]) if self.norm == "linf" else eps, eps_text="")
@@ -83,7 +84,10 @@ class ThreatModel:
         """
         predicted, broken = logits.argmax(1), logits.isnan().any(1)
         if self.target is None:
-            margin, reached = losses.logit_margin(*self.accepted(logits, labels)), (predicted != labels) | broken
+            margin, reached = (
+                losses.logit_margin(*self.without_reject_class(logits, labels)),
+                (predicted != labels) | broken,
+            )
             if self.reject is not None:
                 reached &= (predicted != self.reject) | broken
         else:
@@ -94,7 +98,7 @@ class ThreatModel:
         # Tied logits have margin 0 whichever of them is predicted.
         return torch.where(reached, margin.clamp(-largest, -smallest), margin.clamp(0, largest))
 
-    def accepted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def without_reject_class(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and labels for an attacker whom a refusal does not help: the reject class is gone, and what must be
         beaten is the higher of its logit and the label's. The same, where there is no reject class.
 
@@ -106,13 +110,13 @@ class ThreatModel:
         kept = [number for number in range(logits.shape[1]) if number != self.reject]
         return logits.scatter(1, labels[:, None], hurdle)[:, kept], labels - (labels > self.reject).long()
 
-    def rivals(self, classes: int) -> int:
+    def number_of_targets(self, classes: int) -> int:
         """How many of so many classes an attack can steer to."""
         if self.target is not None:
             return 1
         return classes - 1 - (self.reject is not None)
 
-    def climb(self, loss: str, logits: Tensor, labels: Tensor, aims: Tensor | None = None) -> Tensor:
+    def attack_loss(self, loss: str, logits: Tensor, labels: Tensor, aims: Tensor | None = None) -> Tensor:
         """The loss of that name with the sign that leads to success when it is climbed, [rows].
 
         aims: int64 [rows], classes to steer to; where any wrong class will do, the way there is the attack's choice.
@@ -120,13 +124,13 @@ class ThreatModel:
         if self.target is None:
             if aims is not None and self.reject is not None:
                 aims = aims - (aims > self.reject).long()
-            logits, labels = self.accepted(logits, labels)
+            logits, labels = self.without_reject_class(logits, labels)
             if aims is not None:
-                return losses.towards(loss, logits, labels, aims)
+                return losses.targeted_loss(loss, logits, labels, aims)
             return losses.LOSSES[loss](logits, labels)
         return -losses.LOSSES[loss](logits, torch.full_like(labels, self.target))
 
-    def attackable(self, labels: Tensor) -> Tensor:
+    def in_scope(self, labels: Tensor) -> Tensor:
         """Which samples this threat speaks of, bool [rows]."""
         if self.target is None:
             return torch.ones_like(labels, dtype=torch.bool)

@@ -6,6 +6,7 @@ Everybody does the same work: L∞ 8/255, steps of 2/255 from a random start, no
 floor: so many forwards and gradients to the input, parameters frozen. Ratios are taken within each round, because
 these machines drift; the median of the rounds and its range are printed and written to benchmarks/results/.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -94,7 +95,7 @@ def main() -> None:
     bare_loop(network(frozen=True), 2)(images, labels)  # the first convolutions choose their kernels
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(options.rounds):
-        for name in list(contenders)[turn % len(contenders):] + list(contenders)[:turn % len(contenders)]:
+        for name in list(contenders)[turn % len(contenders) :] + list(contenders)[: turn % len(contenders)]:
             started = time.perf_counter()
             contenders[name](images, labels)
             seconds[name].append(time.perf_counter() - started)
@@ -110,16 +111,21 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
     for name, times in seconds.items():
         against, peer = ratios(name, "bare loop"), ratios(name, "adversarial-robustness-toolbox")
         rows[name] = {
-            "seconds": times, "ratio_to_bare_loop": statistics.median(against),
+            "seconds": times,
+            "ratio_to_bare_loop": statistics.median(against),
             "ratio_to_toolbox": statistics.median(peer),
         }
         each = statistics.median(times) / options.steps / options.images * 1000
-        print(f"{name:<32} {statistics.median(times):>7.2f} {each:>16.2f} {statistics.median(against):>8.3f} "
-              f"[{min(against):.3f}–{max(against):.3f}] {statistics.median(peer):>8.3f}")
+        print(
+            f"{name:<32} {statistics.median(times):>7.2f} {each:>16.2f} {statistics.median(against):>8.3f} "
+            f"[{min(against):.3f}–{max(against):.3f}] {statistics.median(peer):>8.3f}"
+        )
     content = {
         "command": f"python benchmarks/attack_speed.py --steps {options.steps} --images {options.images} "
         f"--rounds {options.rounds}",
-        "what": "PGD, ResNet-18, 3×32×32, L∞ 8/255, float32", "machine": machine(), "contenders": rows,
+        "what": "PGD, ResNet-18, 3×32×32, L∞ 8/255, float32",
+        "machine": machine(),
+        "contenders": rows,
     }
     path = Path(__file__).parent / "results" / "attack_speed.json"
     path.write_text(json.dumps(content, indent=2) + "\n")

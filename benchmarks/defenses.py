@@ -7,6 +7,7 @@ with standard/1, and writes a row of benchmarks/results/defenses.json as soon as
 already are not made again. Seconds are those of the processor (one thread), because wall-clock is worth little on a
 machine that does other things too. `--show` prints the table.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +26,7 @@ from machine import machine
 from robustbench_local import ThreatModel, evaluate, load_classifier
 from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.training.recipe import Recipe, resolve_recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 RESULTS = Path(__file__).parent / "results" / "defenses.json"
 FOLDER = Path("runs/defenses")
@@ -51,7 +52,7 @@ BOARDS = {
 }
 CHANGES: dict[str, dict[str, Any]] = {
     # Distillation divides logits by 20 or more while it trains, so plain SGD hardly moves.
-    "defensive-distillation": {"optimizer": "adamw", "lr": 6e-3, "weight_decay": 0.0},
+    "defensive-distillation": {"optimizer": "adamw", "lr": 6e-3, "weight_decay": 0.0}
 }
 STEPPED = ("pgd-at", "trades", "mart", "hat", "rslad")
 
@@ -67,9 +68,7 @@ def recipe_of(data: str, method: str, seed: int) -> Recipe:
         settings["teacher"] = str(FOLDER / data / f"trades-{seed}")
     if board.npz:
         make = getattr(images, board.npz)
-        settings["data"], settings["eval_data"] = (
-            f"npz:{make(split, images.FOLDER)}" for split in ("train", "test")
-        )
+        settings["data"], settings["eval_data"] = (f"npz:{make(split, images.FOLDER)}" for split in ("train", "test"))
     return resolve_recipe(board.config, settings)
 
 
@@ -79,9 +78,9 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     data_dir = images.fashion_mnist(images.FOLDER) if data == "fashion-mnist" else None
     began, clock = time.process_time(), time.perf_counter()
-    hardened = harden(recipe, folder, device="cpu", data_dir=data_dir)
+    hardened = run_training(recipe, folder, device="cpu", data_dir=data_dir)
     spent, passed = time.process_time() - began, time.perf_counter() - clock
-    evaluation = hardened.judge()
+    evaluation = hardened.evaluate_checkpoints()
     card, result = hardened.card, evaluation.result
     assert card.chosen is not None
     last = card.last_evaluation
@@ -89,22 +88,35 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
     if data == "gtsrb":
         classifier = load_classifier(str(folder))
         attacked = evaluate(
-            classifier, hardened.judged, ThreatModel("linf", "8/255", source=STOP, target=EIGHTY), suite="standard/1",
+            classifier,
+            hardened.eval_data,
+            ThreatModel("linf", "8/255", source=STOP, target=EIGHTY),
+            suite="standard/1",
             assess=False,
         ).result
         signs["stop_to_80"] = {
-            "images": attacked.clean_accuracy.n, "standing": attacked.robust_accuracy.correct,
+            "images": attacked.clean_accuracy.n,
+            "standing": attacked.robust_accuracy.correct,
             "not_standing": 1 - attacked.robust_accuracy.value,
         }
     return {
-        "data": data, "method": method, "seed": seed, "clean": result.clean_accuracy.model_dump(),
-        "robust": result.robust_accuracy.model_dump(), "threat_model": result.threat_model.model_dump(),
-        "protocol": result.protocol.model_dump(), "verdict": result.verdict.model_dump(),
-        "seconds": round(spent, 1), "wall_seconds": round(passed, 1), "epoch": card.chosen.epoch,
+        "data": data,
+        "method": method,
+        "seed": seed,
+        "clean": result.clean_accuracy.model_dump(),
+        "robust": result.robust_accuracy.model_dump(),
+        "threat_model": result.threat_model.model_dump(),
+        "protocol": result.protocol.model_dump(),
+        "verdict": result.verdict.model_dump(),
+        "seconds": round(spent, 1),
+        "wall_seconds": round(passed, 1),
+        "epoch": card.chosen.epoch,
         "undone": sum(report.undone for report in hardened.reports),
         "last": {"clean": last.clean_accuracy.value, "robust": last.robust_accuracy.value} if last else None,
-        "recipe": card.recipe.model_dump(exclude_defaults=True), "threads": torch.get_num_threads(),
-        "finished": time.strftime("%Y-%m-%d"), **signs,
+        "recipe": card.recipe.model_dump(exclude_defaults=True),
+        "threads": torch.get_num_threads(),
+        "finished": time.strftime("%Y-%m-%d"),
+        **signs,
     }
 
 
@@ -162,8 +174,11 @@ def main() -> None:
                         continue
                     row = make_row(data, method, seed)
                     enter(row)
-                    print(f"{data:<14} {method:<24} seed {seed}   clean {row['clean']['value']:6.1%}   robust "
-                          f"{row['robust']['value']:6.1%}   {row['seconds']:8,.1f} s", flush=True)
+                    print(
+                        f"{data:<14} {method:<24} seed {seed}   clean {row['clean']['value']:6.1%}   robust "
+                        f"{row['robust']['value']:6.1%}   {row['seconds']:8,.1f} s",
+                        flush=True,
+                    )
     show(read_rows())
 
 

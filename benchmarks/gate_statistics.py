@@ -14,6 +14,7 @@ evaluations. Where the sum is short, the exact probability is kept beside the si
 A decision depends on the counts alone and moves one way with each of them (tests/core/test_statistics.py), so it is
 asked for where it changes and looked up for every draw.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -62,6 +63,7 @@ def drop(lost: int, gained: int, n: int, limit: float) -> Drop:
 
 # Floors.
 
+
 @cache
 def correct_to_pass(n: int, limit: float) -> int:
     """The fewest correct samples with which the floor passes."""
@@ -80,17 +82,23 @@ def floors(draws: int, rng: np.random.Generator) -> Rows:
         for limit in FLOORS:
             passes, holds = correct_to_pass(n, limit), correct_to_hold(n, limit)
             correct = rng.binomial(n, limit, draws)
-            rows.append({
-                "n": n, "limit": limit, "draws": draws,
-                "wrong_pass": float((correct >= passes).mean()), "wrong_fail": float((correct < holds).mean()),
-                "exact_wrong_pass": float(stats.binom.sf(passes - 1, n, limit)),
-                "exact_wrong_fail": float(stats.binom.cdf(holds - 1, n, limit)),
-                "naive_wrong_fail": float((correct / n < limit).mean()),
-            })
+            rows.append(
+                {
+                    "n": n,
+                    "limit": limit,
+                    "draws": draws,
+                    "wrong_pass": float((correct >= passes).mean()),
+                    "wrong_fail": float((correct < holds).mean()),
+                    "exact_wrong_pass": float(stats.binom.sf(passes - 1, n, limit)),
+                    "exact_wrong_fail": float(stats.binom.cdf(holds - 1, n, limit)),
+                    "naive_wrong_fail": float((correct / n < limit).mean()),
+                }
+            )
     return rows
 
 
 # Drops.
+
 
 def gained_to_pass(lost: np.ndarray, n: int, limit: float) -> np.ndarray:
     """For each number of lost samples the fewest gained ones with which the drop passes."""
@@ -114,7 +122,8 @@ def drop_rates(
     # Given the lost samples, each of the others is gained with the same probability.
     weights, others = stats.binom.pmf(lost, n, lose), gain / (1 - lose)
     return {
-        "pass": float((gained >= passing[drawn]).mean()), "fail": float((gained < holding[drawn]).mean()),
+        "pass": float((gained >= passing[drawn]).mean()),
+        "fail": float((gained < holding[drawn]).mean()),
         "exact_pass": float(weights @ stats.binom.sf(passing - 1, n - lost, others)),
         "exact_fail": float(weights @ stats.binom.cdf(holding - 1, n - lost, others)),
         "naive_fail": float((counts[:, 0] - gained > round(limit * n, 6)).mean()),
@@ -125,9 +134,13 @@ def drops(draws: int, rng: np.random.Generator) -> Rows:
     """The truth is the limit itself."""
     return [
         {"n": n, "limit": limit, "discordance": discordance, "draws": draws}
-        | {name.replace("pass", "wrong_pass").replace("fail", "wrong_fail"): rate
-           for name, rate in drop_rates(n, limit, limit, discordance, draws, rng).items()}
-        for n in SIZES for limit in DROPS for discordance in DISCORDANCES
+        | {
+            name.replace("pass", "wrong_pass").replace("fail", "wrong_fail"): rate
+            for name, rate in drop_rates(n, limit, limit, discordance, draws, rng).items()
+        }
+        for n in SIZES
+        for limit in DROPS
+        for discordance in DISCORDANCES
     ]
 
 
@@ -135,8 +148,14 @@ def power(draws: int, rng: np.random.Generator) -> Rows:
     """With the truth away from the limit; the same with samples of its own for either model, and without mid-p."""
     rows = []
     for n, limit, truth, discordance in (
-        (200, 0.0, 0.02, 0.06), (500, 0.0, 0.02, 0.06), (1000, 0.0, 0.02, 0.06), (2000, 0.0, 0.02, 0.06),
-        (1000, 0.02, 0.0, 0.03), (1000, 0.02, 0.0, 0.06), (1000, 0.02, 0.05, 0.08), (10_000, 0.01, 0.0, 0.06),
+        (200, 0.0, 0.02, 0.06),
+        (500, 0.0, 0.02, 0.06),
+        (1000, 0.0, 0.02, 0.06),
+        (2000, 0.0, 0.02, 0.06),
+        (1000, 0.02, 0.0, 0.03),
+        (1000, 0.02, 0.0, 0.06),
+        (1000, 0.02, 0.05, 0.08),
+        (10_000, 0.01, 0.0, 0.06),
         (10_000, 0.01, 0.02, 0.06),
     ):
         row = {"n": n, "limit": limit, "drop": truth, "discordance": discordance, "draws": draws}
@@ -159,6 +178,7 @@ def unpaired(n: int, truth: float, draws: int, rng: np.random.Generator) -> floa
 
 # Several gates.
 
+
 def holm(runs: int, rng: np.random.Generator) -> Rows:
     """k limits, floors and drops in turn, on 1,000 samples: some truly broken, the others with the truth at the limit.
 
@@ -173,10 +193,17 @@ def holm(runs: int, rng: np.random.Generator) -> Rows:
                 wrong += any(failed[broken:])
                 naive += any(limit.fails(ALPHA) for limit in row[broken:])
                 right += all(failed[:broken])
-            rows.append({
-                "limits": k, "broken": broken, "n": n, "draws": runs, "any_wrong_fail": wrong / runs,
-                "naive_any_wrong_fail": naive / runs, "all_broken_failed": right / runs if broken else None,
-            })
+            rows.append(
+                {
+                    "limits": k,
+                    "broken": broken,
+                    "n": n,
+                    "draws": runs,
+                    "any_wrong_fail": wrong / runs,
+                    "naive_any_wrong_fail": naive / runs,
+                    "all_broken_failed": right / runs if broken else None,
+                }
+            )
     return rows
 
 
@@ -199,6 +226,7 @@ def remembering(limit: Limit) -> SimpleNamespace:
 
 # Looking after every sample.
 
+
 def sequential(runs: int, rng: np.random.Generator) -> Rows:
     """The truth at the limit, one sample below it, and five points off. naive: the fixed bound, after every hundred."""
     rows = []
@@ -210,13 +238,19 @@ def sequential(runs: int, rng: np.random.Generator) -> Rows:
             for truth in (needed, needed - 1, needed + off, needed - off):
                 held = truth >= needed
                 passed, seen = walk(truth, population, *boundaries, runs, rng)
-                rows.append({
-                    "population": population, "limit": limit, "correct": truth, "draws": runs,
-                    "wrong": float((passed != held).mean()), "mean_samples": float(seen.mean()),
-                    "mean_share": float(seen.mean() / population),
-                    "samples_of_nine_in_ten": int(np.quantile(seen, 0.9)),
-                    "naive_wrong": naive_peeking(truth, population, limit, held, runs, rng),
-                })
+                rows.append(
+                    {
+                        "population": population,
+                        "limit": limit,
+                        "correct": truth,
+                        "draws": runs,
+                        "wrong": float((passed != held).mean()),
+                        "mean_samples": float(seen.mean()),
+                        "mean_share": float(seen.mean() / population),
+                        "samples_of_nine_in_ten": int(np.quantile(seen, 0.9)),
+                        "naive_wrong": naive_peeking(truth, population, limit, held, runs, rng),
+                    }
+                )
     return rows
 
 
@@ -227,6 +261,7 @@ def sequential_boundaries(population: int, limit: float) -> tuple[np.ndarray, np
     """
     passes, holds = np.ones(population + 1, dtype=int), np.zeros(population + 1, dtype=int)
     for n in range(1, population + 1):
+
         def decision(correct: int, n: int = n) -> Floor:
             return Floor("min_robust", "robust accuracy", correct, n, limit, population, finite=True)
 
@@ -269,6 +304,7 @@ def naive_peeking(truth: int, population: int, limit: float, held: bool, runs: i
 
 # The tables.
 
+
 def percent(rate: float) -> str:
     return f"{100 * rate:.2f} %"
 
@@ -295,12 +331,23 @@ def told(content: dict[str, Any]) -> str:
         worst("floors", f"floor wrongly failed{label}", f"{how}wrong_fail", "naive_wrong_fail", at_floor)
         worst("drops", f"drop wrongly passed{label}", f"{how}wrong_pass", None, at_drop)
         worst("drops", f"drop wrongly failed{label}", f"{how}wrong_fail", "naive_wrong_fail", at_drop)
-    worst("holm", "any of several limits wrongly failed", "any_wrong_fail", "naive_any_wrong_fail",
-          lambda row: f"{row['limits']} limits, {row['broken']} truly broken")
-    worst("sequential", "sequential, wrong either way", "wrong", "naive_wrong",
-          lambda row: f"{row['correct']:,} of {row['population']:,} correct, limit {row['limit']:.0%}")
+    worst(
+        "holm",
+        "any of several limits wrongly failed",
+        "any_wrong_fail",
+        "naive_any_wrong_fail",
+        lambda row: f"{row['limits']} limits, {row['broken']} truly broken",
+    )
+    worst(
+        "sequential",
+        "sequential, wrong either way",
+        "wrong",
+        "naive_wrong",
+        lambda row: f"{row['correct']:,} of {row['population']:,} correct, limit {row['limit']:.0%}",
+    )
     lines += [
-        "", "| n | largest drop | true drop | change sides | fails | passes | fails without mid-p | fails unpaired |",
+        "",
+        "| n | largest drop | true drop | change sides | fails | passes | fails without mid-p | fails unpaired |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in content["power"]:
@@ -309,12 +356,16 @@ def told(content: dict[str, Any]) -> str:
             f"| {row['n']:,} | {row['limit']:.0%} | {row['drop']:.0%} | {row['discordance']:.0%} | "
             f"{percent(row['fail'])} | {percent(row['pass'])} | {beside[0]} | {beside[1]} |"
         )
-    lines += ["", "| set | limit | correct | samples, mean | share | nine in ten within | wrong |",
-              "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| set | limit | correct | samples, mean | share | nine in ten within | wrong |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [
         f"| {row['population']:,} | {row['limit']:.0%} | {row['correct'] / row['population']:.2%} | "
         f"{row['mean_samples']:,.0f} | {row['mean_share']:.1%} | {row['samples_of_nine_in_ten']:,} | "
-        f"{percent(row['wrong'])} |" for row in content["sequential"]
+        f"{percent(row['wrong'])} |"
+        for row in content["sequential"]
     ]
     draws = content["floors"][0]["draws"]
     lines += ["", f"At 5 %, {draws:,} draws leave a standard error of {percent(math.sqrt(0.05 * 0.95 / draws))}."]
@@ -328,12 +379,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     content: dict[str, Any] = {
-        "command": "python benchmarks/gate_statistics.py", "machine": machine(), "seed": options.seed, "alpha": ALPHA,
+        "command": "python benchmarks/gate_statistics.py",
+        "machine": machine(),
+        "seed": options.seed,
+        "alpha": ALPHA,
     }
     began = time.process_time()
     for number, (part, many) in enumerate(
-        ((floors, options.draws), (drops, options.draws), (power, options.draws), (holm, options.runs),
-         (sequential, options.runs))
+        (
+            (floors, options.draws),
+            (drops, options.draws),
+            (power, options.draws),
+            (holm, options.runs),
+            (sequential, options.runs),
+        )
     ):
         content[part.__name__] = part(many, np.random.default_rng([options.seed, number]))
         print(f"{part.__name__}: {time.process_time() - began:.0f} s of processor time", flush=True)

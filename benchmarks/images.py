@@ -7,6 +7,7 @@ makes, from the folder of shared files that $ROBUST_SHARED names (by default ../
 `gtsrb-{train,test}.npz` (every third frame of the training tracks, whose frames form groups),
 `fashion-{train,test}.npz`, and the canonical Fashion-MNIST where `--data fashion-mnist --data-dir FOLDER` looks for it.
 """
+
 from __future__ import annotations
 
 import argparse

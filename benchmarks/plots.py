@@ -1,4 +1,5 @@
 """The strength comparison as tables and as a picture."""
+
 from __future__ import annotations
 
 from itertools import groupby
@@ -50,8 +51,11 @@ def _table(subject: str, found: dict[str, Row], base: str, reference: str) -> Ta
             table.add_row(attacker, "–", "–", "–", "–", "–", row["error"])
             continue
         table.add_row(
-            attacker, f"{robust(row):.1f}", f"{passes(row):,.0f}",
-            f"{passes(row) / passes(against):.3f}" if against else "–", f"{row['seconds']:.2f}",
+            attacker,
+            f"{robust(row):.1f}",
+            f"{passes(row):,.0f}",
+            f"{passes(row) / passes(against):.3f}" if against else "–",
+            f"{row['seconds']:.2f}",
             f"{row['seconds'] / against['seconds']:.3f}" if against else "–",
             _differences(row["standing"], truth["standing"]) if truth else "–",
         )
@@ -105,12 +109,16 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.set_title(f"{name}\n{mine[0]['norm']} {mine[0]['eps']}, {mine[0]['images']} images", fontsize=9)
         axis.tick_params(labelsize=8)
-    for axis in axes.flat[len(panels):]:
+    for axis in axes.flat[len(panels) :]:
         axis.remove()
     figure.supxlabel("forward + backward passes per attacked image", fontsize=10)
     figure.supylabel("robust accuracy, %", fontsize=10)
     figure.legend(
-        [marks[name] for name in attackers], attackers, loc="outside upper center", ncols=2 * columns, fontsize=8,
+        [marks[name] for name in attackers],
+        attackers,
+        loc="outside upper center",
+        ncols=2 * columns,
+        fontsize=8,
         frameon=False,
     )
     figure.savefig(path, dpi=130)
@@ -122,6 +130,9 @@ def _style(attacker: str, position: int) -> dict[str, Any]:
     if attacker.startswith("robust "):
         return {"marker": "*", "s": 130, "color": f"C{position}", "zorder": 3}
     return {
-        "marker": "osD^vPXhp"[position % 9], "s": 30 + 12 * position, "facecolors": "none",
-        "edgecolors": f"C{position}", "linewidths": 1.4,
+        "marker": "osD^vPXhp"[position % 9],
+        "s": 30 + 12 * position,
+        "facecolors": "none",
+        "edgecolors": f"C{position}",
+        "linewidths": 1.4,
     }

@@ -8,6 +8,7 @@ PGD-50: the bare loop over all images against `evaluate`, which attacks what is 
 fooled, searches in bfloat16 and finishes in float32; seconds, and the share of images with the same verdict.
 Contenders are interleaved and compared within each round.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,7 +27,7 @@ from torch import Tensor
 from robustbench_local import Classifier, ThreatModel, evaluate
 from robustbench_local.attacks import PGD
 from robustbench_local.attacks.attack import Rows
-from robustbench_local.engine.precision import make_twins
+from robustbench_local.engine.precision import build_search_models
 from robustbench_local.models import build_architecture
 from robustbench_local.models.metered import Metered
 
@@ -53,7 +54,11 @@ def toolbox(model: Classifier, eps: float, steps: int, classes: int, shape: tupl
     # Users hand models over as they are: parameters that take gradients.
     model = Classifier(model.module, **model.normalization or {}).requires_grad_(True)
     estimator = PyTorchClassifier(
-        model, loss=torch.nn.CrossEntropyLoss(), input_shape=shape, nb_classes=classes, clip_values=(0, 1),
+        model,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=shape,
+        nb_classes=classes,
+        clip_values=(0, 1),
         device_type="cpu",
     )
 
@@ -69,7 +74,7 @@ def toolbox(model: Classifier, eps: float, steps: int, classes: int, shape: tupl
 def step_costs(model: Classifier, images: Tensor, eps: float, steps: int, rounds: int) -> dict[str, list[float]]:
     """Milliseconds per image and step, by contender, one value a round. Nothing is dropped."""
     labels, threat_model = model(images).argmax(1), ThreatModel("linf", eps)
-    twins = make_twins(Metered(model), images[:32], "bf16")
+    twins = build_search_models(Metered(model), images[:32], "bf16")
     attack = PGD(steps=STEPS, random_start=False)
 
     def search(twin: Classifier) -> Callable[[Tensor, Tensor], object]:
@@ -77,6 +82,7 @@ def step_costs(model: Classifier, images: Tensor, eps: float, steps: int, rounds
             state = attack.start(threat_model, Rows(images, labels, labels, labels))
             for _ in range(steps):
                 state = attack.step(twin, threat_model, state)
+
         return run
 
     contenders: dict[str, Callable] = {
@@ -114,7 +120,11 @@ def whole_answer(model: Classifier, dataset, eps: float, rounds: int) -> dict:
 
     def ours() -> Tensor:
         found = evaluate(
-            model, dataset, ThreatModel("linf", eps), attacks=[PGD(steps=STEPS, random_start=False)], precision="bf16",
+            model,
+            dataset,
+            ThreatModel("linf", eps),
+            attacks=[PGD(steps=STEPS, random_start=False)],
+            precision="bf16",
             assess=False,
         )
         return torch.tensor([sample.robust for sample in found.samples])
@@ -127,8 +137,11 @@ def whole_answer(model: Classifier, dataset, eps: float, rounds: int) -> dict:
     seconds = timed({"bare": bare, "ours": ours}, call, rounds)
     correct = int((model(images).argmax(1) == labels).sum())
     return {
-        "images": len(dataset), "clean": correct, "standing": {name: int(v.sum()) for name, v in verdicts.items()},
-        "verdicts_alike": float((verdicts["bare"] == verdicts["ours"]).float().mean()), "seconds": seconds,
+        "images": len(dataset),
+        "clean": correct,
+        "standing": {name: int(v.sum()) for name, v in verdicts.items()},
+        "verdicts_alike": float((verdicts["bare"] == verdicts["ours"]).float().mean()),
+        "seconds": seconds,
         "ratio": statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True)),
     }
 
@@ -156,7 +169,8 @@ def main() -> None:
         "command": f"python benchmarks/search_speed.py --images {options.images} --rounds {options.rounds} "
         f"--threads {options.threads}",
         "machine": machine(),
-        "milliseconds_per_image_and_step": {}, "whole": {},
+        "milliseconds_per_image_and_step": {},
+        "whole": {},
     }
     for name, (model, batch, steps) in networks.items():
         costs = step_costs(model, trained[1].images(range(batch)), 8 / 255, steps, options.rounds)
@@ -165,8 +179,10 @@ def main() -> None:
         for contender, values in costs.items():
             ratios = [bare / mine for bare, mine in zip(costs["bare float32 loop"], values, strict=True)]
             peer = [theirs / mine for theirs, mine in zip(costs["toolbox"], values, strict=True)]
-            print(f"  {contender:<20} {statistics.median(values):8.3f} ms   × bare {statistics.median(ratios):5.2f} "
-                  f"[{min(ratios):.2f}–{max(ratios):.2f}]   × toolbox {statistics.median(peer):5.2f}")
+            print(
+                f"  {contender:<20} {statistics.median(values):8.3f} ms   × bare {statistics.median(ratios):5.2f} "
+                f"[{min(ratios):.2f}–{max(ratios):.2f}]   × toolbox {statistics.median(peer):5.2f}"
+            )
     for eps in ("8/255", "16/255"):
         radius = ThreatModel("linf", eps).eps  # type: ignore[arg-type]
         found = whole_answer(trained[0], trained[1], radius, options.rounds)

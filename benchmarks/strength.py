@@ -7,6 +7,7 @@ without imports. Peers get the images that are classified correctly, after one c
 success counts once the float32 model confirms it, inside the ball and inside the box; that is not charged to peers, to
 ours it is. The JSON grows row by row: rows that are there already, made under the same settings, are not run again.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -40,9 +41,17 @@ from robustbench_local.models.metered import Metered
 STEPS, SLACK, BATCH = 50, 1e-6, 250
 REFERENCE, BASE = "pyautoattack standard", "robust autoattack/1"
 SUBJECTS = (
-    "salman_mnist_lpd_mlp_b_0.1:linf-0.1", "wong_fmnist_small_eps0.1:linf-0.1", "sdp_cifar_cnn_a_adv:linf-2/255",
-    "vnncomp_cifar_resnet2b:linf-2/255", "mmr_universal_gts:l2-0.2", "fashion-pgd-at", "cifar-pgd-at", "distilled",
-    "label-smoothed", "quantised-input", "digits-cnn",
+    "salman_mnist_lpd_mlp_b_0.1:linf-0.1",
+    "wong_fmnist_small_eps0.1:linf-0.1",
+    "sdp_cifar_cnn_a_adv:linf-2/255",
+    "vnncomp_cifar_resnet2b:linf-2/255",
+    "mmr_universal_gts:l2-0.2",
+    "fashion-pgd-at",
+    "cifar-pgd-at",
+    "distilled",
+    "label-smoothed",
+    "quantised-input",
+    "digits-cnn",
 )
 """What is compared where nothing is named."""
 
@@ -93,17 +102,19 @@ def pyautoattack(model: nn.Module, threat_model: ThreatModel, classes: int) -> A
     return lambda images, labels: made.run_standard_evaluation(images, labels, batch_size=BATCH)[0]
 
 
-def _toolbox(
-    kind: str, model: nn.Module, threat_model: ThreatModel, classes: int, **settings: Any
-) -> Attack:
+def _toolbox(kind: str, model: nn.Module, threat_model: ThreatModel, classes: int, **settings: Any) -> Attack:
     """adversarial-robustness-toolbox, which wants the shape of the images and labels as one-hot rows."""
     import art.attacks.evasion
     from art.estimators.classification import PyTorchClassifier
 
     def attack(images: Tensor, labels: Tensor) -> Tensor:
         estimator = PyTorchClassifier(
-            model, loss=nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]), nb_classes=classes,
-            clip_values=(0, 1), device_type="cpu",
+            model,
+            loss=nn.CrossEntropyLoss(),
+            input_shape=tuple(images.shape[1:]),
+            nb_classes=classes,
+            clip_values=(0, 1),
+            device_type="cpu",
         )
         norm = {"linf": np.inf, "l2": 2, "l1": 1}[threat_model.norm]
         made = getattr(art.attacks.evasion, kind)(estimator, norm=norm, eps=threat_model.eps, **settings)
@@ -114,8 +125,15 @@ def _toolbox(
 
 def art_pgd(model: nn.Module, threat_model: ThreatModel, classes: int) -> Attack:
     return _toolbox(
-        "ProjectedGradientDescentPyTorch", model, threat_model, classes, eps_step=step_size(threat_model),
-        max_iter=STEPS, num_random_init=1, batch_size=BATCH, verbose=False,
+        "ProjectedGradientDescentPyTorch",
+        model,
+        threat_model,
+        classes,
+        eps_step=step_size(threat_model),
+        max_iter=STEPS,
+        num_random_init=1,
+        batch_size=BATCH,
+        verbose=False,
     )
 
 
@@ -196,14 +214,26 @@ def run_ours(suite: str, classifier: Classifier, dataset: Dataset, threat_model:
     seconds, result = time.perf_counter() - began, evaluation.result
     standing = [sample.index for sample in evaluation.samples if sample.robust]
     return {
-        "clean": result.clean_accuracy.correct, "robust": len(standing), "standing": standing,
-        "forward_passes": result.cost.forward_passes, "backward_passes": result.cost.backward_passes,
-        "seconds": seconds, "verdict": result.verdict.status,
+        "clean": result.clean_accuracy.correct,
+        "robust": len(standing),
+        "standing": standing,
+        "forward_passes": result.cost.forward_passes,
+        "backward_passes": result.cost.backward_passes,
+        "seconds": seconds,
+        "verdict": result.verdict.status,
         "stages": [
-            stage.model_dump(include={
-                "name", "role", "attacked", "fooled", "robust_accuracy_after", "forward_passes", "backward_passes",
-                "seconds",
-            })
+            stage.model_dump(
+                include={
+                    "name",
+                    "role",
+                    "attacked",
+                    "fooled",
+                    "robust_accuracy_after",
+                    "forward_passes",
+                    "backward_passes",
+                    "seconds",
+                }
+            )
             for stage in result.attacks
         ],
     }
@@ -228,8 +258,13 @@ def run_peer(peer: Peer, classifier: Classifier, dataset: Dataset, threat_model:
     fallen, refused = confirmed(classifier, points, images[correct], labels[correct], threat_model)
     standing = dataset.indices[correct[~fallen]].tolist()
     return {
-        "clean": len(correct), "robust": len(standing), "standing": standing, "forward_passes": passes.forward,
-        "backward_passes": passes.backward, "seconds": seconds, "refused": int(refused.sum()),
+        "clean": len(correct),
+        "robust": len(standing),
+        "standing": standing,
+        "forward_passes": passes.forward,
+        "backward_passes": passes.backward,
+        "seconds": seconds,
+        "refused": int(refused.sum()),
     }
 
 
@@ -275,8 +310,10 @@ class Record:
         self.path, self.machine = path, machine()
         content = json.loads(path.read_text()) if path.is_file() else {"machine": self.machine, "rows": []}
         if content["machine"] != self.machine:
-            raise SystemExit(f"{path} was written on another machine or with other threads or versions "
-                             f"({content['machine']}): name another --output")
+            raise SystemExit(
+                f"{path} was written on another machine or with other threads or versions "
+                f"({content['machine']}): name another --output"
+            )
         self.rows: list[Row] = content["rows"]
 
     def finished(self, settings: Row) -> Row | None:
@@ -291,7 +328,8 @@ class Record:
         self.rows = [old for old in self.rows if any(old[name] != row[name] for name in key)] + [row]
         head = {
             "what": "robust counts, passes in images, seconds; indices of the samples that stand",
-            "date": _now(), "machine": self.machine,
+            "date": _now(),
+            "machine": self.machine,
         }
         # A row is a line: the lists of samples are long.
         rows = ",\n".join(json.dumps(row) for row in self.rows)
@@ -303,7 +341,12 @@ def _now() -> str:
 
 
 def compare(
-    subjects: list[Subject], attackers: list[str], images: int, record: Record, *, folder: Path = FOLDER,
+    subjects: list[Subject],
+    attackers: list[str],
+    images: int,
+    record: Record,
+    *,
+    folder: Path = FOLDER,
     again: bool = False,
 ) -> list[Row]:
     """A row for every subject and attacker, from the record where it is there."""
@@ -314,8 +357,12 @@ def compare(
         dataset = dataset.subset(range(min(images, len(dataset))))
         for attacker in attackers:
             settings = {
-                "subject": subject.name, "attacker": attacker, "images": len(dataset), "version": made_by(attacker),
-                "norm": subject.threat_model.norm, "eps": subject.threat_model.eps_text,
+                "subject": subject.name,
+                "attacker": attacker,
+                "images": len(dataset),
+                "version": made_by(attacker),
+                "norm": subject.threat_model.norm,
+                "eps": subject.threat_model.eps_text,
                 "model": fingerprint(classifier)[:16],
             }
             row = None if again else record.finished(settings)
@@ -339,8 +386,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Strength and cost beside peers.")
     parser.add_argument("--images", type=int, default=200, help="the first so many of each subject's images")
     parser.add_argument("--subjects", nargs="+", metavar="NAME", help="by default a choice; 'all' for every one")
-    parser.add_argument("--attackers", nargs="+", metavar="NAME", choices=list(ATTACKERS),
-                        help=f"of: {', '.join(ATTACKERS)}")
+    parser.add_argument(
+        "--attackers", nargs="+", metavar="NAME", choices=list(ATTACKERS), help=f"of: {', '.join(ATTACKERS)}"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "strength.json")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--threads", type=int, default=1)
@@ -357,8 +405,12 @@ def main() -> None:
             print(f"skipped: {name}: {missing() or 'there is no such subject'}", file=sys.stderr)
     attackers = options.attackers or [name for name, usual in ATTACKERS.items() if usual]
     rows = compare(
-        [known[name] for name in wanted if name in known], attackers, options.images, Record(options.output),
-        folder=options.folder, again=options.again,
+        [known[name] for name in wanted if name in known],
+        attackers,
+        options.images,
+        Record(options.output),
+        folder=options.folder,
+        again=options.again,
     )
     show(rows, base=BASE, reference=REFERENCE)
     print(options.output)

@@ -6,6 +6,7 @@ trains whatever is missing and lists the subjects. Seeds are fixed; weights lie 
 subfolder per model. Images and published checkpoints come from $ROBUST_SHARED (by default ../shared beside the
 checkout); where that is absent, only the bundled digits model is left.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,7 +31,7 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.models import build_architecture
 from robustbench_local.training.model_card import WEIGHTS, read_weights
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 FOLDER = Path("runs/subjects")
 
@@ -49,8 +50,11 @@ class Subject:
 def all_subjects() -> dict[str, Subject]:
     """Every subject by name; without $ROBUST_SHARED only the one that needs no files."""
     digits = Subject(
-        "digits-cnn", "bundled, pgd-at", ThreatModel("linf", "0.1"),
-        lambda folder: load_classifier("digits-cnn"), lambda folder: load_dataset("digits"),  # noqa: ARG005
+        "digits-cnn",
+        "bundled, pgd-at",
+        ThreatModel("linf", "0.1"),
+        lambda folder: load_classifier("digits-cnn"),
+        lambda folder: load_dataset("digits"),  # noqa: ARG005
     )
     if not (SHARED / "published" / "manifest.json").is_file():
         return {digits.name: digits}
@@ -66,6 +70,7 @@ def missing() -> str | None:
 
 # Published checkpoints.
 
+
 def _published() -> list[Subject]:
     """One subject per checkpoint and threat model that the manifest states, such as `oval_cifar_wide:linf-2/255`."""
     folder = SHARED / "published"
@@ -75,10 +80,15 @@ def _published() -> list[Subject]:
             if "eps" not in check:
                 continue
             eps, images = _written(check["eps"]), folder / check["images"]
-            subjects.append(Subject(
-                f"{entry['name']}:{check['norm']}-{eps}", f"published, {images.stem}", ThreatModel(check["norm"], eps),
-                partial(_load_published, entry), partial(_npz, images),
-            ))
+            subjects.append(
+                Subject(
+                    f"{entry['name']}:{check['norm']}-{eps}",
+                    f"published, {images.stem}",
+                    ThreatModel(check["norm"], eps),
+                    partial(_load_published, entry),
+                    partial(_npz, images),
+                )
+            )
     return subjects
 
 
@@ -114,16 +124,23 @@ def _trained() -> list[Subject]:
     return [
         subject("fashion-pgd-at", "trained here, cnn-small by pgd-at", _small, _train_fashion),
         Subject(
-            "cifar-pgd-at", "trained here, cnn-medium by pgd-at", levels,
-            partial(_load_trained, "cifar-pgd-at", _medium, _train_cifar), partial(_npz, cifar),
+            "cifar-pgd-at",
+            "trained here, cnn-medium by pgd-at",
+            levels,
+            partial(_load_trained, "cifar-pgd-at", _medium, _train_cifar),
+            partial(_npz, cifar),
         ),
         subject("distilled", f"masks gradients: defensive distillation at T={TEMPERATURE:g}", _small, _train_distilled),
         subject(
-            "label-smoothed", f"masks gradients: labels smoothed by 0.9 at T={4 * TEMPERATURE:g}", _small,
+            "label-smoothed",
+            f"masks gradients: labels smoothed by 0.9 at T={4 * TEMPERATURE:g}",
+            _small,
             _train_smoothed,
         ),
         subject(
-            "quantised-input", f"masks gradients: {LEVELS} grey levels, gradient 0", lambda: Quantised(_small()),
+            "quantised-input",
+            f"masks gradients: {LEVELS} grey levels, gradient 0",
+            lambda: Quantised(_small()),
             _train_quantised,
         ),
     ]
@@ -156,23 +173,36 @@ def _load_trained(name: str, build: Builder, train: Trainer, folder: Path) -> Cl
 
 def _train_fashion(making: Path) -> nn.Module:
     recipe = Recipe(
-        method="pgd-at:steps=7", arch="cnn-small", data=f"npz:{fashion('train', making.parent)}", eps="0.1",
-        samples=20_000, epochs=10, lr=0.05, batch_size=128,
+        method="pgd-at:steps=7",
+        arch="cnn-small",
+        data=f"npz:{fashion('train', making.parent)}",
+        eps="0.1",
+        samples=20_000,
+        epochs=10,
+        lr=0.05,
+        batch_size=128,
     )
     return _hardened(recipe, making)
 
 
 def _train_cifar(making: Path) -> nn.Module:
     recipe = Recipe(
-        method="pgd-at:steps=2", arch="cnn-medium", data=f"npz:{cifar10('train', making.parent)}", eps="8/255",
-        samples=12_000, epochs=5, lr=0.05, batch_size=64, holdout=0.03,
+        method="pgd-at:steps=2",
+        arch="cnn-medium",
+        data=f"npz:{cifar10('train', making.parent)}",
+        eps="8/255",
+        samples=12_000,
+        epochs=5,
+        lr=0.05,
+        batch_size=64,
+        holdout=0.03,
     )
     return _hardened(recipe, making)
 
 
 def _hardened(recipe: Recipe, making: Path) -> nn.Module:
     """The network of the epoch that stood up best."""
-    module = harden(recipe, making, device="cpu").start.network.module
+    module = run_training(recipe, making, device="cpu").start.network.module
     read_weights(making / WEIGHTS, module)
     return module
 
@@ -189,6 +219,7 @@ def _train_distilled(making: Path) -> nn.Module:
 
     What is left are logits a hundred times too large; the cross-entropy of most is 0 with gradient 0 in float32.
     """
+
     def hard(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images) / TEMPERATURE, labels)
 
@@ -207,6 +238,7 @@ def _train_smoothed(making: Path) -> nn.Module:
 
     Nine tenths of the mass are spread, at a temperature that leaves every logit gap near 300: no gradient in float32.
     """
+
     def smoothed(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images) / (4 * TEMPERATURE), labels, label_smoothing=0.9)
 
@@ -249,6 +281,7 @@ def _fit(build: Builder, loss: Loss, folder: Path, *, epochs: int = 4, rate: flo
 
 
 # Images.
+
 
 def _fashion(split: str, folder: Path) -> Dataset:
     return load_dataset(f"npz:{fashion(split, folder)}")

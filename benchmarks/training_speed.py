@@ -8,6 +8,7 @@ peer: the same network, images, epochs and attack steps trained here and by the 
 stands is said by standard/1 on the same test images. The toolbox gets the better of two optimisers: this project's SGD
 settings at a constant rate, and Adam. Its time is that of the better one; ours includes choosing on the hold-out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,12 +34,12 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.data.loader import Batch
 from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.models import build_architecture, parse_normalization
-from robustbench_local.training.initialization import Trainee
+from robustbench_local.training.initialization import NormalizedModel
 from robustbench_local.training.model_card import WEIGHTS, read_weights
 from robustbench_local.training.precision import laid_out
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.run import harden
-from robustbench_local.training.step import Lesson
+from robustbench_local.training.run import run_training
+from robustbench_local.training.step import TrainingStep
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
 EPS, STEPS = 8 / 255, 10
@@ -47,9 +48,10 @@ Step = Callable[[], None]
 
 # One step beside the bare arithmetic.
 
-def network(name: str) -> Trainee:
+
+def network(name: str) -> NormalizedModel:
     torch.manual_seed(0)
-    return Trainee(build_architecture(name), None)
+    return NormalizedModel(build_architecture(name), None)
 
 
 def bare(model: nn.Module, batch: Batch, steps: int) -> Step:
@@ -72,24 +74,23 @@ def bare(model: nn.Module, batch: Batch, steps: int) -> Step:
     return step
 
 
-def ours(model: Trainee, batch: Batch, method: str, precision: str) -> Step:
+def ours(model: NormalizedModel, batch: Batch, method: str, precision: str) -> Step:
     recipe = Recipe(method=method, lr=1e-3, precision=precision, schedule="constant")  # type: ignore[arg-type]
     device = batch.images.device
-    lesson = Lesson(
-        laid_out(model, device), recipe.objective(), ThreatModel("linf", EPS), recipe, steps=10**6
-    )
+    lesson = TrainingStep(laid_out(model, device), recipe.objective(), ThreatModel("linf", EPS), recipe, steps=10**6)
     numbers = iter(range(1, 10**6))
-    return lambda: lesson.learn(batch, 1, next(numbers)) and None
+    return lambda: lesson.train_batch(batch, 1, next(numbers)) and None
 
 
 def step_costs(name: str, size: int, rounds: int, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(0)
     batch = Batch(
-        torch.rand(size, 3, 32, 32, device=device), torch.randint(10, (size,), device=device),
+        torch.rand(size, 3, 32, 32, device=device),
+        torch.randint(10, (size,), device=device),
         torch.arange(size, device=device),
     )
 
-    def fresh() -> Trainee:
+    def fresh() -> NormalizedModel:
         return network(name).to(device)
 
     contenders = {
@@ -104,7 +105,7 @@ def step_costs(name: str, size: int, rounds: int, device: torch.device) -> dict[
     seconds: dict[str, list[float]] = {key: [] for key in contenders}
     for turn in range(rounds + 1):
         names = list(contenders)
-        for key in names[turn % len(names):] + names[:turn % len(names)]:
+        for key in names[turn % len(names) :] + names[: turn % len(names)]:
             began = time.perf_counter()
             contenders[key]()
             if device.type == "cuda":
@@ -122,13 +123,18 @@ def step_costs(name: str, size: int, rounds: int, device: torch.device) -> dict[
             **{f"ratio to {base}": statistics.median(ratios) for base, ratios in each.items()},
             **{f"range to {base}": [min(ratios), max(ratios)] for base, ratios in each.items()},
         }
-        print(f"{name:<12} {key:<40}" + "".join(
-            f"  {statistics.median(ratios):6.3f} [{min(ratios):.3f}–{max(ratios):.3f}]" for ratios in each.values()
-        ), flush=True)
+        print(
+            f"{name:<12} {key:<40}"
+            + "".join(
+                f"  {statistics.median(ratios):6.3f} [{min(ratios):.3f}–{max(ratios):.3f}]" for ratios in each.values()
+            ),
+            flush=True,
+        )
     return rows
 
 
 # Whole trainings beside the toolbox.
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -146,16 +152,39 @@ def settings() -> dict[str, Setting]:
     found = {
         "digits": Setting(
             {"data": "digits", "arch": "digits-cnn", "eps": "0.1", "epochs": 30, "lr": 0.2, "weight_decay": 2e-3}, 7
-        ),
+        )
     }
     if real.missing() is None:
         found["fashion-mnist"] = Setting(
-            {**npz(real.fashion), "arch": "cnn-small", "eps": "0.1", "epochs": 4, "lr": 0.1, "samples": 20_000,
-             "holdout": 0.03, "normalize": "fashion-mnist", "eps_warmup": 0.1, "precision": "bf16"}, 7, 2000,
+            {
+                **npz(real.fashion),
+                "arch": "cnn-small",
+                "eps": "0.1",
+                "epochs": 4,
+                "lr": 0.1,
+                "samples": 20_000,
+                "holdout": 0.03,
+                "normalize": "fashion-mnist",
+                "eps_warmup": 0.1,
+                "precision": "bf16",
+            },
+            7,
+            2000,
         )
         found["cifar10"] = Setting(
-            {**npz(real.cifar10), "arch": "cnn-medium", "eps": "8/255", "epochs": 3, "lr": 0.1, "samples": 4000,
-             "holdout": 0.05, "normalize": "cifar10", "precision": "bf16"}, 7, 1000,
+            {
+                **npz(real.cifar10),
+                "arch": "cnn-medium",
+                "eps": "8/255",
+                "epochs": 3,
+                "lr": 0.1,
+                "samples": 4000,
+                "holdout": 0.05,
+                "normalize": "cifar10",
+                "precision": "bf16",
+            },
+            7,
+            1000,
         )
     return found
 
@@ -187,27 +216,45 @@ def toolbox(recipe: Recipe, method: str, optimizer: str, steps: int) -> tuple[Cl
     model = build_architecture(str(recipe.arch), in_channels=shape[0], **sized)  # type: ignore[arg-type]
     chosen = (
         torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-        if optimizer == "sgd" else torch.optim.Adam(model.parameters(), lr=1e-3)
+        if optimizer == "sgd"
+        else torch.optim.Adam(model.parameters(), lr=1e-3)
     )
     scaling = parse_normalization(recipe.normalize or "none")
-    given = {} if scaling is None else {"preprocessing": tuple(
-        torch.tensor(values).view(-1, 1, 1).numpy() for values in scaling
-    )}
+    given = (
+        {}
+        if scaling is None
+        else {"preprocessing": tuple(torch.tensor(values).view(-1, 1, 1).numpy() for values in scaling)}
+    )
     estimator = PyTorchClassifier(
-        model, loss=nn.CrossEntropyLoss(), optimizer=chosen, input_shape=shape, nb_classes=10, clip_values=(0, 1),
-        device_type="cpu", **given,
+        model,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=chosen,
+        input_shape=shape,
+        nb_classes=10,
+        clip_values=(0, 1),
+        device_type="cpu",
+        **given,
     )
     eps = recipe.threat_model().eps
     x, y = whole.images(range(len(whole))).numpy(), F.one_hot(whole.labels, 10).float().numpy()
     if method == "pgd-at":
         trainer = AdversarialTrainerMadryPGD(
-            estimator, nb_epochs=recipe.epochs, batch_size=recipe.batch_size, eps=eps, eps_step=2.5 * eps / steps,
+            estimator,
+            nb_epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            eps=eps,
+            eps_step=2.5 * eps / steps,
             max_iter=steps,
         )
         _, spent = timed(lambda: trainer.fit(x, y))
     else:
         attack = ProjectedGradientDescent(
-            estimator, eps=eps, eps_step=2.5 * eps / steps, max_iter=steps, num_random_init=1, verbose=False,
+            estimator,
+            eps=eps,
+            eps_step=2.5 * eps / steps,
+            max_iter=steps,
+            num_random_init=1,
+            verbose=False,
             batch_size=recipe.batch_size,
         )
         other = AdversarialTrainerTRADESPyTorch(estimator, attack, beta=6.0)
@@ -223,7 +270,7 @@ def side_by_side(name: str, setting: Setting, method: str) -> dict[str, Any]:
         test = test.subset(stratified_subset(test.labels, setting.test, 0))
     folder = Path("runs/training_speed")
     shutil.rmtree(folder, ignore_errors=True)
-    hardened, spent = timed(lambda: harden(recipe, folder, device="cpu"))
+    hardened, spent = timed(lambda: run_training(recipe, folder, device="cpu"))
     read_weights(folder / WEIGHTS, hardened.start.network.module)
     mine = {**spent, **judged(hardened.start.classifier("robust", test.image_shape), test, recipe)}
     peers = {}
@@ -232,8 +279,13 @@ def side_by_side(name: str, setting: Setting, method: str) -> dict[str, Any]:
         peers[optimizer] = {**spent, **judged(classifier, test, recipe)}
     best = max(peers.values(), key=lambda peer: peer["robust"])
     row = {
-        "setting": name, "method": recipe.method, "recipe": recipe.model_dump(exclude_defaults=True),
-        "test_images": len(test), "robust": mine, "toolbox": peers, "time_ratio": mine["seconds"] / best["seconds"],
+        "setting": name,
+        "method": recipe.method,
+        "recipe": recipe.model_dump(exclude_defaults=True),
+        "test_images": len(test),
+        "robust": mine,
+        "toolbox": peers,
+        "time_ratio": mine["seconds"] / best["seconds"],
         "processor_time_ratio": mine["processor_seconds"] / best["processor_seconds"],
         "points_ahead": 100 * (mine["robust"] - best["robust"]),
     }
@@ -260,7 +312,8 @@ def main() -> None:
             for method in options.methods:
                 row = side_by_side(name, settings()[name], method)
                 content["peer"] = [
-                    each for each in content["peer"]
+                    each
+                    for each in content["peer"]
                     if (each["setting"], each["method"]) != (row["setting"], row["method"])
                 ] + [row]
                 write_atomically(RESULTS, json.dumps(content, indent=1) + "\n")

@@ -6,6 +6,7 @@ Broken ones (tests/zoo) must be flagged and end within two points of the best ad
 them; honest ones must raise no warning. `cost` counts what looking costs beside `autoattack/1`, from 1,000 images.
 Results go to benchmarks/results/verdicts.json, one section for each part and data.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,13 +39,17 @@ def told(result: Result) -> dict[str, Any]:
     """What a result says, in short."""
     suite = [report.robust_accuracy_after for report in result.attacks if report.role in SEARCH]
     return {
-        "clean": result.clean_accuracy.value, "suite": suite[-1] if suite else result.clean_accuracy.value,
-        "reported": result.robust_accuracy.value, "verdict": result.verdict.status,
+        "clean": result.clean_accuracy.value,
+        "suite": suite[-1] if suite else result.clean_accuracy.value,
+        "reported": result.robust_accuracy.value,
+        "verdict": result.verdict.status,
         "flagged_by": [each.check for each in result.diagnostics if each.status in ("warn", "fail")],
         "adaptive": [
             f"{each.name}: {each.fooled}" for each in result.attacks if each.role == "adaptive" and each.fooled
         ],
-        "n": result.data.n, "forward": result.cost.forward_passes, "backward": result.cost.backward_passes,
+        "n": result.data.n,
+        "forward": result.cost.forward_passes,
+        "backward": result.cost.backward_passes,
     }
 
 
@@ -71,12 +76,22 @@ def broken(data: str, suite: str, names: list[str], samples: int) -> None:
         claimed = float(member.claimed(classifier, images, labels).float().mean())
         row = judged(classifier, test, member.threat_model, suite)
         best = float(member.adaptive(classifier, images, labels, member.threat_model).float().mean())
-        keep(f"broken-{data}-{suite}", name, {
-            "about": member.about, "eps": member.threat_model.eps_text, "claimed": claimed, **row,
-            "best_adaptive": best,
-        })
-        print(f"| {name} | {row['clean']:.1%} | {claimed:.1%} | {row['suite']:.1%} | {row['reported']:.1%} | "
-              f"{best:.1%} | {row['verdict']} | {'; '.join(row['flagged_by'])} |", flush=True)
+        keep(
+            f"broken-{data}-{suite}",
+            name,
+            {
+                "about": member.about,
+                "eps": member.threat_model.eps_text,
+                "claimed": claimed,
+                **row,
+                "best_adaptive": best,
+            },
+        )
+        print(
+            f"| {name} | {row['clean']:.1%} | {claimed:.1%} | {row['suite']:.1%} | {row['reported']:.1%} | "
+            f"{best:.1%} | {row['verdict']} | {'; '.join(row['flagged_by'])} |",
+            flush=True,
+        )
 
 
 def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list[str]) -> None:
@@ -85,8 +100,11 @@ def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list
             continue
         row = judged(one.build(), one.dataset(), one.threat_model, suite)
         keep(section, one.name, {"eps": one.threat_model.eps_text, **row})
-        print(f"| {one.name} | {row['clean']:.1%} | {row['reported']:.1%} | {row['verdict']} | "
-              f"{'; '.join(row['flagged_by'])} |", flush=True)
+        print(
+            f"| {one.name} | {row['clean']:.1%} | {row['reported']:.1%} | {row['verdict']} | "
+            f"{'; '.join(row['flagged_by'])} |",
+            flush=True,
+        )
 
 
 def cost(names: list[str]) -> None:
@@ -106,12 +124,19 @@ def cost(names: list[str]) -> None:
                 before = passes[suite, assess] - attacks - len(dataset)
         looking = before + passes["fast", True] - passes["fast", False]
         row = {
-            "n": len(dataset), "stands": result.robust_accuracy.value, "preflight": before, "looking": looking,
-            "autoattack": passes["autoattack", False], "share": looking / passes["autoattack", False],
+            "n": len(dataset),
+            "stands": result.robust_accuracy.value,
+            "preflight": before,
+            "looking": looking,
+            "autoattack": passes["autoattack", False],
+            "share": looking / passes["autoattack", False],
         }
         keep("cost", name, row)
-        print(f"| {name} | {len(dataset)} | {row['stands']:.1%} | {looking:,} | {row['autoattack']:,} | "
-              f"{row['share']:.2%} |", flush=True)
+        print(
+            f"| {name} | {len(dataset)} | {row['stands']:.1%} | {looking:,} | {row['autoattack']:,} | "
+            f"{row['share']:.2%} |",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 """AWP: Wu, Xia and Wang, "Adversarial weight perturbation helps robust generalization" (NeurIPS 2020)."""
+
 from __future__ import annotations
 
 import contextlib
@@ -34,7 +35,8 @@ class AWP:
         with torch.no_grad():
             steps = [
                 (weight, self._step(weight, gradient))
-                for weight, gradient in zip(weights, gradients, strict=True) if weight.dim() > 1
+                for weight, gradient in zip(weights, gradients, strict=True)
+                if weight.dim() > 1
             ]
             before = [weight.detach().clone() for weight, _ in steps]
             for weight, step in steps:

@@ -5,6 +5,7 @@ networks" (S&P 2016). Broken by Carlini and Wagner, "Towards evaluating the robu
 it hides gradients and moves no boundary. Here as the known-broken control, not as a defense to use.
 RSLAD: Zi et al., "Revisiting adversarial robustness distillation: robust soft labels make student better" (ICCV 2021).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, divergence
+from robustbench_local.defenses.multi_step import KLGuided
+from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext, divergence
 from robustbench_local.defenses.standard import Standard
-from robustbench_local.defenses.stepped import Diverging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +29,17 @@ class DefensiveDistillation(Objective):
     """
 
     name: ClassVar[str] = "defensive-distillation"
-    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "clean"
-    taught: ClassVar[bool] = True
+    validation_metric: ClassVar[Literal["clean", "robust", "noisy"]] = "clean"
+    needs_teacher: ClassVar[bool] = True
     temperature: float = 20.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        told = (learner.taught(examples.images) / self.temperature).softmax(1)
-        loss = self.temperature * F.cross_entropy(learner.logits(examples.images) / self.temperature, told)
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        told = (context.teacher_logits(examples.images) / self.temperature).softmax(1)
+        loss = self.temperature * F.cross_entropy(context.logits(examples.images) / self.temperature, told)
         return loss, {"distillation": loss.detach()}
 
     def own_teacher(self) -> Objective | None:
@@ -46,7 +47,7 @@ class DefensiveDistillation(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RSLAD(Diverging):
+class RSLAD(KLGuided):
     """A robust teacher's probabilities on the clean images are the labels, on the images and on adversarial points.
 
     clean: the share of the loss that looks at the images. steps, step_size: of the inner attack, which leads away from
@@ -54,7 +55,7 @@ class RSLAD(Diverging):
     """
 
     name: ClassVar[str] = "rslad"
-    taught: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     clean: float = 1 / 6
     steps: int = 10
     step_size: float | None = None
@@ -64,13 +65,13 @@ class RSLAD(Diverging):
         if not 0 <= self.clean <= 1:
             raise ValueError(f"clean is {self.clean:g}, but must be a share from 0 to 1")
 
-    def _reference(self, learner: Learner, images: Tensor) -> Tensor:
-        return learner.taught(images)
+    def _reference(self, context: TrainingContext, images: Tensor) -> Tensor:
+        return context.teacher_logits(images)
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        assert examples.told is not None, "the examples are this method's own"
-        told = examples.told.log_softmax(1)
-        clean = divergence(learner.logits(examples.images), told).mean()
-        robust = divergence(learner.logits(examples.points), told).mean()
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        assert examples.reference_logits is not None, "the examples are this method's own"
+        told = examples.reference_logits.log_softmax(1)
+        clean = divergence(context.logits(examples.images), told).mean()
+        robust = divergence(context.logits(examples.adversarial), told).mean()
         parts = {"clean": clean.detach(), "adversarial": robust.detach()}
         return self.clean * clean + (1 - self.clean) * robust, parts

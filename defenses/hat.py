@@ -1,5 +1,6 @@
 """HAT: Rade and Moosavi-Dezfooli, "Reducing excessive margin to achieve a better accuracy vs. robustness trade-off"
 (ICLR 2022)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, divergence
+from robustbench_local.defenses.multi_step import KLGuided
+from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext, divergence
 from robustbench_local.defenses.standard import Standard
-from robustbench_local.defenses.stepped import Diverging
 
 
 @dataclass(frozen=True, kw_only=True)
-class HAT(Diverging):
+class HAT(KLGuided):
     """TRADES with helper examples: points further out are taught to be what an ordinary network takes them for.
 
     That keeps the margin from growing beyond what robustness needs, which costs clean accuracy. The teacher is an
@@ -23,7 +24,7 @@ class HAT(Diverging):
     """
 
     name: ClassVar[str] = "hat"
-    taught: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
     beta: float = 2.5
     gamma: float = 0.5
     reach: float = 2.0
@@ -36,13 +37,13 @@ class HAT(Diverging):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}, but must be at least 0")
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        images, points = examples.images, examples.points
-        helpers = (images + self.reach * (points - images)).clamp(*learner.threat_model.box)
-        logits = learner.logits(images)
-        clean = learner.cross_entropy(logits, examples.labels)
-        drift = divergence(learner.logits(points), logits.log_softmax(1)).mean()
-        helped = learner.cross_entropy(learner.logits(helpers), learner.taught(points).argmax(1))
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        images, points = examples.images, examples.adversarial
+        helpers = (images + self.reach * (points - images)).clamp(*context.threat_model.box)
+        logits = context.logits(images)
+        clean = context.cross_entropy(logits, examples.labels)
+        drift = divergence(context.logits(points), logits.log_softmax(1)).mean()
+        helped = context.cross_entropy(context.logits(helpers), context.teacher_logits(points).argmax(1))
         parts = {"clean": clean.detach(), "divergence": drift.detach(), "helpers": helped.detach()}
         return clean + self.beta * drift + self.gamma * helped, parts
 

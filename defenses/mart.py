@@ -1,4 +1,5 @@
 """MART: Wang et al., "Improving adversarial robustness requires revisiting misclassified examples" (ICLR 2020)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.defenses.objective import Examples, Learner, Parts, divergence
-from robustbench_local.defenses.stepped import Stepped
+from robustbench_local.defenses.multi_step import MultiStep
+from robustbench_local.defenses.objective import Examples, Parts, TrainingContext, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(Stepped):
+class MART(MultiStep):
     """A boosted cross-entropy at the adversarial point, and a drift that counts more the less the image is recognised.
 
     beta: what the drift of the prediction costs. steps, step_size: of the inner attack on the cross-entropy; step_size
@@ -28,11 +29,11 @@ class MART(Stepped):
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        labels, logits, moved = examples.labels, learner.logits(examples.images), learner.logits(examples.points)
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        labels, logits, moved = examples.labels, context.logits(examples.images), context.logits(examples.adversarial)
         rivals = moved.softmax(1).scatter(1, labels[:, None], 0).amax(1)
         # 1.0001 as in the authors' code: a rival that is certain still costs a finite amount.
-        boosted = learner.cross_entropy(moved, labels) - (1.0001 - rivals).log().mean()
+        boosted = context.cross_entropy(moved, labels) - (1.0001 - rivals).log().mean()
         doubt = 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
         drift = (divergence(moved, logits.log_softmax(1)) * doubt).mean()
         return boosted + self.beta * drift, {"boosted": boosted.detach(), "divergence": drift.detach()}

@@ -1,4 +1,5 @@
 """What a training method is: a batch in, a loss and its named parts out."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +20,7 @@ Parts = dict[str, Tensor]
 
 
 @contextlib.contextmanager
-def held_still(model: nn.Module) -> Iterator[nn.Module]:
+def frozen_eval(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode with frozen parameters, for an attack on it; afterwards every part is as it was.
 
     Batch norm in eval mode lets an attack neither depend on the batch nor move the running statistics, and frozen
@@ -40,34 +41,34 @@ def held_still(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainingContext:
     """Who learns, and from whom.
 
     model: float [rows, ...] in the box -> logits [rows, classes], in train mode, its parameters to be differentiated
-    by. attacked: a context in which the same function stands still, in eval mode and with frozen parameters, for inner
+    by. frozen_model: a context in which the same function stands still, in eval mode and with frozen parameters, for inner
     attacks. teacher: a fixed classifier, for the methods that learn from one. label_smoothing: the share of a label's
     mass that cross-entropies spread over all classes.
     """
 
     model: Model
     threat_model: ThreatModel
-    attacked: Callable[[], AbstractContextManager[Model]]
+    frozen_model: Callable[[], AbstractContextManager[Model]]
     teacher: Model | None = None
     label_smoothing: float = 0.0
 
     @classmethod
-    def of(cls, network: nn.Module, threat_model: ThreatModel, *, teacher: Model | None = None) -> Learner:
+    def of(cls, network: nn.Module, threat_model: ThreatModel, *, teacher: Model | None = None) -> TrainingContext:
         """A network as it is, attacked in its own arithmetic."""
-        return cls(network, threat_model, lambda: held_still(network), teacher)
+        return cls(network, threat_model, lambda: frozen_eval(network), teacher)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """The learner's logits, float32: on CPUs autocast would leave the softmax of a loss in bfloat16."""
+        """The context's logits, float32: on CPUs autocast would leave the softmax of a loss in bfloat16."""
         return self.model(images).float()
 
-    def taught(self, images: Tensor) -> Tensor:
+    def teacher_logits(self, images: Tensor) -> Tensor:
         """The teacher's logits, float32."""
         assert self.teacher is not None, "recipes give a teacher to every method that needs one"
         with torch.no_grad():
@@ -76,45 +77,45 @@ class Learner:
 
 @dataclass(frozen=True)
 class Examples:
-    """A batch to be learnt from. points: float like images, where an inner attack has led them, else the images.
+    """A batch to be learnt from. adversarial: float like images, where an inner attack has led them, else the images.
 
     images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], the only source of random numbers.
-    replay: how often the weights have been updated with this batch before. told: float [rows, classes], the logits on
+    replay: how often the weights have been updated with this batch before. reference_logits: float [rows, classes], the logits on
     the images that the inner attack led away from, where it is one that does.
     """
 
     images: Tensor
     labels: Tensor
     keys: Tensor
-    points: Tensor
+    adversarial: Tensor
     replay: int = 0
-    told: Tensor | None = None
+    reference_logits: Tensor | None = None
 
 
 class Objective(ABC):
     """Hyper-parameters are the fields of a frozen dataclass; nothing is kept from one batch to the next.
 
-    judged_by: which accuracy on held-out images says that one epoch's weights are better than another's. taught: the
+    validation_metric: which accuracy on held-out images says that one epoch's weights are better than another's. needs_teacher: the
     method learns from a teacher.
     """
 
     name: ClassVar[str]
-    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "robust"
-    taught: ClassVar[bool] = False
+    validation_metric: ClassVar[Literal["clean", "robust", "noisy"]] = "robust"
+    needs_teacher: ClassVar[bool] = False
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
         """The batch after the inner attack; without one, as it is. No gradient flows through this."""
         return Examples(images, labels, keys, images)
 
     @abstractmethod
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
         """The mean loss of a batch, to be differentiated by the parameters, and its parts, detached scalars."""
 
-    def again(self, learner: Learner, examples: Examples) -> Examples | None:  # noqa: ARG002
+    def next_replay(self, context: TrainingContext, examples: Examples) -> Examples | None:  # noqa: ARG002
         """What to learn from next with the same images, after the loss has been differentiated; None: fresh images."""
         return None
 
-    def safer(self) -> Objective | None:
+    def fallback(self) -> Objective | None:
         """The method to go on with when this one has overfitted to its own single step; None: there is none."""
         return None
 
@@ -123,17 +124,23 @@ class Objective(ABC):
         return None
 
 
-class AtPoints(Objective):
+class AdversarialCrossEntropy(Objective):
     """The loss is cross-entropy at the points."""
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        loss = learner.cross_entropy(learner.logits(examples.points), examples.labels)
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        loss = context.cross_entropy(context.logits(examples.adversarial), examples.labels)
         return loss, {"adversarial": loss.detach()}
 
 
-def last_points(
-    attack: Attack, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor, *,
-    reference: Tensor | None = None, seen_as: Callable[[Model], Model] | None = None,
+def inner_attack(
+    attack: Attack,
+    context: TrainingContext,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    *,
+    reference: Tensor | None = None,
+    seen_as: Callable[[Model], Model] | None = None,
 ) -> Tensor:
     """Where one run of the attack ends, float like images: `attack.steps` forward and backward passes, no more.
 
@@ -141,13 +148,13 @@ def last_points(
     [rows, classes] that the attack leads away from, where it is one that does. seen_as: what the attack is to be led by
     instead of the network itself.
     """
-    with learner.attacked() as still:
+    with context.frozen_model() as still:
         model = seen_as(still) if seen_as else still
-        state = attack.start(learner.threat_model, Rows(images, labels, keys, labels))
+        state = attack.start(context.threat_model, Rows(images, labels, keys, labels))
         if reference is not None:
             state["reference"] = reference
         for _ in range(attack.steps):
-            state = attack.step(model, learner.threat_model, state)
+            state = attack.step(model, context.threat_model, state)
     return state["points"].detach()
 
 

@@ -1,19 +1,20 @@
 """PGD-AT: Madry et al., "Towards deep learning models resistant to adversarial attacks" (ICLR 2018)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from robustbench_local.attacks.pgd import PGD
+from robustbench_local.defenses.multi_step import MultiStep
 from robustbench_local.defenses.objective import Objective
-from robustbench_local.defenses.stepped import Stepped
 
 FEW_STEPS = 3
 """Attacks of so few steps can still be overfitted to (Wong, Rice and Kolter, ICLR 2020)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDAT(Stepped):
+class PGDAT(MultiStep):
     """Cross-entropy at the point where PGD ends: the minimum over weights of the maximum over the ball.
 
     steps: gradients of the inner attack. step_size: in pixel units; by default 2.5 · eps / steps. random_start: begin
@@ -28,5 +29,5 @@ class PGDAT(Stepped):
     def _attack(self) -> PGD:
         return PGD(steps=self.steps, step_size=self.step_size, random_start=self.random_start)
 
-    def safer(self) -> Objective | None:
+    def fallback(self) -> Objective | None:
         return replace(self, steps=10, step_size=None) if self.steps <= FEW_STEPS else None

@@ -3,6 +3,7 @@
 FGSM-RS: Wong, Rice and Kolter, "Fast is better than free: revisiting adversarial training" (ICLR 2020).
 N-FGSM: de Jorge et al., "Make some noise: reliable and efficient single-step adversarial training" (NeurIPS 2022).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,12 +13,18 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.pgd import PGD
-from robustbench_local.defenses.objective import AtPoints, Examples, Learner, Objective, last_points
+from robustbench_local.defenses.objective import (
+    AdversarialCrossEntropy,
+    Examples,
+    Objective,
+    TrainingContext,
+    inner_attack,
+)
 from robustbench_local.defenses.pgd_at import PGDAT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSMRS(AtPoints):
+class FGSMRS(AdversarialCrossEntropy):
     """Cross-entropy after one step from a uniform point of the ball, projected back into it.
 
     step: the step's length in multiples of eps.
@@ -29,16 +36,16 @@ class FGSMRS(AtPoints):
     def __post_init__(self) -> None:
         _require_above_0(self.step, "step")
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        attack = PGD(steps=1, step_size=self.step * learner.threat_model.eps)
-        return Examples(images, labels, keys, last_points(attack, learner, images, labels, keys))
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        attack = PGD(steps=1, step_size=self.step * context.threat_model.eps)
+        return Examples(images, labels, keys, inner_attack(attack, context, images, labels, keys))
 
-    def safer(self) -> Objective | None:
+    def fallback(self) -> Objective | None:
         return NFGSM()
 
 
 @dataclass(frozen=True, kw_only=True)
-class NFGSM(AtPoints):
+class NFGSM(AdversarialCrossEntropy):
     """Cross-entropy after one step from strong noise, which is not taken back: the points lie outside the ball.
 
     noise: how far the uniform noise reaches, in multiples of eps. step: the step's length, likewise.
@@ -52,22 +59,22 @@ class NFGSM(AtPoints):
         _require_above_0(self.noise, "noise")
         _require_above_0(self.step, "step")
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        threat_model = learner.threat_model
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        threat_model = context.threat_model
         noise = threat_model.geometry.random_start(images, self.noise * threat_model.eps, keys)
         noisy = (images + noise).clamp(*threat_model.box)
         # The ball around the noisy image is wide enough for the step, so that nothing but the box cuts it.
         attack = PGD(steps=1, step_size=self.step * threat_model.eps, random_start=False)
         wide = max(self.step, 1.0)
-        unbound = Learner(learner.model, threat_model.widened(wide), learner.attacked)
-        return Examples(images, labels, keys, last_points(attack, unbound, noisy, labels, keys))
+        unbound = TrainingContext(context.model, threat_model.scaled(wide), context.frozen_model)
+        return Examples(images, labels, keys, inner_attack(attack, unbound, noisy, labels, keys))
 
-    def safer(self) -> Objective | None:
+    def fallback(self) -> Objective | None:
         return PGDAT(steps=2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeAT(AtPoints):
+class FreeAT(AdversarialCrossEntropy):
     """Every batch is learnt from several times; the gradient that moves the weights moves the points as well.
 
     Shafahi et al., "Adversarial training for free!" (NeurIPS 2019). replays: how often. The points start afresh, at
@@ -81,23 +88,23 @@ class FreeAT(AtPoints):
         if self.replays < 2:
             raise ValueError(f"replays is {self.replays}, but must be at least 2: the first only finds a direction")
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        threat_model = learner.threat_model
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        threat_model = context.threat_model
         start = images + threat_model.geometry.random_start(images, threat_model.eps, keys)
         return Examples(images, labels, keys, threat_model.project(start, images).requires_grad_(True))
 
-    def again(self, learner: Learner, examples: Examples) -> Examples | None:
+    def next_replay(self, context: TrainingContext, examples: Examples) -> Examples | None:
         if examples.replay + 1 >= self.replays:
             return None
-        threat_model, points = learner.threat_model, examples.points.detach()
-        assert examples.points.grad is not None, "the loss has been differentiated"
-        gradient = examples.points.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        threat_model, points = context.threat_model, examples.adversarial.detach()
+        assert examples.adversarial.grad is not None, "the loss has been differentiated"
+        gradient = examples.adversarial.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         lengths = torch.full((len(points),), threat_model.eps, device=points.device)
         steps = threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
         moved = threat_model.project(points + steps, examples.images).requires_grad_(True)
         return Examples(examples.images, examples.labels, examples.keys, moved, examples.replay + 1)
 
-    def safer(self) -> Objective | None:
+    def fallback(self) -> Objective | None:
         return NFGSM()
 
 

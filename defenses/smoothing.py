@@ -4,6 +4,7 @@ Gaussian augmentation: Cohen, Rosenfeld and Kolter, "Certified adversarial robus
 2019). SmoothAdv: Salman et al., "Provably robust deep learning via adversarially trained smoothed classifiers"
 (NeurIPS 2019).
 """
+
 from __future__ import annotations
 
 import math
@@ -16,8 +17,8 @@ from torch import Tensor
 from robustbench_local.attacks import randomness
 from robustbench_local.attacks.attack import Model
 from robustbench_local.attacks.pgd import PGD
-from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts, last_points
-from robustbench_local.defenses.stepped import Stepped
+from robustbench_local.defenses.multi_step import MultiStep
+from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext, inner_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +26,22 @@ class Gaussian(Objective):
     """Cross-entropy on the images under Gaussian noise of standard deviation sigma, in pixel units."""
 
     name: ClassVar[str] = "gaussian"
-    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
+    validation_metric: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
     sigma: float = 0.25
 
     def __post_init__(self) -> None:
         _require_noise(self.sigma)
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
         return Examples(images, labels, keys, noisy(images, self.sigma, keys, 0))
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        loss = learner.cross_entropy(learner.logits(examples.points), examples.labels)
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        loss = context.cross_entropy(context.logits(examples.adversarial), examples.labels)
         return loss, {"noisy": loss.detach()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothAdv(Stepped):
+class SmoothAdv(MultiStep):
     """Cross-entropy under noise at points that fool the smoothed classifier, estimated with a few draws of noise.
 
     sigma: of the noise, in pixel units. draws: of noise for every image, the same ones in attack and loss. steps,
@@ -48,7 +49,7 @@ class SmoothAdv(Stepped):
     """
 
     name: ClassVar[str] = "smooth-adv"
-    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
+    validation_metric: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
     sigma: float = 0.25
     draws: int = 2
     steps: int = 4
@@ -63,7 +64,7 @@ class SmoothAdv(Stepped):
     def _attack(self) -> PGD:
         return PGD(steps=self.steps, step_size=self.step_size, random_start=False)
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
         noise = self._noise(images, keys)
 
         def smoothed(model: Model) -> Model:
@@ -73,13 +74,13 @@ class SmoothAdv(Stepped):
 
             return log_probabilities
 
-        points = last_points(self._attack(), learner, images, labels, keys, seen_as=smoothed)
+        points = inner_attack(self._attack(), context, images, labels, keys, seen_as=smoothed)
         return Examples(images, labels, keys, points)
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
         noise = self._noise(examples.images, examples.keys)
-        points = torch.cat([examples.points + part for part in noise])
-        loss = learner.cross_entropy(learner.logits(points), examples.labels.repeat(self.draws))
+        points = torch.cat([examples.adversarial + part for part in noise])
+        loss = context.cross_entropy(context.logits(points), examples.labels.repeat(self.draws))
         return loss, {"adversarial": loss.detach()}
 
     def _noise(self, images: Tensor, keys: Tensor) -> list[Tensor]:

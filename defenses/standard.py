@@ -1,4 +1,5 @@
 """Standard training: cross-entropy on the images as they are. The baseline that every defense is measured against."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from robustbench_local.defenses.objective import Examples, Learner, Objective, Parts
+from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +20,14 @@ class Standard(Objective):
     """
 
     name: ClassVar[str] = "standard"
-    judged_by: ClassVar[Literal["clean", "robust", "noisy"]] = "clean"
+    validation_metric: ClassVar[Literal["clean", "robust", "noisy"]] = "clean"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        logits = learner.logits(examples.images) / self.temperature
-        loss = self.temperature * learner.cross_entropy(logits, examples.labels)
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        logits = context.logits(examples.images) / self.temperature
+        loss = self.temperature * context.cross_entropy(logits, examples.labels)
         return loss, {"clean": loss.detach()}

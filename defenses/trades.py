@@ -1,4 +1,5 @@
 """TRADES: Zhang et al., "Theoretically principled trade-off between robustness and accuracy" (ICML 2019)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.defenses.objective import Examples, Learner, Parts, divergence
-from robustbench_local.defenses.stepped import Diverging
+from robustbench_local.defenses.multi_step import KLGuided
+from robustbench_local.defenses.objective import Examples, Parts, TrainingContext, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(Diverging):
+class TRADES(KLGuided):
     """Cross-entropy on the images plus beta times how far the prediction moves: KL(f(x) || f(x')).
 
     beta: what a moved prediction costs, against a wrong one. steps, step_size: of the inner attack on that divergence;
@@ -28,8 +29,8 @@ class TRADES(Diverging):
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
 
-    def loss(self, learner: Learner, examples: Examples) -> tuple[Tensor, Parts]:
-        logits, moved = learner.logits(examples.images), learner.logits(examples.points)
-        clean = learner.cross_entropy(logits, examples.labels)
+    def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
+        logits, moved = context.logits(examples.images), context.logits(examples.adversarial)
+        clean = context.cross_entropy(logits, examples.labels)
         drift = divergence(moved, logits.log_softmax(1)).mean()
         return clean + self.beta * drift, {"clean": clean.detach(), "divergence": drift.detach()}

@@ -1,4 +1,5 @@
 """robust: how well an image classifier stands up to an adversary, and how to make it stand better."""
+
 from __future__ import annotations
 
 import importlib

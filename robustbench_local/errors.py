@@ -1,4 +1,5 @@
 """The one error type for whatever a user can cause."""
+
 from __future__ import annotations
 
 import difflib

@@ -1,4 +1,5 @@
 """How options are written: numbers as fractions, and `name:key=value,key=value` for anything with settings."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -14,9 +14,14 @@ def test_specs_are_parsed():
 
 @pytest.mark.parametrize(
     ("text", "attack"),
-    [("fgsm", FGSM()), ("pgd:steps=7,restarts=2", PGD(steps=7, restarts=2)), ("pgd:loss=margin", PGD(loss="margin")),
-     ("pgd:step-size=2/255", PGD(step_size=2 / 255)), ("pgd:step_size=none", PGD()),
-     ("pgd:random-start=false", PGD(random_start=False))],
+    [
+        ("fgsm", FGSM()),
+        ("pgd:steps=7,restarts=2", PGD(steps=7, restarts=2)),
+        ("pgd:loss=margin", PGD(loss="margin")),
+        ("pgd:step-size=2/255", PGD(step_size=2 / 255)),
+        ("pgd:step_size=none", PGD()),
+        ("pgd:random-start=false", PGD(random_start=False)),
+    ],
 )
 def test_attacks_are_resolved(text, attack):
     assert resolve_attack(text) == attack
@@ -24,11 +29,19 @@ def test_attacks_are_resolved(text, attack):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("pdg", "unknown attack 'pdg'.*Did you mean 'pgd'"), ("pgd:stesp=3", "'stesp'.*Did you mean 'steps'"),
-     ("pgd:steps", "key=value"), ("pgd:steps=1,steps=2", "twice"), ("pgd:steps=2.5", "whole number"),
-     ("pgd:steps=0", "at least 1"), ("pgd:steps=x", "not a number"), ("pgd:random-start=maybe", "true or false"),
-     ("pgd:loss=cross", "ce, margin, scaled-ce"),
-     ("art/DeepFoool", "Did you mean 'DeepFool'"), ("art/DeepFool:x=1", "max_iter")],
+    [
+        ("pdg", "unknown attack 'pdg'.*Did you mean 'pgd'"),
+        ("pgd:stesp=3", "'stesp'.*Did you mean 'steps'"),
+        ("pgd:steps", "key=value"),
+        ("pgd:steps=1,steps=2", "twice"),
+        ("pgd:steps=2.5", "whole number"),
+        ("pgd:steps=0", "at least 1"),
+        ("pgd:steps=x", "not a number"),
+        ("pgd:random-start=maybe", "true or false"),
+        ("pgd:loss=cross", "ce, margin, scaled-ce"),
+        ("art/DeepFoool", "Did you mean 'DeepFool'"),
+        ("art/DeepFool:x=1", "max_iter"),
+    ],
 )
 def test_bad_attacks_are_refused_with_the_nearest_name(text, words):
     with pytest.raises(UserError, match=words):

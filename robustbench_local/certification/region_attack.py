@@ -1,4 +1,5 @@
 """The search over activation regions as an attack of this engine: `regions`."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -61,8 +62,7 @@ class RegionSearch:
             raise UserError(f"regions cannot be used here: {reason}")
         network = _network(model.model, tuple(images.shape[1:]), self.neurons)
         starts = pgd(
-            model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce",
-            indices=state["keys"],
+            model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce", indices=state["keys"]
         )
         points = [
             search(model, network, image, int(label), threat_model, start, programs=self.programs).point

@@ -7,6 +7,7 @@ program: its value bounds what the attacker can reach there, its image is where 
 by one makes a tree; searched to its end, its target is out of reach in the network as `PiecewiseLinear` has read it.
 That reading is compared with the model on random points only, so an exhausted search is no certificate.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -46,8 +47,15 @@ class Outcome(NamedTuple):
 
 
 def search(
-    model: Model, network: PiecewiseLinear, image: Tensor, label: int, threat_model: ThreatModel, start: Tensor, *,
-    programs: int = 2500, seconds: float = 120.0,
+    model: Model,
+    network: PiecewiseLinear,
+    image: Tensor,
+    label: int,
+    threat_model: ThreatModel,
+    start: Tensor,
+    *,
+    programs: int = 2500,
+    seconds: float = 120.0,
 ) -> Outcome:
     """The point nearest to success that the search finds: a success if there is one among them, else start or better.
 
@@ -193,9 +201,7 @@ class _Found:
 class _Tree:
     """Branch and bound towards one target: a node fixes phases; dives begin at the open node of the highest bound."""
 
-    def __init__(
-        self, found: _Found, network: PiecewiseLinear, regions: Regions, target: int, deadline: float
-    ) -> None:
+    def __init__(self, found: _Found, network: PiecewiseLinear, regions: Regions, target: int, deadline: float) -> None:
         self.found, self.network, self.regions, self.target, self.deadline = found, network, regions, target, deadline
         self.solved, self.complete, self.least = 0, True, _MARGIN * found.scale
         self.number = itertools.count()
@@ -276,14 +282,22 @@ class _Tree:
         limits = np.concatenate([self.regions.limits, [[self.least if least is None else least, np.inf]]])
         limits[self.outputs, 1][phases < 0] = 0
         limits[self.negatives, 1][phases > 0] = 0
-        result = linprog(self.costs, self.under, self.most, self.equal, self.regions.shift, limits, method="highs-ds",
-                         options={"presolve": False, "time_limit": max(1e-3, self._time())})
+        result = linprog(
+            self.costs,
+            self.under,
+            self.most,
+            self.equal,
+            self.regions.shift,
+            limits,
+            method="highs-ds",
+            options={"presolve": False, "time_limit": max(1e-3, self._time())},
+        )
         if result.status != 0:
             self.complete &= result.status == 2
             return None
         gap = np.minimum(result.x[self.outputs], result.x[self.negatives])
         doubt = np.where(gap > 1e-7, gap * (abs(result.eqlin.marginals) + 1e-6), 0)
-        return result.fun, result.x[:self.pixels], doubt
+        return result.fun, result.x[: self.pixels], doubt
 
     def _time(self) -> float:
         """Seconds left."""

@@ -1,4 +1,5 @@
 """A ReLU network as linear layers, read from the module itself, with sound bounds on every neuron."""
+
 from __future__ import annotations
 
 import copy
@@ -55,8 +56,10 @@ class PiecewiseLinear:
         sizes = [tuple(values.shape[1:]) for values in cut.seen]
         self.neurons = [int(np.prod(size)) for size in sizes]
         if sum(self.neurons) > most_neurons:
-            raise ValueError(f"the network has {sum(self.neurons)} ReLUs, more than the {most_neurons} that a search "
-                             "over activation regions can take in")
+            raise ValueError(
+                f"the network has {sum(self.neurons)} ReLUs, more than the {most_neurons} that a search "
+                "over activation regions can take in"
+            )
         if any(values.shape[0] != len(probe) for values in cut.seen):
             raise ValueError("the network mixes the rows of a batch, so it is not read as a piecewise linear function")
         self.layers = _layers(twin, self.shape, sizes)
@@ -90,8 +93,8 @@ class PiecewiseLinear:
                 unsure = np.flatnonzero((low < 0) & (high > 0))
                 rows = np.eye(len(low))[unsure]
                 found = self.highest(np.concatenate([rows, -rows]), index, bounds, box)
-                low[unsure] = np.maximum(low[unsure], -found[len(unsure):])
-                high[unsure] = np.minimum(high[unsure], found[:len(unsure)])
+                low[unsure] = np.maximum(low[unsure], -found[len(unsure) :])
+                high[unsure] = np.minimum(high[unsure], found[: len(unsure)])
             bounds.append((low, high))
         return bounds
 

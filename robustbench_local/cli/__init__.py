@@ -1,4 +1,5 @@
 """`robust`: each command is imported when it is asked for, so that help answers in a blink."""
+
 from __future__ import annotations
 
 import contextlib

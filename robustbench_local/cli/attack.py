@@ -24,7 +24,7 @@ from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
     from robustbench_local.attacks import ThreatModel
-    from robustbench_local.gates.stopping import Until
+    from robustbench_local.gates.stopping import GateStoppingRule
 
 
 @click.command("attack")
@@ -34,10 +34,18 @@ if TYPE_CHECKING:
 @click.option("--attack", "attacks", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="Attack; repeatable.")
 @click.option("--suite", metavar="NAME[/VERSION]", help="Protocol of attacks.  [default: fast]")
 @run_options
-@click.option("--precision", default="auto", show_default=True, metavar="auto|fp32|tf32|bf16",
-              help="Arithmetic of the search; verdicts are always float32's.")
-@click.option("--diagnostics/--no-diagnostics", default=True,
-              help="Whether to look at how far the outcome can be believed, and attack adaptively where it cannot.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    metavar="auto|fp32|tf32|bf16",
+    help="Arithmetic of the search; verdicts are always float32's.",
+)
+@click.option(
+    "--diagnostics/--no-diagnostics",
+    default=True,
+    help="Whether to look at how far the outcome can be believed, and attack adaptively where it cannot.",
+)
 @click.option("--until-gate", metavar="NAME|FILE", help="Stop as soon as the floors of this gate are decided.")
 @click.option("--output", type=click.Path(path_type=Path), help="Result file.  [default: a new one in runs/]")
 @click.option("--resume", is_flag=True, help="Go on where the interrupted run of this --output was.")
@@ -63,7 +71,7 @@ def attack_command(**options: Any) -> None:
     from robustbench_local.engine.journal import journals
     from robustbench_local.engine.protocol import resolve_attack
     from robustbench_local.evaluation.run import evaluate
-    from robustbench_local.runtime.distributed import agreed, process_group
+    from robustbench_local.runtime.distributed import broadcast, process_group
 
     if options["resume"] and options["output"] is None:
         raise UserError("--resume needs to know which run is to go on: give the --output that it was to write")
@@ -75,7 +83,7 @@ def attack_command(**options: Any) -> None:
             classifier, dataset = load_model_and_data(options)
         threat_model = load_threat_model(options)
         until = _until(options["until_gate"], threat_model)
-        output = options["output"] or agreed(
+        output = options["output"] or broadcast(
             _new_file(classifier.name, dataset.name, threat_model.norm, threat_model.eps_text)
         )
         screen = console(quiet=rank > 0)
@@ -86,16 +94,30 @@ def attack_command(**options: Any) -> None:
             observed = ProgressObserver(screen, options["samples"] or len(dataset))
             with contextlib.redirect_stdout(sys.stderr), observed as observer:
                 evaluation = evaluate(
-                    classifier, dataset, threat_model, suite=options["suite"], attacks=attacks,
-                    samples=options["samples"], seed=options["seed"], batch_size=size, device=options["device"],
-                    precision=options["precision"], output=output, resume=options["resume"], observer=observer,
-                    assess=options["diagnostics"], until=until, config=_asked(options),
+                    classifier,
+                    dataset,
+                    threat_model,
+                    suite=options["suite"],
+                    attacks=attacks,
+                    samples=options["samples"],
+                    seed=options["seed"],
+                    batch_size=size,
+                    device=options["device"],
+                    precision=options["precision"],
+                    output=output,
+                    resume=options["resume"],
+                    observer=observer,
+                    assess=options["diagnostics"],
+                    until=until,
+                    config=_asked(options),
                 )
         except (KeyboardInterrupt, UserError):
             if journals(output) and not (options["resume"] and isinstance(sys.exception(), UserError)):
                 screen.print(
                     f"what was found so far is kept: the same command with --output {output} --resume goes on from "
-                    "there", soft_wrap=True, markup=False,
+                    "there",
+                    soft_wrap=True,
+                    markup=False,
                 )
             raise
     show_result(screen, evaluation.result)
@@ -113,15 +135,15 @@ def _flags_win(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "suite": None} if given["attacks"] and not given["suite"] else options
 
 
-def _until(name: str | None, threat_model: ThreatModel) -> Until | None:
+def _until(name: str | None, threat_model: ThreatModel) -> GateStoppingRule | None:
     """The floors at which to stop, where a gate was named."""
     if name is None:
         return None
     from robustbench_local.evaluation.build_result import threat_model_info
     from robustbench_local.gates.config import read_gate
-    from robustbench_local.gates.stopping import until_decided
+    from robustbench_local.gates.stopping import stopping_rule
 
-    return until_decided(read_gate(name), name, threat_model_info(threat_model))
+    return stopping_rule(read_gate(name), name, threat_model_info(threat_model))
 
 
 def _new_file(*parts: str) -> Path:
@@ -133,6 +155,17 @@ def _new_file(*parts: str) -> Path:
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     """The options as given, for the result file."""
-    kept = ("model", "checkpoint", "arch", "normalize", "data", "split", "resize", "defenses", "attacks", "suite",
-            "until_gate")
+    kept = (
+        "model",
+        "checkpoint",
+        "arch",
+        "normalize",
+        "data",
+        "split",
+        "resize",
+        "defenses",
+        "attacks",
+        "suite",
+        "until_gate",
+    )
     return {"options": {name: str(options[name]) for name in kept if options[name]}}

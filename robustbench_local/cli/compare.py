@@ -12,8 +12,9 @@ NOT_COMPARABLE = 5
 
 @click.command("compare")
 @click.argument("results", metavar="A B...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--format", "style", type=click.Choice(["terminal", "json"]),
-              help="What goes to stdout; terminal: nothing.")
+@click.option(
+    "--format", "style", type=click.Choice(["terminal", "json"]), help="What goes to stdout; terminal: nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool) -> None:
     """Compare results of the same samples, threat model and protocol: A is the earlier one, B the later.

@@ -1,4 +1,5 @@
 """`robust defend`: train a classifier that resists. `robust train`: train one at all."""
+
 from __future__ import annotations
 
 import sys
@@ -24,8 +25,11 @@ OPTIONS = (
     click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
     click.option("--samples", metavar="N", help="Train on a seeded, stratified subset.  [default: all]"),
     click.option("--eval-samples", metavar="N", help="Evaluate on a subset at the end.  [default: all]"),
-    click.option("--norm", type=click.Choice(["linf", "l2", "l1"], case_sensitive=False),
-                 help="Norm of the ball.  [default: linf]"),
+    click.option(
+        "--norm",
+        type=click.Choice(["linf", "l2", "l1"], case_sensitive=False),
+        help="Norm of the ball.  [default: linf]",
+    ),
     click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
     click.option("--epochs", metavar="N", help="Passes over the training images.  [default: 30]"),
     click.option("--freeze-epochs", metavar="N", help="First epochs that train the last layer alone.  [default: 0]"),
@@ -35,31 +39,39 @@ OPTIONS = (
     click.option("--lr", metavar="RATE", help="Highest learning rate.  [default: 0.1]"),
     click.option("--momentum", metavar="SHARE", help="Nesterov's; of adamw the first beta.  [default: 0.9]"),
     click.option("--weight-decay", metavar="RATE", help="[default: 5e-4]"),
-    click.option("--schedule", type=click.Choice(["onecycle", "cosine", "piecewise", "constant"]),
-                 help="How the learning rate falls.  [default: onecycle]"),
+    click.option(
+        "--schedule",
+        type=click.Choice(["onecycle", "cosine", "piecewise", "constant"]),
+        help="How the learning rate falls.  [default: onecycle]",
+    ),
     click.option("--warmup", metavar="SHARE", help="Share of training in which lr rises.  [default: 0]"),
     click.option("--eps-warmup", metavar="SHARE", help="Share of training in which eps rises.  [default: 0]"),
     click.option("--clip-norm", metavar="LENGTH", help="Longest gradient that is followed; 0: any.  [default: 0]"),
     click.option("--label-smoothing", metavar="SHARE", help="[default: 0]"),
     click.option("--average", metavar="DECAY", help="Average the weights (EMA), such as 0.999.  [default: 0]"),
     click.option("--augment", metavar="LIST", help="Such as crop=4,flip,cutout=8.  [default: none]"),
-    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]),
-                 help="Arithmetic of training.  [default: bf16 on GPUs that have it, else fp32]"),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        help="Arithmetic of training.  [default: bf16 on GPUs that have it, else fp32]",
+    ),
     click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays on GPUs."),
     click.option("--workers", type=click.IntRange(min=0), help="Processes that decode images.  [default: automatic]"),
     click.option("--holdout", metavar="SHARE", help="Of the training images, to choose the epoch by.  [default: 0.1]"),
     click.option("--seed", metavar="N", help="Seed of everything random.  [default: 0]"),
     click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]"),
     click.option("--suite", metavar="NAME[/VERSION]", help="Protocol of the final evaluation.  [default: standard]"),
-    click.option("--search", multiple=True, metavar="KEY=V1,V2,…",
-                 help="Try these values of a setting, all combinations; the hold-out judges. Repeatable."),
+    click.option(
+        "--search",
+        multiple=True,
+        metavar="KEY=V1,V2,…",
+        help="Try these values of a setting, all combinations; the hold-out judges. Repeatable.",
+    ),
     click.option("--tensorboard", is_flag=True, help="Write the curves for TensorBoard too."),
     click.option("--output", type=click.Path(path_type=Path), help="Folder to make.  [default: a new one in runs/]"),
     click.option("--resume", is_flag=True, help="Go on with the interrupted training of this --output."),
 )
-OWN = (
-    "config", "data_dir", "download", "device", "output", "resume", "search", "tensorboard", "compiled", "workers",
-)
+OWN = ("config", "data_dir", "download", "device", "output", "resume", "search", "tensorboard", "compiled", "workers")
 """Options that are no settings of the recipe: they say where and how, not what."""
 
 
@@ -70,8 +82,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("defend")
-@click.option("--method", metavar="NAME[:KEY=VALUE,…]",
-              help="Training method, 'robust list defenses' shows them; +awp can be added.  [default: pgd-at]")
+@click.option(
+    "--method",
+    metavar="NAME[:KEY=VALUE,…]",
+    help="Training method, 'robust list defenses' shows them; +awp can be added.  [default: pgd-at]",
+)
 @click.option("--teacher", metavar="MODEL", help="Classifier to learn from, for the methods that have a teacher.")
 @_options
 def defend_command(**options: Any) -> None:
@@ -109,7 +124,7 @@ def train_command(**options: Any) -> None:
 
 def _train(options: dict[str, Any]) -> None:
     from robustbench_local.display.evaluation import console
-    from robustbench_local.runtime.distributed import agreed, process_group
+    from robustbench_local.runtime.distributed import broadcast, process_group
     from robustbench_local.training.recipe import list_recipes, resolve_recipe
     from robustbench_local.training.run import is_resumable, new_folder
 
@@ -128,18 +143,22 @@ def _train(options: dict[str, Any]) -> None:
         **{key: options[key] for key in ("device", "data_dir", "download", "workers", "compiled", "resume")},
     }
     with process_group() as rank:
-        output = output or agreed(new_folder(recipe))
+        output = output or broadcast(new_folder(recipe))
         try:
             if options["search"]:
-                from robustbench_local.training.grid_search import search
+                from robustbench_local.training.grid_search import grid_search
 
-                recipe, settings = search(recipe, options["search"], output, settings, screen=console(quiet=rank > 0))
+                recipe, settings = grid_search(
+                    recipe, options["search"], output, settings, screen=console(quiet=rank > 0)
+                )
             _run(recipe, output, settings, tensorboard=options["tensorboard"], quiet=rank > 0)
         except (KeyboardInterrupt, UserError):
             if is_resumable(output) and not (options["resume"] and isinstance(sys.exception(), UserError)):
                 console(quiet=rank > 0).print(
                     f"what was learnt so far is kept: the same command with --output {output} --resume goes on from "
-                    "there", soft_wrap=True, markup=False,
+                    "there",
+                    soft_wrap=True,
+                    markup=False,
                 )
             raise
 
@@ -149,16 +168,16 @@ def _run(recipe: Any, output: Path, settings: dict[str, Any], *, tensorboard: bo
     from robustbench_local.display.evaluation import ProgressObserver, console, show_result
     from robustbench_local.display.training import EpochTable, show_training
     from robustbench_local.training.curves import draw_curves, write_tensorboard
-    from robustbench_local.training.run import harden
+    from robustbench_local.training.run import run_training
 
     screen = console(quiet=quiet)
     with EpochTable(screen) as table:
-        hardened = harden(recipe, output, observer=table, **settings)
+        hardened = run_training(recipe, output, observer=table, **settings)
     if not quiet:
         drawn = draw_curves(hardened.reports, output)
         if tensorboard:
             write_tensorboard(hardened.reports, output)
-    with ProgressObserver(screen, recipe.eval_samples or len(hardened.judged)) as observer:
-        evaluation = hardened.judge(observer)
+    with ProgressObserver(screen, recipe.eval_samples or len(hardened.eval_data)) as observer:
+        evaluation = hardened.evaluate_checkpoints(observer)
     show_result(screen, evaluation.result)
     show_training(screen, hardened, drawn=None if quiet else drawn)

@@ -34,21 +34,35 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
 @click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--min-robust", callback=_fraction, metavar="FRACTION", help="Least robust accuracy.")
 @click.option("--min-clean", callback=_fraction, metavar="FRACTION", help="Least clean accuracy.")
-@click.option("--baseline", "baselines", multiple=True, type=click.Path(path_type=Path),
-              help="Result file of the same samples to compare with; one for each threat model.")
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Result file of the same samples to compare with; one for each threat model.",
+)
 @click.option("--max-drop", callback=_fraction, metavar="FRACTION", help="Largest drop of robust accuracy.")
 @click.option("--max-clean-drop", callback=_fraction, metavar="FRACTION", help="Largest drop of clean accuracy.")
 @click.option("--require", metavar="SUITE[/VERSION]", help="The weakest protocol that will do.")
 @click.option("--gate", "gate_name", metavar="FILE|NAME", help="Limits from a YAML file or a shipped one; flags win.")
-@click.option("--alpha", callback=_fraction, metavar="FRACTION",
-              help="How often a limit may wrongly pass, or any wrongly fail.  [default: 0.05]")
+@click.option(
+    "--alpha",
+    callback=_fraction,
+    metavar="FRACTION",
+    help="How often a limit may wrongly pass, or any wrongly fail.  [default: 0.05]",
+)
 @click.option("--format", "style", type=click.Choice(FORMATS), help="What goes to stdout; terminal: nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 @click.option("--output", type=click.Path(path_type=Path), help="File for what would go to stdout.")
 @click.option("--update-baseline", is_flag=True, help="Make the result the baseline, unless the gate fails it.")
 def gate_command(
-    results: tuple[Path, ...], gate_name: str | None, style: str | None, as_json: bool, output: Path | None,
-    update_baseline: bool, **limits: Any,
+    results: tuple[Path, ...],
+    gate_name: str | None,
+    style: str | None,
+    as_json: bool,
+    output: Path | None,
+    update_baseline: bool,
+    **limits: Any,
 ) -> None:
     """Hold RESULT files, one for each threat model, against limits: pass (0), fail (3), undecided (4) or not
     comparable (5).
@@ -106,8 +120,9 @@ def _require_use_of_baselines(limits: tuple[Any, ...], update: bool) -> None:
     if update and not named:
         raise UserError("--update-baseline needs to know which: give --baseline FILE")
     if not update and any(not each.drops for each in named):
-        raise UserError("a baseline is there to limit what is lost since it: give --max-drop or --max-clean-drop with "
-                        "--baseline")
+        raise UserError(
+            "a baseline is there to limit what is lost since it: give --max-drop or --max-clean-drop with --baseline"
+        )
     if any(each.empty for each in limits):
         raise UserError("a gate needs a limit: --min-robust, --min-clean, or --max-drop with --baseline")
 

@@ -29,7 +29,8 @@ def _attacks() -> list[tuple[str, str]]:
     rows += [(f"art/{name}", settings(art_attack(name))) for name in art_names()]
     return rows + [
         (f"{name}/{version}", "suite: " + ", ".join(dict.fromkeys(stage.attack.partition(":")[0] for stage in stages)))
-        for name, versions in SUITES.items() for version, stages in versions.items()
+        for name, versions in SUITES.items()
+        for version, stages in versions.items()
     ]
 
 
@@ -48,9 +49,7 @@ def _configs() -> list[tuple[str, str]]:
     return [*list_recipes(), *((f"gate/{name}", command) for name, command in list_gates())]
 
 
-KINDS = {
-    "models": _models, "datasets": _datasets, "attacks": _attacks, "defenses": _defenses, "configs": _configs,
-}
+KINDS = {"models": _models, "datasets": _datasets, "attacks": _attacks, "defenses": _defenses, "configs": _configs}
 
 
 @click.command("list")

@@ -1,4 +1,5 @@
 """Options that several commands share, and what they stand for."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -68,44 +69,71 @@ def _as_typed(value: Any, multiple: bool, where: str) -> Any:
 
 
 config_option = click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True, callback=_config,
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    callback=_config,
     help="YAML file of options, named as here; flags win over it.",
 )
 
-model_options = _all([
-    click.argument("model", required=False),
-    click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
-    click.option("--arch", help="Architecture of a file that holds weights alone."),
-    click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
-    click.option("--num-classes", type=click.IntRange(min=2), help="Classes of the architecture, where not inferred."),
-    click.option("--defense", "defenses", multiple=True, metavar="NAME[:KEY=VALUE,…]",
-                 help="Input defense in front of the model, such as jpeg:quality=75; repeatable. Attacks go through it "
-                      "(BPDA)."),
-])
+model_options = _all(
+    [
+        click.argument("model", required=False),
+        click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
+        click.option("--arch", help="Architecture of a file that holds weights alone."),
+        click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
+        click.option(
+            "--num-classes", type=click.IntRange(min=2), help="Classes of the architecture, where not inferred."
+        ),
+        click.option(
+            "--defense",
+            "defenses",
+            multiple=True,
+            metavar="NAME[:KEY=VALUE,…]",
+            help="Input defense in front of the model, such as jpeg:quality=75; repeatable. Attacks go through it "
+            "(BPDA).",
+        ),
+    ]
+)
 
-data_options = _all([
-    click.option("--data", metavar="SPEC", help="Data set; 'robust list datasets' shows them.  [default: digits]"),
-    click.option("--split", default="test", show_default=True, help="Split of the data set."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.  [default: data]"),
-    click.option("--download", is_flag=True, help="Fetch the data set where it is missing."),
-    click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
-])
+data_options = _all(
+    [
+        click.option("--data", metavar="SPEC", help="Data set; 'robust list datasets' shows them.  [default: digits]"),
+        click.option("--split", default="test", show_default=True, help="Split of the data set."),
+        click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.  [default: data]"),
+        click.option("--download", is_flag=True, help="Fetch the data set where it is missing."),
+        click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
+    ]
+)
 
-threat_options = _all([
-    click.option("--norm", type=click.Choice(["linf", "l2", "l1"], case_sensitive=False), default="linf",
-                 show_default=True, help="Norm of the ball."),
-    click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
-    click.option("--target", type=int, help="Class that images must be taken for."),
-    click.option("--source", type=int, help="With --target: the class whose images are attacked."),
-    click.option("--reject", type=int, help="Class that stands for a refusal: fooled is who is misread and accepted."),
-])
+threat_options = _all(
+    [
+        click.option(
+            "--norm",
+            type=click.Choice(["linf", "l2", "l1"], case_sensitive=False),
+            default="linf",
+            show_default=True,
+            help="Norm of the ball.",
+        ),
+        click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
+        click.option("--target", type=int, help="Class that images must be taken for."),
+        click.option("--source", type=int, help="With --target: the class whose images are attacked."),
+        click.option(
+            "--reject", type=int, help="Class that stands for a refusal: fooled is who is misread and accepted."
+        ),
+    ]
+)
 
-run_options = _all([
-    click.option("--samples", type=click.IntRange(min=1), help="Seeded, stratified subset.  [default: all]"),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."),
-    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]"),
-    click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", help="Images at a time."),
-])
+run_options = _all(
+    [
+        click.option("--samples", type=click.IntRange(min=1), help="Seeded, stratified subset.  [default: all]"),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+        ),
+        click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]"),
+        click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", help="Images at a time."),
+    ]
+)
 
 
 def batch_size(text: str) -> int | None:
@@ -120,13 +148,16 @@ def batch_size(text: str) -> int | None:
 def load_model(options: dict[str, Any]) -> Classifier:
     """The classifier that the shared options name, behind its input defenses."""
     from robustbench_local.models import load_classifier
-    from robustbench_local.models.preprocessing import defended
+    from robustbench_local.models.preprocessing import with_preprocessing
 
     classifier = load_classifier(
-        options["model"], checkpoint=options["checkpoint"], arch=options["arch"], normalize=options["normalize"],
+        options["model"],
+        checkpoint=options["checkpoint"],
+        arch=options["arch"],
+        normalize=options["normalize"],
         num_classes=options["num_classes"],
     )
-    return defended(classifier, options["defenses"])
+    return with_preprocessing(classifier, options["defenses"])
 
 
 def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
@@ -149,8 +180,11 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
         require_files(spec or "digits")
         resize = Resize.parse(options["resize"])
     dataset = load_dataset(
-        "digits" if spec is None else spec, split=options["split"], data_dir=options["data_dir"],
-        download=options["download"], resize=resize,
+        "digits" if spec is None else spec,
+        split=options["split"],
+        data_dir=options["data_dir"],
+        download=options["download"],
+        resize=resize,
         class_names=classifier.class_names,
     )
     return classifier, dataset
@@ -170,8 +204,11 @@ def load_threat_model(options: dict[str, Any]) -> ThreatModel:
         )
     try:
         return ThreatModel(
-            options["norm"], str(eps),  # type: ignore[arg-type]  # parsed from its text
-            target=options["target"], source=options["source"], reject=options["reject"],
+            options["norm"],
+            str(eps),  # type: ignore[arg-type]  # parsed from its text
+            target=options["target"],
+            source=options["source"],
+            reject=options["reject"],
         )
     except ValueError as error:
         raise UserError(str(error)) from None

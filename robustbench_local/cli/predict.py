@@ -13,9 +13,12 @@ from robustbench_local.cli.options import load_model, model_options
 @click.command("predict")
 @model_options
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--resize", metavar="SIZE[:CROP]",
-              help="Resize and centre-crop the images.  [default: as in the model's training; where nothing says how, "
-                   "the whole picture is squeezed to the size that the model was made for]")
+@click.option(
+    "--resize",
+    metavar="SIZE[:CROP]",
+    help="Resize and centre-crop the images.  [default: as in the model's training; where nothing says how, "
+    "the whole picture is squeezed to the size that the model was made for]",
+)
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="So many classes an image.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
 @click.option("--json", "as_json", is_flag=True, help="Put a JSON list on stdout.")

@@ -1,4 +1,5 @@
 """Everything that turns `--data SPEC` into labelled images."""
+
 from __future__ import annotations
 
 import os
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from robustbench_local.data.imagefolder import Resize
 
 __all__ = [
-    "DEFAULT_EPS", "default_eps", "list_datasets", "load_dataset", "require_files", "require_known",
+    "DEFAULT_EPS",
+    "default_eps",
+    "list_datasets",
+    "load_dataset",
+    "require_files",
+    "require_known",
     "stratified_subset",
 ]
 
@@ -75,9 +81,7 @@ def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Te
     return subset.stratified_subset(labels, samples, seed)
 
 
-def _load_path(
-    kind: str, path: Path, resize: Resize | None, class_names: list[str] | None
-) -> Dataset:
+def _load_path(kind: str, path: Path, resize: Resize | None, class_names: list[str] | None) -> Dataset:
     if kind == "npz":
         from robustbench_local.data.npz import load_npz
 

@@ -3,6 +3,7 @@
 Crop, flip and cutout work on the whole batch where it lies; the rest are torchvision's, image by image. All random
 numbers come from the images' keys, so neither the batch nor the number of workers changes what happens to an image.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_local.attacks.randomness import forked, uniform
+from robustbench_local.attacks.randomness import fold_in, uniform
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.specs import parse_number
 
@@ -120,7 +121,7 @@ class Augmentation:
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         for number, step in enumerate(self._steps):
-            images = step(images, forked(keys, torch.full_like(keys, number)))
+            images = step(images, fold_in(keys, torch.full_like(keys, number)))
         return images
 
     @classmethod
@@ -143,8 +144,9 @@ def _parsed(part: str, text: str) -> Transform:
     if value is None:
         raise UserError(f"--augment {text}: {name} needs a number ({kind.about}), as in {name}=4")
     if not 0 < value <= kind.most:
-        raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be above 0 and at most "
-                        f"{kind.most:g}")
+        raise UserError(
+            f"--augment {text}: {name} is {value:g} ({kind.about}), but must be above 0 and at most {kind.most:g}"
+        )
     if kind.whole and value != int(value):
         raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be a whole number")
     own = {"crop": _crop, "flip": _flip, "cutout": _cutout}

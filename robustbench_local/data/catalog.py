@@ -1,4 +1,5 @@
 """The names `--data` knows and the eps that each is attacked with by default. Imports nothing heavy."""
+
 from __future__ import annotations
 
 # name -> what `robust list datasets` says about it

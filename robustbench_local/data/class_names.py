@@ -1,4 +1,5 @@
 """Class folders brought into a model's class order by their names."""
+
 from __future__ import annotations
 
 import re
@@ -23,8 +24,9 @@ def match_class_names(folders: list[str], class_names: list[str], where: str) ->
     for index, name in enumerate(class_names):
         exact[name].append(index)
         folded[_fold(name)].append(index)
-    matched = [_match(folder, exact.get(folder) or folded.get(_fold(folder), []), class_names, where)
-               for folder in folders]
+    matched = [
+        _match(folder, exact.get(folder) or folded.get(_fold(folder), []), class_names, where) for folder in folders
+    ]
     for second, index in enumerate(matched):
         first = matched.index(index)
         if first != second:

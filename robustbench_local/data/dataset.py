@@ -1,4 +1,5 @@
 """What the engine knows of data: labels at hand, images on request as float32 in [0, 1]."""
+
 from __future__ import annotations
 
 import copy

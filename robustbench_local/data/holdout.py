@@ -1,4 +1,5 @@
 """The part of the training split that training never sees: it alone says which epoch's weights are kept."""
+
 from __future__ import annotations
 
 import torch
@@ -8,9 +9,7 @@ from robustbench_local.data import stratified_subset
 from robustbench_local.errors import UserError
 
 
-def cut_holdout(
-    labels: Tensor, share: float, seed: int, *, groups: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def cut_holdout(labels: Tensor, share: float, seed: int, *, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sorted positions to train on and to hold out, int64, disjoint and together all; classes keep their shares.
 
     labels: int64 [N] of the training split. groups: int64 [N]; images of one group, such as the frames of one film,

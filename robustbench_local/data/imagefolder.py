@@ -1,4 +1,5 @@
 """Images decoded from disk only when they are asked for, and `imagefolder:PATH`."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,7 @@ import torch
 from robustbench_local.data.class_names import match_class_names
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.errors import UserError
-from robustbench_local.io.safe_read import printable, quoted, reason, require_plain_file, require_seen
+from robustbench_local.io.safe_read import printable, quoted, reason, reject_control_characters, require_plain_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,11 +48,15 @@ class Resize:
         sides = (*self.resize,) if isinstance(self.resize, tuple) else (self.resize,)
         for side in (*sides, *([] if self.crop is None else [self.crop])):
             if not 1 <= side <= _LARGEST_SIDE:
-                raise UserError(f"images are resized to sides of 1 to {_LARGEST_SIDE} pixels, not {side}: say another "
-                                "size with --resize")
+                raise UserError(
+                    f"images are resized to sides of 1 to {_LARGEST_SIDE} pixels, not {side}: say another "
+                    "size with --resize"
+                )
         if self.interpolation not in _INTERPOLATIONS:
-            raise UserError(f"there is no interpolation {quoted(self.interpolation)}, only "
-                            f"{', '.join(_INTERPOLATIONS)}: mend the description of the model")
+            raise UserError(
+                f"there is no interpolation {quoted(self.interpolation)}, only "
+                f"{', '.join(_INTERPOLATIONS)}: mend the description of the model"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Resize:
@@ -144,7 +149,7 @@ def load_imagefolder(
         )
     try:
         for folder in folders:
-            require_seen(folder)
+            reject_control_characters(folder)
     except ValueError as error:
         raise UserError(f"the name of a class folder in {path} cannot be shown: {error}; rename it") from None
     _refuse_loops(path)
@@ -174,8 +179,9 @@ def _refuse_loops(path: Path) -> None:
     for folder, inside, _ in os.walk(path, followlinks=True):
         for link in (Path(folder, name) for name in inside if Path(folder, name).is_symlink()):
             if link.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
-                raise UserError(f"the link {printable(link)} leads back to a folder above it, which has no end; "
-                                "remove it")
+                raise UserError(
+                    f"the link {printable(link)} leads back to a folder above it, which has no end; remove it"
+                )
 
 
 def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> None:
@@ -183,9 +189,11 @@ def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> 
     if isinstance(resize.resize, int):
         short, long = sorted(picture.size)
         if resize.resize * (resize.resize * long // short) > _MOST_PIXELS:
-            raise UserError(f"The image {printable(path)} is refused as a possible decompression bomb: of "
-                            f"{picture.width}x{picture.height} pixels, it would have more than {_MOST_PIXELS:,} with "
-                            f"its shorter side resized to {resize.resize}; crop or remove it.")
+            raise UserError(
+                f"The image {printable(path)} is refused as a possible decompression bomb: of "
+                f"{picture.width}x{picture.height} pixels, it would have more than {_MOST_PIXELS:,} with "
+                f"its shorter side resized to {resize.resize}; crop or remove it."
+            )
 
 
 def _common_mode(paths: Sequence[str | Path]) -> str:

@@ -1,4 +1,5 @@
 """Batches of a data set on a device: from its memory where the set fits, else decoded by worker processes."""
+
 from __future__ import annotations
 
 import os
@@ -24,7 +25,7 @@ class Batch:
     indices: Tensor
 
 
-def is_resident(dataset: Dataset) -> bool:
+def fits_in_memory(dataset: Dataset) -> bool:
     """Whether the set is small enough to be held in memory as float32."""
     channels, height, width = dataset.image_shape
     return 4 * len(dataset) * channels * height * width <= RESIDENT_BYTES
@@ -49,12 +50,12 @@ class _Reader(TorchDataset):
             return str(error)
 
 
-class Source:
+class BatchLoader:
     """Batches of a data set on a device. workers: processes that read a set too large for memory; None: automatic."""
 
     def __init__(self, dataset: Dataset, device: torch.device, *, workers: int | None = None):
         self._dataset, self._device = dataset, device
-        fits = is_resident(dataset)
+        fits = fits_in_memory(dataset)
         self._images = dataset.images(torch.arange(len(dataset))).clamp(0, 1).to(device) if fits else None
         self._workers = automatic_workers() if workers is None else workers
 
@@ -68,7 +69,10 @@ class Source:
                 yield self._batch(positions, self._images[positions.to(self._device)])
             return
         loader = DataLoader(
-            _Reader(self._dataset), sampler=list(parts), batch_size=None, num_workers=min(self._workers, len(parts)),
+            _Reader(self._dataset),
+            sampler=list(parts),
+            batch_size=None,
+            num_workers=min(self._workers, len(parts)),
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # or it would draw from the global one, which dropout and resuming rely on
         )
@@ -82,7 +86,7 @@ class Source:
         return Batch(images, labels.to(self._device), indices.to(self._device))
 
 
-def shuffled(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+def shuffled_batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     """Positions of full batches in a fresh order; the few that are left over sit this epoch out."""
     order = torch.randperm(count, generator=generator)
     return [positions for positions in order.split(size) if len(positions) == size]

@@ -1,4 +1,5 @@
 """`npz:PATH`: images and labels in one numpy archive."""
+
 from __future__ import annotations
 
 import math
@@ -25,8 +26,10 @@ def load_npz(path: Path, class_names: list[str] | None = None) -> ArrayDataset:
     )
     if groups is not None:
         if groups.shape != labels.shape or groups.dtype.kind not in "iu":
-            raise UserError(f"`groups` in {path} has shape {groups.shape} and type {groups.dtype}; allowed are "
-                            "integers, one for every label.")
+            raise UserError(
+                f"`groups` in {path} has shape {groups.shape} and type {groups.dtype}; allowed are "
+                "integers, one for every label."
+            )
         dataset.groups = torch.from_numpy(groups.astype(np.int64))
     return dataset
 
@@ -87,9 +90,7 @@ def _require_whole(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> None:
         try:
             shape, _, dtype = read(member)
         except Exception as error:  # the header is evaluated as Python, and may be anything
-            raise UserError(
-                f"the header of `{key}` in {path} is damaged ({reason(error)}); save it again."
-            ) from error
+            raise UserError(f"the header of `{key}` in {path} is damaged ({reason(error)}); save it again.") from error
         claimed, left = math.prod(shape) * dtype.itemsize, stored.getinfo(name).file_size - member.tell()
     if not dtype.hasobject and (claimed != left or min(shape, default=0) < 0):
         raise UserError(

@@ -1,4 +1,5 @@
 """A seeded subset in the set's own class proportions that stays the same for ever."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,5 @@
 """The public sets that torchvision downloads and reads; its arrays and file lists are taken, its transforms are not."""
+
 from __future__ import annotations
 
 import contextlib
@@ -35,9 +36,7 @@ _GTSRB_NAMES = [
 ]  # fmt: skip
 
 
-def load_torchvision(
-    name: str, *, split: str, data_dir: Path, download: bool, resize: Resize | None
-) -> Dataset:
+def load_torchvision(name: str, *, split: str, data_dir: Path, download: bool, resize: Resize | None) -> Dataset:
     """One split (`"train"` or `"test"`; ImageNet's `"test"` is its validation set) of the set called `name`.
 
     MNIST, Fashion-MNIST, CIFAR and SVHN are arrays of fixed size and ignore `resize`; GTSRB (default: whole picture

@@ -4,6 +4,7 @@ An attack that cannot find an adversarial example that is known to be there says
 readout is replaced by one that tells random points inside the ball from a single one on its edge: the attack must find
 a point that the new readout takes for the one on the edge.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -24,7 +25,7 @@ ABOVE = 0.25
 RIDGE = 1e-3
 
 
-class Planted(NamedTuple):
+class ActiveTestResult(NamedTuple):
     """Of how many images a planted point could be told apart, on how many the attack found such a point, and on how
     many further random points did."""
 
@@ -68,7 +69,7 @@ class Features:
 
 def active_test(
     model: nn.Module, threat_model: ThreatModel, images: Tensor, attack: Attack, *, seed: int = 0, batch_size: int = 32
-) -> Planted:
+) -> ActiveTestResult:
     """Plant a point for every image and let the attack look for it.
 
     images: float [rows, ...] in the box. attack: of the family that the evaluation relied on.
@@ -93,7 +94,7 @@ def active_test(
             counts[1] += int(readout(found).argmax(1)[0])
         counts[0] += 1
         counts[2] += bool((further @ weights > threshold).any())
-    return Planted(*counts)
+    return ActiveTestResult(*counts)
 
 
 def _random_points(threat_model: ThreatModel, image: Tensor, seed: int) -> Tensor:

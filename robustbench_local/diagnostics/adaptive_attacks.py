@@ -1,5 +1,6 @@
 """Which adaptive attack answers which finding (Tramèr et al., "On adaptive attacks to adversarial example defenses",
 NeurIPS 2020; Carlini et al., arXiv:1902.06705)."""
+
 from __future__ import annotations
 
 import functools
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustbench_local.attacks import BPDA, EOT, PGD, Attack, Descent
-from robustbench_local.attacks.attack import spec
+from robustbench_local.attacks.attack import spec_text
 from robustbench_local.attacks.suites import Stage
 from robustbench_local.diagnostics.preflight import Preflight
 from robustbench_local.diagnostics.transfer_attack import imitation, refitted, transfer_from
@@ -17,62 +18,69 @@ from robustbench_local.results import checks
 from robustbench_local.results.schema import Diagnostic
 
 RANDOM = {checks.DETERMINISTIC}
-STOPPED = {checks.GRADIENTS, checks.LAYERS, checks.STATIC}
-SATURATED = {checks.GRADIENTS, checks.CROSS_ENTROPY, checks.SCALE, checks.LEADS}
-ROUGH = {checks.STABLE, checks.LEADS, checks.ONE_STEP, checks.MANY_STEPS}
-OVERLOOKED = {checks.NOISE, checks.SQUARE, checks.MORE, checks.DESCENT, checks.PROBES_AGREE, checks.REST}
-ASTRAY = 0.05
+MISSING_GRADIENTS = {checks.GRADIENTS, checks.LAYERS, checks.NO_TEST_TIME_OPTIMIZATION}
+SATURATED = {checks.GRADIENTS, checks.CROSS_ENTROPY, checks.SCALE, checks.GRADIENT_PREDICTS_LOSS}
+ROUGH_LOSS = {checks.STABLE, checks.GRADIENT_PREDICTS_LOSS, checks.ONE_STEP, checks.MANY_STEPS}
+MISSED_BY_SUITE = {
+    checks.NOISE,
+    checks.SQUARE,
+    checks.MORE_STEPS,
+    checks.DESCENT,
+    checks.PROBES_AGREE,
+    checks.CONVERGED,
+}
+SUITE_FAILURE_SHARE = 0.05
 """The share of some standing samples that plain PGD may fool before the suite itself is in doubt."""
-BLIND = {checks.GROWTH, checks.PLANTED}
-REASONS = RANDOM | STOPPED | SATURATED | ROUGH | OVERLOOKED | BLIND
+ATTACK_FAILS = {checks.GROWTH, checks.PLANTED}
+REASONS = RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS
 
 
 @dataclass(frozen=True)
-class Remedy:
+class AdaptiveAttack:
     """An attack on all that stands, and the check that calls for it."""
 
     step: Step
     because: str
 
 
-def remedies(
+def select_adaptive_attacks(
     cascade: Cascade, found: Preflight, findings: Sequence[Diagnostic], overlooked: float
-) -> list[Remedy]:
+) -> list[AdaptiveAttack]:
     """The attacks that the findings call for, the cheapest first; none where nothing was found.
 
     overlooked: the share of some standing samples that plain PGD fools: then it is run too, and where they are many the
     suite was led astray.
     """
     troubled = {finding.check for finding in findings if finding.status in ("warn", "fail")} & REASONS
-    if overlooked > ASTRAY:
+    if overlooked > SUITE_FAILURE_SHARE:
         troubled.add(checks.CROSS_ENTROPY)
     called = list(_called(cascade, found, troubled)) if troubled else []
     if overlooked:
         called.insert(0, (PGD(steps=20), {checks.CROSS_ENTROPY}))
     return [
-        Remedy(Step(attack, Stage(attack=spec(attack), role="adaptive")), _because(reasons, troubled))
+        AdaptiveAttack(Step(attack, Stage(attack=spec_text(attack), role="adaptive")), _because(reasons, troubled))
         for attack, reasons in called
     ]
 
 
 def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[tuple[Attack, set[str]]]:
     layers = "+".join(found.layers)
-    if troubled & (STOPPED | BLIND):
-        yield BPDA(layers=layers), STOPPED | BLIND
-        yield BPDA(layers=layers, loss="margin", targets=9, steps=50), STOPPED | BLIND
-    if troubled & (SATURATED | BLIND):
+    if troubled & (MISSING_GRADIENTS | ATTACK_FAILS):
+        yield BPDA(layers=layers), MISSING_GRADIENTS | ATTACK_FAILS
+        yield BPDA(layers=layers, loss="margin", targets=9, steps=50), MISSING_GRADIENTS | ATTACK_FAILS
+    if troubled & (SATURATED | ATTACK_FAILS):
         # Where all wrong classes are equally flat, only a target says which of them is near.
         for stretch in (0.1, 0.5):
             through = BPDA(layers=layers, saturating=True, stretch=stretch, loss="margin", targets=9, steps=50)
-            yield through, SATURATED | BLIND
+            yield through, SATURATED | ATTACK_FAILS
     if troubled & RANDOM:
         yield EOT(draws=20), RANDOM
-    if troubled & (ROUGH | RANDOM | OVERLOOKED):
-        yield EOT(draws=10, radius=0.3), ROUGH | RANDOM | OVERLOOKED
+    if troubled & (ROUGH_LOSS | RANDOM | MISSED_BY_SUITE):
+        yield EOT(draws=10, radius=0.3), ROUGH_LOSS | RANDOM | MISSED_BY_SUITE
     yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2), troubled
     yield resolve_attack("apgd:loss=dlr,targets=9"), troubled
-    if troubled & (OVERLOOKED | SATURATED):
-        yield Descent(), OVERLOOKED | SATURATED
+    if troubled & (MISSED_BY_SUITE | SATURATED):
+        yield Descent(), MISSED_BY_SUITE | SATURATED
     job = cascade.job
     for name, teach in (("transfer-readout", refitted), ("transfer", imitation)):
         taught = functools.partial(teach, job.model, job.dataset, job.threat_model, job.device)

@@ -3,6 +3,7 @@
 A check that warns or fails on a model that hides nothing would be as bad as one that is silent on one that does, so
 every threshold lies where networks trained in every honest way tried here keep clear of it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,34 +14,34 @@ from scipy import stats
 from torch import Tensor
 
 from robustbench_local.attacks import FGSM, PGD, Attack
-from robustbench_local.attacks.attack import spec
+from robustbench_local.attacks.attack import spec_text
 from robustbench_local.attacks.suites import MASKED, Stage
 from robustbench_local.diagnostics import indicators as measurements
 from robustbench_local.diagnostics.active_test import active_test
-from robustbench_local.diagnostics.adaptive_attacks import remedies
-from robustbench_local.diagnostics.indicators import Looked
+from robustbench_local.diagnostics.adaptive_attacks import select_adaptive_attacks
+from robustbench_local.diagnostics.indicators import ProbeSet
 from robustbench_local.diagnostics.preflight import Preflight
-from robustbench_local.engine.cascade import Cascade, Ran
+from robustbench_local.engine.cascade import Cascade, StageRun
 from robustbench_local.engine.protocol import Step, resolve_attack
 from robustbench_local.results.checks import (
     ADAPTED,
+    BEST_ITERATE_KEPT,
+    CONVERGED,
     CROSS_ENTROPY,
     DESCENT,
+    GRADIENT_PREDICTS_LOSS,
     GROWTH,
-    KEPT,
-    LEADS,
     MANY_STEPS,
-    MORE,
+    MORE_STEPS,
     NOISE,
     ONE_STEP,
     PLANTED,
-    REST,
     SCALE,
     SQUARE,
     STABLE,
 )
 from robustbench_local.results.schema import AttackReport, Diagnostic, Verdict
-from robustbench_local.runtime.distributed import agreed, rank_and_world
+from robustbench_local.runtime.distributed import broadcast, rank_and_world
 from robustbench_local.statistics.intervals import mcnemar
 
 LOOKED_AT, GROWN, PLANTS = 32, 16, 8
@@ -50,7 +51,7 @@ PROBES = {
     NOISE: Stage(attack="noise:steps=50", most=LOOKED_AT, role="diagnostic"),
     SQUARE: Stage(attack="square:steps=200", most=LOOKED_AT, role="diagnostic"),
     DESCENT: Stage(attack="descent:steps=20", most=LOOKED_AT, role="diagnostic"),
-    MORE: Stage(
+    MORE_STEPS: Stage(
         attack="pgd:steps=100,loss=scaled-ce,schedule=cosine,momentum=0.25", most=LOOKED_AT, role="diagnostic"
     ),
 }
@@ -71,7 +72,7 @@ class Diagnosis:
     """What was found, and the stages that further blocks of samples go through as well: number, step and check."""
 
     findings: list[Diagnostic]
-    extra: list[tuple[int, Step, str]]
+    extra_stages: list[tuple[int, Step, str]]
 
 
 def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) -> Diagnosis:
@@ -82,14 +83,14 @@ def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) 
     """
     if cascade.job.threat_model.eps == 0 or not bool(cascade.job.ledger.correct.any()):
         return Diagnosis([], [])
-    cascade.untwinned()
+    cascade.use_full_precision()
     chosen = _looked_at(cascade)[: found.fits]
-    findings = agreed(_measured(cascade, chosen) if rank_and_world()[0] == 0 else [])
+    findings = broadcast(_measured(cascade, chosen) if rank_and_world()[0] == 0 else [])
     findings += [_probed(cascade, check, FIRST_PROBE + number) for number, check in enumerate(PROBES)]
     findings = [_rest(finding, findings) for finding in findings]
     extra = [(FIRST_PROBE + n, _step(stage), check) for n, (check, stage) in enumerate(PROBES.items())]
     stood = int(cascade.standing.numel())
-    called = remedies(cascade, found, [*earlier, *findings], _overlooked(cascade, chosen))
+    called = select_adaptive_attacks(cascade, found, [*earlier, *findings], _overlooked(cascade, chosen))
     best: Attack = GRADIENT_ATTACK
     most = 0
     extra += [(FIRST_REMEDY + n, remedy.step, remedy.because) for n, remedy in enumerate(called)]
@@ -100,7 +101,7 @@ def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) 
         if ran.fooled > most:
             best, most = step.attack, ran.fooled
     if called:
-        findings = [*_again(cascade, chosen, findings, best), _adapted(cascade, stood)]
+        findings = [*_recheck(cascade, chosen, findings, best), _adaptive_summary(cascade, stood)]
     return Diagnosis(findings, extra)
 
 
@@ -114,14 +115,15 @@ def _looked_at(cascade: Cascade) -> Tensor:
     return correct[:: max(1, len(correct) // LOOKED_AT)][:LOOKED_AT]
 
 
-def _looked(cascade: Cascade, positions: Tensor) -> Looked:
+def _looked(cascade: Cascade, positions: Tensor) -> ProbeSet:
     job = cascade.job
     images, labels = job.load(positions)
     indices = job.dataset.indices[positions].to(job.device)
-    return Looked(job.model, job.threat_model, images, labels, indices, job.seed)
+    return ProbeSet(job.model, job.threat_model, images, labels, indices, job.seed)
 
 
 # Before anything adaptive.
+
 
 def _measured(cascade: Cascade, chosen: Tensor) -> list[Diagnostic]:
     looked, stood = _looked(cascade, chosen), cascade.job.ledger.standing[chosen].to(cascade.job.device)
@@ -133,14 +135,16 @@ def _measured(cascade: Cascade, chosen: Tensor) -> list[Diagnostic]:
     standing = looked.chosen(stood)
     if len(standing):
         findings.append(_growth(standing.first(GROWN), GRADIENT_ATTACK))
-        moving, lost = measurements.unfinished(standing.first(GROWN), replace(GRADIENT_ATTACK, steps=50))
-        findings.append(Diagnostic(check=KEPT, status="pass", value=float(lost), n=min(GROWN, len(standing))))
-        findings.append(Diagnostic(check=REST, status="pass", value=moving, n=min(GROWN, len(standing))))
+        moving, lost = measurements.convergence(standing.first(GROWN), replace(GRADIENT_ATTACK, steps=50))
+        findings.append(
+            Diagnostic(check=BEST_ITERATE_KEPT, status="pass", value=float(lost), n=min(GROWN, len(standing)))
+        )
+        findings.append(Diagnostic(check=CONVERGED, status="pass", value=moving, n=min(GROWN, len(standing))))
         findings.append(_planted(looked.first(PLANTS), PLANTED_ATTACK, cascade))
     else:
         findings += [
             Diagnostic(check=check, status="skipped", advice="nothing stands that could be too much")
-            for check in (GROWTH, KEPT, REST, PLANTED)
+            for check in (GROWTH, BEST_ITERATE_KEPT, CONVERGED, PLANTED)
         ]
     return findings
 
@@ -154,7 +158,10 @@ def _one_step(one: Tensor, many: Tensor) -> Diagnostic:
     only = int((one & ~many).sum())
     bad = _significantly(one & ~many, many & ~one)
     return Diagnostic(
-        check=ONE_STEP, status="warn" if bad else "pass", value=float(only), n=len(one),
+        check=ONE_STEP,
+        status="warn" if bad else "pass",
+        value=float(only),
+        n=len(one),
         advice=f"FGSM fools {only} of {len(one)} images that PGD-20 does not: gradients mislead" if bad else "",
     )
 
@@ -163,9 +170,15 @@ def _many_steps(one: Tensor, all_: Tensor) -> Diagnostic:
     gap, threshold = float((all_ & ~one).float().mean()), 0.3
     bad = gap > threshold and _significantly(all_ & ~one, one & ~all_)
     return Diagnostic(
-        check=MANY_STEPS, status="warn" if bad else "pass", value=gap, threshold=threshold, n=len(one),
+        check=MANY_STEPS,
+        status="warn" if bad else "pass",
+        value=gap,
+        threshold=threshold,
+        n=len(one),
         advice=f"{gap:.0%} of {len(one)} images stand after FGSM and fall to many steps: the loss is bent around the "
-        "images, as after training on single steps that overfitted to them (catastrophic overfitting)" if bad else "",
+        "images, as after training on single steps that overfitted to them (catastrophic overfitting)"
+        if bad
+        else "",
     )
 
 
@@ -173,57 +186,84 @@ def _cross_entropy(plain: Tensor, all_: Tensor) -> Diagnostic:
     gap, threshold = float((all_ & ~plain).float().mean()), 0.1
     bad = gap > threshold and _significantly(all_ & ~plain, plain & ~all_)
     return Diagnostic(
-        check=CROSS_ENTROPY, status="warn" if bad else "pass", value=gap, threshold=threshold, n=len(plain),
+        check=CROSS_ENTROPY,
+        status="warn" if bad else "pass",
+        value=gap,
+        threshold=threshold,
+        n=len(plain),
         advice=f"{gap:.0%} of {len(plain)} images stand after PGD-20 on the cross-entropy and fell to the attacks of "
-        "this run: a plain evaluation of this model would overestimate it" if bad else "",
+        "this run: a plain evaluation of this model would overestimate it"
+        if bad
+        else "",
     )
 
 
-def _scale(looked: Looked) -> Diagnostic:
+def _scale(looked: ProbeSet) -> Diagnostic:
     gain, threshold = measurements.gain_by_scale(looked, "ce"), 0.1
     return Diagnostic(
-        check=SCALE, status="warn" if gain > threshold else "pass", value=gain, threshold=threshold, n=len(looked),
+        check=SCALE,
+        status="warn" if gain > threshold else "pass",
+        value=gain,
+        threshold=threshold,
+        n=len(looked),
         advice=f"{gain:.0%} of {len(looked)} images more fall to PGD on the cross-entropy when the logits are "
         "multiplied by 0.001 or 1000: the softmax hides the gradient of logits so large or so small"
-        if gain > threshold else "",
+        if gain > threshold
+        else "",
     )
 
 
-def _stable(looked: Looked) -> Diagnostic:
-    value, threshold = measurements.instability(looked), 0.1
+def _stable(looked: ProbeSet) -> Diagnostic:
+    value, threshold = measurements.margin_instability(looked), 0.1
     return Diagnostic(
-        check=STABLE, status="warn" if value > threshold else "pass", value=value, threshold=threshold, n=len(looked),
+        check=STABLE,
+        status="warn" if value > threshold else "pass",
+        value=value,
+        threshold=threshold,
+        n=len(looked),
         advice=f"noise of 4/255 moves the margins of {len(looked)} images by {value:.0%} of themselves on average: the "
-        "loss is too rough, or too random, for gradients to be a guide" if value > threshold else "",
+        "loss is too rough, or too random, for gradients to be a guide"
+        if value > threshold
+        else "",
     )
 
 
-def _leads(looked: Looked) -> Diagnostic:
-    value, threshold = measurements.misled(looked), 0.5
+def _leads(looked: ProbeSet) -> Diagnostic:
+    value, threshold = measurements.gradient_mismatch(looked), 0.5
     return Diagnostic(
-        check=LEADS, status="warn" if value > threshold else "pass", value=value, threshold=threshold, n=len(looked),
+        check=GRADIENT_PREDICTS_LOSS,
+        status="warn" if value > threshold else "pass",
+        value=value,
+        threshold=threshold,
+        n=len(looked),
         advice=f"a step of a tenth of eps along the gradient changes the margin otherwise than the gradient says, by "
         f"{value:.0%} at the median of {len(looked)} images: gradients are shattered, or too small to be exact"
-        if value > threshold else "",
+        if value > threshold
+        else "",
     )
 
 
-def _growth(looked: Looked, attack: Attack) -> Diagnostic:
-    fooled = measurements.growth(looked, attack, FACTORS)
+def _growth(looked: ProbeSet, attack: Attack) -> Diagnostic:
+    fooled = measurements.success_by_radius(looked, attack, FACTORS)
     shares = [float((~each).float().mean()) for each in fooled]
     risen = any(_significantly(before & ~after, after & ~before) for before, after in pairwise(fooled))
     left = int((~fooled[-1]).sum())
     stays = stats.binomtest(left, len(looked), 0.05, alternative="greater").pvalue < SURE
     told = ", ".join(f"{share:.0%}" for share in shares)
     return Diagnostic(
-        check=GROWTH, status="warn" if risen or stays else "pass", value=shares[-1], threshold=0.05, n=len(looked),
+        check=GROWTH,
+        status="warn" if risen or stays else "pass",
+        value=shares[-1],
+        threshold=0.05,
+        n=len(looked),
         advice=f"in balls 2, 4 and very many times as wide, {told} of the images that stand still do under "
-        f"{spec(attack)}, although the last holds every image there is: the attack fails, not the adversary"
-        if risen or stays else "",
+        f"{spec_text(attack)}, although the last holds every image there is: the attack fails, not the adversary"
+        if risen or stays
+        else "",
     )
 
 
-def _planted(looked: Looked, attack: Attack, cascade: Cascade) -> Diagnostic:
+def _planted(looked: ProbeSet, attack: Attack, cascade: Cascade) -> Diagnostic:
     planted = active_test(
         cascade.job.model, looked.threat_model, looked.images, attack, seed=looked.seed, batch_size=len(looked)
     )
@@ -234,9 +274,15 @@ def _planted(looked: Looked, attack: Attack, cascade: Cascade) -> Diagnostic:
     # In small balls of L2 and L1 random points lie near the edge and may find all of them.
     bad = rarely or (planted.found < planted.images and planted.found <= planted.by_chance)
     return Diagnostic(
-        check=PLANTED, status="warn" if bad else "pass", value=rate, threshold=threshold, n=planted.images,
-        advice=f"of {planted.images} points that are known to be there, {spec(attack)} finds {planted.found}, and "
-        f"random points find {planted.by_chance}: what it does not find elsewhere says nothing" if bad else "",
+        check=PLANTED,
+        status="warn" if bad else "pass",
+        value=rate,
+        threshold=threshold,
+        n=planted.images,
+        advice=f"of {planted.images} points that are known to be there, {spec_text(attack)} finds {planted.found}, and "
+        f"random points find {planted.by_chance}: what it does not find elsewhere says nothing"
+        if bad
+        else "",
     )
 
 
@@ -244,16 +290,21 @@ def _probed(cascade: Cascade, check: str, number: int) -> Diagnostic:
     """A further attack on what stands: more than a few of those that it fools show that the suite has failed."""
     if not len(cascade.standing):
         return Diagnostic(check=check, status="skipped", advice="nothing stands that could be too much")
-    return _told(check, [cascade.run(_step(PROBES[check]), number, check)])
+    return _probe_diagnostic(check, [cascade.run(_step(PROBES[check]), number, check)])
 
 
-def _told(check: str, runs: Sequence[Ran]) -> Diagnostic:
+def _probe_diagnostic(check: str, runs: Sequence[StageRun]) -> Diagnostic:
     fooled, stood = sum(ran.fooled for ran in runs), sum(ran.stood for ran in runs)
     bad = fooled > 0 and stats.binomtest(fooled, stood, MASKED, alternative="greater").pvalue < 0.05
     return Diagnostic(
-        check=check, status="warn" if bad else "pass", value=fooled / stood, threshold=MASKED,
+        check=check,
+        status="warn" if bad else "pass",
+        value=fooled / stood,
+        threshold=MASKED,
         n=sum(ran.attacked for ran in runs),
-        advice=f"{spec(runs[0].step.attack)} still fooled {fooled} of {stood} samples that had stood" if bad else "",
+        advice=f"{spec_text(runs[0].step.attack)} still fooled {fooled} of {stood} samples that had stood"
+        if bad
+        else "",
     )
 
 
@@ -263,10 +314,12 @@ def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> 
     told = []
     for finding in findings:
         runs = [
-            ran for cascade in cascades for ran in cascade.ran
+            ran
+            for cascade in cascades
+            for ran in cascade.ran
             if ran.because == finding.check and ran.step.stage.role == "diagnostic" and ran.stood
         ]
-        pooled = _told(finding.check, runs) if finding.check in PROBES and runs else finding
+        pooled = _probe_diagnostic(finding.check, runs) if finding.check in PROBES and runs else finding
         if finding.status == "pass" and pooled.status == "warn":
             finding = pooled.model_copy(update={"status": "fail"})
         told.append(finding)
@@ -275,16 +328,19 @@ def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> 
 
 def _rest(finding: Diagnostic, findings: Sequence[Diagnostic]) -> Diagnostic:
     """A search that was still moving matters where going on has found something."""
-    if finding.check != REST or finding.status == "skipped" or not finding.value:
+    if finding.check != CONVERGED or finding.status == "skipped" or not finding.value:
         return finding
-    more = next(each for each in findings if each.check == MORE)
+    more = next(each for each in findings if each.check == MORE_STEPS)
     if more.status != "warn":
         return finding
-    return finding.model_copy(update={
-        "status": "warn", "threshold": 0.0,
-        "advice": f"on {finding.value:.0%} of {finding.n} images the loss was still rising when the search ended, and "
-        "more steps found more",
-    })
+    return finding.model_copy(
+        update={
+            "status": "warn",
+            "threshold": 0.0,
+            "advice": f"on {finding.value:.0%} of {finding.n} images the loss was still rising when the search ended, and "
+            "more steps found more",
+        }
+    )
 
 
 def _overlooked(cascade: Cascade, chosen: Tensor) -> float:
@@ -293,14 +349,13 @@ def _overlooked(cascade: Cascade, chosen: Tensor) -> float:
     if not standing.any():
         return 0.0
     looked = _looked(cascade, chosen[standing])
-    return agreed(float(looked.fooled_by(PGD(steps=20)).float().mean()) if rank_and_world()[0] == 0 else 0.0)
+    return broadcast(float(looked.fooled_by(PGD(steps=20)).float().mean()) if rank_and_world()[0] == 0 else 0.0)
 
 
 # After the adaptive attacks.
 
-def _again(
-    cascade: Cascade, chosen: Tensor, findings: Sequence[Diagnostic], best: Attack
-) -> list[Diagnostic]:
+
+def _recheck(cascade: Cascade, chosen: Tensor, findings: Sequence[Diagnostic], best: Attack) -> list[Diagnostic]:
     """The findings in the light of what the adaptive attacks did: what is still so fails."""
     stands = len(cascade.standing)
     standing = chosen[cascade.job.ledger.standing[chosen]]
@@ -317,7 +372,7 @@ def _again(
         if stands and finding.check in PROBES:
             again = _probed(cascade, finding.check, SECOND_PROBE + list(PROBES).index(finding.check))
         elif len(standing) and finding.check in measured:
-            again = agreed(measured[finding.check]() if rank_and_world()[0] == 0 else finding)
+            again = broadcast(measured[finding.check]() if rank_and_world()[0] == 0 else finding)
         if again.status == "warn":
             still = f"{again.advice}; this is so after the adaptive attacks too"
             after.append(again.model_copy(update={"status": "fail", "advice": still}))
@@ -326,12 +381,16 @@ def _again(
     return after
 
 
-def _adapted(cascade: Cascade, stood: int) -> Diagnostic:
+def _adaptive_summary(cascade: Cascade, stood: int) -> Diagnostic:
     """What the adaptive attacks did. They are called for where something is wrong, so finding nothing is no merit."""
     stands = len(cascade.standing)
-    names = [spec(ran.step.attack) for ran in cascade.ran if ran.step.stage.role == "adaptive" and ran.fooled]
+    names = [spec_text(ran.step.attack) for ran in cascade.ran if ran.step.stage.role == "adaptive" and ran.fooled]
     return Diagnostic(
-        check=ADAPTED, status="warn" if stands < stood else "pass", value=float(stood - stands), threshold=0.0, n=stood,
+        check=ADAPTED,
+        status="warn" if stands < stood else "pass",
+        value=float(stood - stands),
+        threshold=0.0,
+        n=stood,
         advice=f"of {stood} samples that had stood {stands} are left, after {', '.join(names)}" if names else "",
     )
 
@@ -351,17 +410,24 @@ def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnos
     unconfirmed = sum(report.unconfirmed for report in reports)
     return [
         Diagnostic(
-            check="successes of the search are confirmed", status="warn" if unconfirmed else "pass",
-            value=float(unconfirmed), threshold=0.0,
+            check="successes of the search are confirmed",
+            status="warn" if unconfirmed else "pass",
+            value=float(unconfirmed),
+            threshold=0.0,
             advice=f"the model answered otherwise when it was asked again about {unconfirmed} successes (random, or "
             "dependent on the batch?): they count as robust, so the robust accuracy may be an overestimate"
-            if unconfirmed else "",
+            if unconfirmed
+            else "",
         ),
         Diagnostic(
-            check="logits are numbers under attack", status="fail" if not_numbers else "pass",
-            value=float(not_numbers), threshold=0.0,
+            check="logits are numbers under attack",
+            status="fail" if not_numbers else "pass",
+            value=float(not_numbers),
+            threshold=0.0,
             advice=f"at {not_numbers} points the model gave NaN, which count as fooled where there is no target: what "
-            "it answers there is no answer" if not_numbers else "",
+            "it answers there is no answer"
+            if not_numbers
+            else "",
         ),
     ]
 

@@ -1,4 +1,5 @@
 """Where in a model gradients end, and what a forward does that a classifier's should not."""
+
 from __future__ import annotations
 
 import contextlib
@@ -18,7 +19,7 @@ CUTS, FLAT = "cuts the gradient off", "has gradient 0"
 
 
 @dataclass
-class Traced:
+class GradientTrace:
     """What one forward pass has shown.
 
     stops: layers, by their names, through which no gradient comes, each with the reason. functions: staircases and
@@ -32,15 +33,15 @@ class Traced:
     differentiates: list[str] = field(default_factory=list)
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The layers and functions that stop gradients, for people."""
         calls = [f"{layer} ({function})" for layer, function in self.functions.items() if layer not in self.stops]
         return "; ".join([f"{layer} {reason}" for layer, reason in self.stops.items()] + calls)
 
 
-def trace(model: Metered, images: Tensor) -> Traced:
+def trace(model: Metered, images: Tensor) -> GradientTrace:
     """Watch one forward pass, and one backward pass for every layer, on images [rows, ...] in the box."""
-    classifier, traced = model.model, Traced()
+    classifier, traced = model.model, GradientTrace()
     names = {module: name for name, module in classifier.module.named_modules() if name}
     running: list[str] = []
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -88,7 +89,7 @@ def _stopped(given: Tensor, output: Tensor) -> str:
 
 
 @contextlib.contextmanager
-def _calls_noted(traced: Traced, where: Callable[[], str]) -> Iterator[None]:
+def _calls_noted(traced: GradientTrace, where: Callable[[], str]) -> Iterator[None]:
     """Inside, staircases and detachings of what depends on the input are noted."""
 
     class Noting(TorchFunctionMode):
@@ -108,10 +109,13 @@ def _calls_noted(traced: Traced, where: Callable[[], str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _differentiation_noted(traced: Traced) -> Iterator[None]:
+def _differentiation_noted(traced: GradientTrace) -> Iterator[None]:
     """Inside, calls that differentiate are noted, whoever makes them."""
     places: list[tuple[Any, str]] = [
-        (torch.autograd, "grad"), (torch.autograd, "backward"), (Tensor, "backward"), (torch.func, "grad"),
+        (torch.autograd, "grad"),
+        (torch.autograd, "backward"),
+        (Tensor, "backward"),
+        (torch.func, "grad"),
         (torch.optim.Optimizer, "zero_grad"),
     ]
     originals = [getattr(owner, name) for owner, name in places]

@@ -3,6 +3,7 @@
 Everything is measured on the untouched float32 classifier, on images float [rows, ...] in the box with labels int64
 [rows] that it classifies correctly. Nothing here changes what counts as robust.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_local.attacks import PGD, Attack, ThreatModel
-from robustbench_local.attacks.attack import Model, Rows, keys_of, look, run
+from robustbench_local.attacks.attack import Model, Rows, random_keys, run, value_and_grad
 from robustbench_local.attacks.losses import logit_margin
 from robustbench_local.attacks.randomness import sample_keys, uniform
 
@@ -21,7 +22,7 @@ NOISE_RADIUS = 4 / 255
 
 
 @dataclass(frozen=True)
-class Looked:
+class ProbeSet:
     """The model, the images that are looked at, their numbers in the data set, and what may be done to them."""
 
     model: Model
@@ -34,10 +35,10 @@ class Looked:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count: int) -> Looked:
+    def first(self, count: int) -> ProbeSet:
         return self.chosen(torch.arange(len(self), device=self.labels.device) < count)
 
-    def chosen(self, rows: Tensor) -> Looked:
+    def chosen(self, rows: Tensor) -> ProbeSet:
         """rows: bool [rows]."""
         return replace(self, images=self.images[rows], labels=self.labels[rows], indices=self.indices[rows])
 
@@ -45,10 +46,8 @@ class Looked:
         """Which images an attack fools, bool [rows]; in a ball so many times as wide, or another model."""
         whole = torch.full_like(self.images[:1], self.threat_model.box[1] - self.threat_model.box[0])
         largest = float(self.threat_model.geometry.distance(whole)) / self.threat_model.eps
-        threat_model, asked = self.threat_model.widened(min(factor, largest)), model or self.model
-        points = run(
-            attack, asked, threat_model, self.images, self.labels, seed=self.seed, indices=self.indices
-        )
+        threat_model, asked = self.threat_model.scaled(min(factor, largest)), model or self.model
+        points = run(attack, asked, threat_model, self.images, self.labels, seed=self.seed, indices=self.indices)
         with torch.no_grad():
             return threat_model.margin(asked(points), self.labels) < 0
 
@@ -62,22 +61,20 @@ class _Scaled(nn.Module):
         return self._model(points) * self._factor
 
 
-def gain_by_scale(looked: Looked, loss: str) -> float:
+def gain_by_scale(looked: ProbeSet, loss: str) -> float:
     """The largest share of images that PGD-10 on the loss fools more when the logits are multiplied (`SCALES`)."""
     attack = PGD(steps=10, loss=loss, random_start=False)
-    fooled = {
-        scale: int(looked.fooled_by(attack, model=_Scaled(looked.model, scale)).sum()) for scale in SCALES
-    }
+    fooled = {scale: int(looked.fooled_by(attack, model=_Scaled(looked.model, scale)).sum()) for scale in SCALES}
     return max(0, *(fooled[scale] - fooled[1.0] for scale in SCALES)) / len(looked)
 
 
-def growth(looked: Looked, attack: Attack, factors: tuple[float, ...]) -> list[Tensor]:
+def success_by_radius(looked: ProbeSet, attack: Attack, factors: tuple[float, ...]) -> list[Tensor]:
     """Whom the attack fools in ever wider balls, each searched for itself: bool [rows] for every factor."""
     return [looked.fooled_by(attack, factor=factor) for factor in factors]
 
 
 @torch.no_grad()
-def instability(looked: Looked, draws: int = 20) -> float:
+def margin_instability(looked: ProbeSet, draws: int = 20) -> float:
     """How much the margin moves under small noise, relative to itself, at most 1, on average.
 
     The second indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022), with the logit margin for the
@@ -93,30 +90,30 @@ def instability(looked: Looked, draws: int = 20) -> float:
     return float(torch.stack(moved).mean())
 
 
-def misled(looked: Looked, share: float = 0.1) -> float:
+def gradient_mismatch(looked: ProbeSet, share: float = 0.1) -> float:
     """How far the loss is from rising as its gradient says, at the median image: 0 where a step along the gradient, so
     long as a share of eps, does what it promises, 1 where it does nothing of it."""
     state = {"points": looked.images, "labels": looked.labels}
-    _, before, gradient = look(looked.model, looked.threat_model, "margin", state)
+    _, before, gradient = value_and_grad(looked.model, looked.threat_model, "margin", state)
     length = torch.full_like(before, share * looked.threat_model.eps)
     way = looked.threat_model.geometry.steepest(gradient, looked.images, length, looked.threat_model.box)
     points = (looked.images + way).clamp(*looked.threat_model.box)
     promised = ((points - looked.images) * gradient).flatten(1).sum(1)
     with torch.no_grad():
-        after = looked.threat_model.climb("margin", looked.model(points), looked.labels)
+        after = looked.threat_model.attack_loss("margin", looked.model(points), looked.labels)
     risen = after - before
     off = (risen - promised).abs() / torch.maximum(risen.abs(), promised.abs()).clamp_min(1e-30)
     return float(off.clamp_max(1).median())
 
 
-def unfinished(looked: Looked, attack: PGD) -> tuple[float, int]:
+def convergence(looked: ProbeSet, attack: PGD) -> tuple[float, int]:
     """The share of images on which a search has not come to rest, and how many it had fooled on the way and then lost.
 
     The fourth and third indicators of Pintor et al. (NeurIPS 2022): of every image's loss, scaled to [0, 1] over the
     search and never falling, the last ten steps still gain more than 0.05; and a step before the last had succeeded
     where the last does not.
     """
-    keys = keys_of(attack, looked.seed, looked.indices, 0)
+    keys = random_keys(attack, looked.seed, looked.indices, 0)
     state = attack.start(looked.threat_model, Rows(looked.images, looked.labels, keys, looked.labels))
     margins = []
     for _ in range(attack.steps):
@@ -130,4 +127,3 @@ def unfinished(looked: Looked, attack: PGD) -> tuple[float, int]:
     moving = (gains > 0.05) & (lowest[-1] >= 0)
     lost = (lowest[-1] < 0) & (trace[-1] >= 0)
     return float(moving.float().mean()), int(lost.sum())
-

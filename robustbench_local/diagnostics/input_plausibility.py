@@ -1,4 +1,5 @@
 """After the clean pass: does this model read these images as it was trained to?"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -37,8 +38,12 @@ def accuracy_is_plausible(
     if not advice and right < n and exact_bounds(right, n)[0] <= 1 / classes:
         advice = "no better than guessing: check the order of labels and channels, the normalisation and the weights"
     return Diagnostic(
-        check="clean accuracy is above chance", status="warn" if advice else "pass", value=right / n,
-        threshold=1 / classes, n=n, advice=advice,
+        check="clean accuracy is above chance",
+        status="warn" if advice else "pass",
+        value=right / n,
+        threshold=1 / classes,
+        n=n,
+        advice=advice,
     )
 
 
@@ -57,8 +62,11 @@ def _other_labels(predictions: Tensor, labels: Tensor, classes: int) -> tuple[fl
     best, now, n = int(counts[rows, columns].sum()), int(counts.diagonal().sum()), len(labels)
     if best < 0.5 * n or best < 2 * now or not _clearly_more(best, now, n):
         return 0.0, ""
-    moved = [f"{old}→{new}" for old, new in zip(rows.tolist(), columns.tolist(), strict=True)
-             if old != new and counts[old].sum()]
+    moved = [
+        f"{old}→{new}"
+        for old, new in zip(rows.tolist(), columns.tolist(), strict=True)
+        if old != new and counts[old].sum()
+    ]
     return best / n, (
         f"with the classes in another order it is right on {best} of {n} images instead of {now} (label→model's class: "
         f"{', '.join(moved[:12])}{' …' if len(moved) > 12 else ''}): renumber the labels, or name the classes"
@@ -66,9 +74,7 @@ def _other_labels(predictions: Tensor, labels: Tensor, classes: int) -> tuple[fl
 
 
 @torch.no_grad()
-def _other_pixels(
-    model: Metered, dataset: Dataset, predictions: Tensor, device: torch.device
-) -> tuple[float, str]:
+def _other_pixels(model: Metered, dataset: Dataset, predictions: Tensor, device: torch.device) -> tuple[float, str]:
     """Advice on normalisation, channels or layout, where another reading is right on clearly more of some images, and
     on what share; (0, "") where none is."""
     positions = probe_images(dataset, LOOKED_AT)
@@ -86,9 +92,7 @@ def _other_pixels(
 
 def _readings(model: Metered, images: Tensor, device: torch.device) -> dict[str, View]:
     """What the pixels may have been meant as, each with how to say it."""
-    readings: dict[str, View] = {
-        "the images may be negatives: as 1 - pixel": lambda part: 1 - part,
-    }
+    readings: dict[str, View] = {"the images may be negatives: as 1 - pixel": lambda part: 1 - part}
     if images.shape[2] == images.shape[3]:
         readings["rows and columns of the images may be exchanged: transposed"] = lambda part: part.transpose(2, 3)
     if images.shape[1] == 3:

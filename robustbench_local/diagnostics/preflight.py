@@ -2,6 +2,7 @@
 
 What cannot be worked with stops the run with one sentence; what can is adapted to and recorded.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.gradient_flow import Traced, trace
+from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered, ModelFailure
-from robustbench_local.results.checks import DETERMINISTIC, GRADIENTS, LAYERS, STATIC
+from robustbench_local.results.checks import DETERMINISTIC, GRADIENTS, LAYERS, NO_TEST_TIME_OPTIMIZATION
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.runtime.device import BatchSize, is_out_of_memory
 
@@ -92,37 +93,52 @@ def _classes(classes: int) -> Diagnostic:
     """Every loss is defined for any number of classes, so few are said, not doubted."""
     told = {2: "dlr is the margin here, and there is one class to steer to", 3: "targeted dlr is the margin here"}
     return Diagnostic(
-        check="there are classes enough", status="pass", value=float(classes), threshold=2.0,
+        check="there are classes enough",
+        status="pass",
+        value=float(classes),
+        threshold=2.0,
         advice=told.get(classes, ""),
     )
 
 
-def _modes(traced: Traced) -> Diagnostic:
+def _modes(traced: GradientTrace) -> Diagnostic:
     names = ", ".join(dict.fromkeys(traced.training))
     return Diagnostic(
-        check="layers are in eval mode", status="warn" if names else "pass", value=names or "all",
+        check="layers are in eval mode",
+        status="warn" if names else "pass",
+        value=names or "all",
         advice="these layers are in train mode while they run, so dropout and batch norm work as in training: do not "
-        "call train() in forward" if names else "",
+        "call train() in forward"
+        if names
+        else "",
     )
 
 
-def _dynamic(traced: Traced) -> Diagnostic:
+def _dynamic(traced: GradientTrace) -> Diagnostic:
     calls = ", ".join(dict.fromkeys(traced.differentiates))
     return Diagnostic(
-        check=STATIC, status="warn" if calls else "pass", value=calls or "nothing",
+        check=NO_TEST_TIME_OPTIMIZATION,
+        status="warn" if calls else "pass",
+        value=calls or "nothing",
         advice="the model differentiates or optimises while it answers, so the attacks' gradients see one step of a "
-        "moving defense: attack its parts without that too" if calls else "",
+        "moving defense: attack its parts without that too"
+        if calls
+        else "",
     )
 
 
-def _layers(traced: Traced, *, missing: bool) -> Diagnostic:
+def _layers(traced: GradientTrace, *, missing: bool) -> Diagnostic:
     """Which layers stop gradients, where some do. Staircases and detachings beside the path to the logits do no harm,
     so without a layer that stops them these count only where gradients are missing."""
-    told = traced.told if traced.stops or missing else ""
+    told = traced.description if traced.stops or missing else ""
     return Diagnostic(
-        check=LAYERS, status="warn" if told else "pass", value=told or "all",
+        check=LAYERS,
+        status="warn" if told else "pass",
+        value=told or "all",
         advice=f"gradients end in {told}, which hides the way to adversarial examples and not the examples: it takes "
-        "attacks through stand-ins (BPDA) to see past it" if told else "",
+        "attacks through stand-ins (BPDA) to see past it"
+        if told
+        else "",
     )
 
 
@@ -161,8 +177,10 @@ def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
                 f"{classifier.name} takes images of {takes} channel{'s' * (takes != 1)}, but those of {dataset.name} "
                 f"have {images.shape[1]} ({shape}): give data of the kind that the model was trained on"
             ) from None
-        mend = "let its forward take float32, for one by .float()" if "dtype" in failure.reason else (
-            "check --arch, --data and --resize"
+        mend = (
+            "let its forward take float32, for one by .float()"
+            if "dtype" in failure.reason
+            else ("check --arch, --data and --resize")
         )
         raise UserError(
             f"{classifier.name} cannot take the {shape} images of {dataset.name} ({failure.reason}): {mend}"
@@ -217,7 +235,9 @@ def _logits_or_probabilities(classifier: Classifier, logits: Tensor) -> Diagnost
     if sums_to_one and bool((logits >= 0).all()):
         classifier.probabilities = True
         return Diagnostic(
-            check=check, status="warn", value="probabilities",
+            check=check,
+            status="warn",
+            value="probabilities",
             advice="the model ends in a softmax, whose gradients vanish where it is sure: attacked on the logarithm of "
             "its outputs; returning logits from its forward is better",
         )
@@ -233,11 +253,15 @@ def _deterministic(passes: Tensor) -> Diagnostic:
     """passes: float [passes, rows, classes] of the same images."""
     difference = max(_difference(passes[0], again) for again in passes[1:])
     return Diagnostic(
-        check=DETERMINISTIC, status="warn" if difference > TOLERANCE else "pass", value=difference,
-        threshold=TOLERANCE, n=passes.shape[1],
+        check=DETERMINISTIC,
+        status="warn" if difference > TOLERANCE else "pass",
+        value=difference,
+        threshold=TOLERANCE,
+        n=passes.shape[1],
         advice="the same images gave other logits another time (dropout or noise in forward?): one verdict per "
         "sample means little, and attacks average over several draws (EOT); switch the randomness off"
-        if difference > TOLERANCE else "",
+        if difference > TOLERANCE
+        else "",
     )
 
 
@@ -250,23 +274,32 @@ def _batch_independent(model: Metered, images: Tensor, together: Tensor, *, rand
     except ModelFailure:
         difference = 1.0  # batch norm over a single image refuses it
     return Diagnostic(
-        check=check, status="warn" if difference > threshold else "pass", value=difference, threshold=threshold,
+        check=check,
+        status="warn" if difference > threshold else "pass",
+        value=difference,
+        threshold=threshold,
         advice="an image's logits depend on its batch (batch norm that uses batch statistics?): put the model into "
-        "eval mode in its own code" if difference > threshold else "",
+        "eval mode in its own code"
+        if difference > threshold
+        else "",
     )
 
 
-def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: Traced) -> Diagnostic:
+def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: GradientTrace) -> Diagnostic:
     """The share of images at which some loss has no gradient at all, or one that is not finite: the first indicator of
     Pintor et al., "Indicators of attack failure" (NeurIPS 2022)."""
-    where = f" ({traced.told})" if traced.told else ""
+    where = f" ({traced.description})" if traced.description else ""
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
     check = GRADIENTS
     if not logits.requires_grad:
         return Diagnostic(
-            check=check, status="warn", value=1.0, threshold=0.0, n=len(images),
+            check=check,
+            status="warn",
+            value=1.0,
+            threshold=0.0,
+            n=len(images),
             advice=f"no gradient flows from the logits to the image{where}: attacks that trust it are blind here",
         )
     missing = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -283,7 +316,13 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: Traced) -
         missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
     share = float(missing.float().mean())
     return Diagnostic(
-        check=check, status="warn" if share > 0 else "pass", value=share, threshold=0.0, n=len(images),
+        check=check,
+        status="warn" if share > 0 else "pass",
+        value=share,
+        threshold=0.0,
+        n=len(images),
         advice=f"at {share:.0%} of {len(images)} images a loss has a zero or non-finite gradient"
-        f"{where or ' (saturated outputs?)'}: attacks that trust it are weak there" if share > 0 else "",
+        f"{where or ' (saturated outputs?)'}: attacks that trust it are weak there"
+        if share > 0
+        else "",
     )

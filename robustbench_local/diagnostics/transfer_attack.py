@@ -2,6 +2,7 @@
 
 Papernot et al., "Practical black-box attacks against machine learning" (ASIA CCS 2017).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_local.attacks.attack import Look, Model, State
+from robustbench_local.attacks.attack import Model, State, ValueAndGrad
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.randomness import sample_keys, uniform
 from robustbench_local.attacks.threat_model import ThreatModel
@@ -38,18 +39,22 @@ class Transfer(PGD):
     schedule: str = "cosine"
     momentum: float = 0.25
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> Look:
+    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         with torch.no_grad():
             margin = threat_model.margin(model(state["points"]), state["labels"])
         _, loss, gradient = super()._look(type(self).surrogate(), threat_model, state)
-        return Look(margin, loss, gradient)
+        return ValueAndGrad(margin, loss, gradient)
 
 
 def transfer_from(teach: Callable[[], Model], name: str) -> Transfer:
     """The attack by way of a surrogate, images -> logits, which is taught when it is first needed; under a name that
     says which it is."""
     kind = dataclasses.make_dataclass(
-        "TransferFrom", [], bases=(Transfer,), frozen=True, kw_only=True,
+        "TransferFrom",
+        [],
+        bases=(Transfer,),
+        frozen=True,
+        kw_only=True,
         namespace={"surrogate": staticmethod(functools.cache(teach)), "name": name},
     )
     return kind()
@@ -105,8 +110,9 @@ def _asked(
     positions = torch.arange(len(dataset))[:: max(1, -(-len(dataset) // MOST_IMAGES))]
     images = dataset.images(positions).to(device).clamp(*threat_model.box)
     copies = [
-        images + NOISE * (2 * uniform(sample_keys(0, dataset.indices[positions], "surrogate", copy), images.shape[1:])
-                          .to(images) - 1)
+        images
+        + NOISE
+        * (2 * uniform(sample_keys(0, dataset.indices[positions], "surrogate", copy), images.shape[1:]).to(images) - 1)
         for copy in range(COPIES)
     ]
     points = torch.cat([images, *copies]).clamp(*threat_model.box)
@@ -118,9 +124,17 @@ def _asked(
 def _network(shape: torch.Size, classes: int) -> nn.Module:
     side = min(8, *shape[1:])
     return nn.Sequential(
-        nn.Conv2d(shape[0], 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(side), nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(64 * ((side + 1) // 2) ** 2, 128), nn.ReLU(), nn.Linear(128, classes),
+        nn.Conv2d(shape[0], 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(side),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * ((side + 1) // 2) ** 2, 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
     )
 
 

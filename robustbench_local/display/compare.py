@@ -1,4 +1,5 @@
 """What people see of a comparison, on stderr."""
+
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
@@ -24,8 +25,12 @@ def show_comparison(screen: Console, comparison: Comparison) -> None:
             screen.print("[red]not comparable[/]  ", end="")
             screen.print(plain(reason), markup=False, soft_wrap=True)
         return
-    screen.print(plain(f"{comparison.data} ({comparison.n} images), {comparison.threat}"), style="bold", markup=False,
-                 soft_wrap=True)
+    screen.print(
+        plain(f"{comparison.data} ({comparison.n} images), {comparison.threat}"),
+        style="bold",
+        markup=False,
+        soft_wrap=True,
+    )
     _models(screen, comparison)
     if comparison.pair is not None:
         _pair(screen, comparison, comparison.pair)
@@ -38,8 +43,13 @@ def _table(*columns: str, first: int = 12) -> Table:
     """first: the least width of the first column."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
-        table.add_column(Text(plain(name)), justify="right" if position else "left", no_wrap=position > 0,
-                         overflow="fold", min_width=0 if position else first)
+        table.add_column(
+            Text(plain(name)),
+            justify="right" if position else "left",
+            no_wrap=position > 0,
+            overflow="fold",
+            min_width=0 if position else first,
+        )
     return table
 
 
@@ -62,11 +72,18 @@ def _models(screen: Console, comparison: Comparison) -> None:
             screen.print(plain(f"{numbers[each.path]}: {each.model} ({each.path})"), markup=False, soft_wrap=True)
     for each in comparison.ranked:
         why = f": {'; '.join(each.doubts)}" if each.doubts else ""
-        screen.print(plain(f"verdict of {each.path}: {each.verdict}{why}"), markup=False, soft_wrap=True,
-                     style="yellow" if each.doubts else "dim")
+        screen.print(
+            plain(f"verdict of {each.path}: {each.verdict}{why}"),
+            markup=False,
+            soft_wrap=True,
+            style="yellow" if each.doubts else "dim",
+        )
     screen.print(
         f"models that share a letter cannot be told apart by their robust accuracy at {1 - comparison.level:.3g} "
-        "(paired exact tests, Holm over all pairs)", style="dim", markup=False, soft_wrap=True,
+        "(paired exact tests, Holm over all pairs)",
+        style="dim",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -90,8 +107,14 @@ def _pair(screen: Console, comparison: Comparison, pair: Pair) -> None:
 def _row(table: Table, name: str, change: Change) -> None:
     interval = f"{100 * change.change:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
     table.add_row(
-        Text(plain(name)), f"{change.before:.1%}", f"{change.now:.1%}", interval, str(change.lost), str(change.gained),
-        f"{change.p:.3g}", f"{change.p_mid:.3g}",
+        Text(plain(name)),
+        f"{change.before:.1%}",
+        f"{change.now:.1%}",
+        interval,
+        str(change.lost),
+        str(change.gained),
+        f"{change.p:.3g}",
+        f"{change.p_mid:.3g}",
     )
 
 

@@ -1,4 +1,5 @@
 """What people see: tables and progress, on stderr."""
+
 from __future__ import annotations
 
 import os
@@ -36,7 +37,7 @@ def console(*, quiet: bool = False) -> Console:
     return Screen(stderr=True, highlight=False, soft_wrap=False, quiet=quiet)
 
 
-class Live:
+class ProgressContext:
     """A progress bar that is there inside a `with` and gone after it, on a terminal only."""
 
     _progress: Progress
@@ -51,15 +52,21 @@ class Live:
         self._progress.stop()
 
 
-class ProgressObserver(Live, Observer):
+class ProgressObserver(ProgressContext, Observer):
     """A bar for each stage with images a second, running robust accuracy and time left; nothing off a terminal."""
 
     def __init__(self, screen: Console, samples: int):
         self._samples = samples
         self._progress = Progress(
-            TextColumn("{task.description:<28}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"), TextColumn("standing {task.fields[standing]}"), TimeRemainingColumn(),
-            console=screen, transient=True, disable=not screen.is_terminal,
+            TextColumn("{task.description:<28}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("standing {task.fields[standing]}"),
+            TimeRemainingColumn(),
+            console=screen,
+            transient=True,
+            disable=not screen.is_terminal,
         )
         self._task: TaskID | None = None
 
@@ -73,7 +80,9 @@ class ProgressObserver(Live, Observer):
             return
         speed = self._progress.tasks[-1].speed
         self._progress.update(
-            self._task, advance=finished, standing=f"{standing / self._samples:.1%}",
+            self._task,
+            advance=finished,
+            standing=f"{standing / self._samples:.1%}",
             speed=f"{speed:.0f} images/s" if speed else "",
         )
 
@@ -88,7 +97,10 @@ def show_result(screen: Console, result: Result) -> None:
     goal = "" if threat.goal == "untargeted" else f", {threat.goal.source} → {threat.goal.target}"
     screen.print(
         f"{plain(result.model.name)} on {plain(result.data.name)} ({result.data.n} of {result.data.available} images), "
-        f"{NORMS[threat.norm]} {threat.eps_text}{goal}", style="bold", markup=False, soft_wrap=True,
+        f"{NORMS[threat.norm]} {threat.eps_text}{goal}",
+        style="bold",
+        markup=False,
+        soft_wrap=True,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("after", min_width=24, overflow="fold")
@@ -107,15 +119,20 @@ def show_result(screen: Console, result: Result) -> None:
         row(
             Text(attack.name.replace(",", ", ").replace(":", ": ")),
             *_cells(Accuracy.of(round(attack.robust_accuracy_after * result.data.n), result.data.n)),
-            f"{attack.fooled} of {attack.attacked}", f"{attack.forward_passes + attack.backward_passes:,}",
+            f"{attack.fooled} of {attack.attacked}",
+            f"{attack.forward_passes + attack.backward_passes:,}",
             f"{attack.seconds:.1f}",
         )
     cost = result.cost
     table.add_section()
     fooled = result.clean_accuracy.correct - result.robust_accuracy.correct
     row(
-        "all: robust", *_cells(result.robust_accuracy), f"{fooled} of {result.clean_accuracy.correct}",
-        f"{cost.forward_passes + cost.backward_passes:,}", f"{cost.seconds:.1f}", style="bold",
+        "all: robust",
+        *_cells(result.robust_accuracy),
+        f"{fooled} of {result.clean_accuracy.correct}",
+        f"{cost.forward_passes + cost.backward_passes:,}",
+        f"{cost.seconds:.1f}",
+        style="bold",
     )
     screen.print(table)
     protocol = result.protocol
@@ -123,26 +140,34 @@ def show_result(screen: Console, result: Result) -> None:
     screen.print(
         f"protocol {suite} ({protocol.sha256[:12]}), seed {result.config['seed']}, device {result.config['device']}, "
         f"searched in {result.config.get('precision', 'fp32')}"
-        + ("; no attack of this protocol fooled the robust ones – another might." if result.robust_accuracy.correct
-           else "."), style="dim", markup=False,
+        + (
+            "; no attack of this protocol fooled the robust ones – another might."
+            if result.robust_accuracy.correct
+            else "."
+        ),
+        style="dim",
+        markup=False,
         soft_wrap=True,
     )
     if result.sequential is not None:
         n, available = result.data.n, result.data.available
         screen.print(
             f"stopped after {n} of {available} images, in random order: {plain(result.sequential.gate)} is decided"
-            if n < available else f"all {n} images were seen, in random order",
-            style="dim", markup=False, soft_wrap=True,
+            if n < available
+            else f"all {n} images were seen, in random order",
+            style="dim",
+            markup=False,
+            soft_wrap=True,
         )
     status = result.verdict.status
     colour = {"trusted": "green", "doubtful": "yellow", "not-trusted": "red"}.get(status, "dim")
     passed = sum(finding.status == "pass" for finding in result.diagnostics)
-    looked = "" if finding_made(result) else "; nothing was looked at after the attacks"
+    looked = "" if was_assessed(result) else "; nothing was looked at after the attacks"
     screen.print(f"verdict: [{colour}]{status}[/] ({passed} checks passed{looked})", style="bold")
     show_findings(screen, [finding for finding in result.diagnostics if finding.status in ("warn", "fail")])
 
 
-def finding_made(result: Result) -> bool:
+def was_assessed(result: Result) -> bool:
     """Whether the outcome was looked at after the attacks."""
     return any(finding.check == checks.GROWTH for finding in result.diagnostics)
 

@@ -1,9 +1,10 @@
 """What people see of a gate's decision, on stderr."""
+
 from __future__ import annotations
 
 from rich.console import Console
 
-from robustbench_local.gates.decide import Decision, Judged
+from robustbench_local.gates.decide import Decision, ResultDecision
 from robustbench_local.gates.limits import Outcome
 from robustbench_local.io.escape import plain
 
@@ -21,14 +22,17 @@ def show_decision(screen: Console, decision: Decision, *, asked_to_update: bool 
             screen.print(f"[yellow]{'doubtful':<16}[/]", end="")
             screen.print(plain(doubt), markup=False, soft_wrap=True)
     if asked_to_update:
-        told = ", ".join(map(str, decision.updated)) or "left as it was: only a result that the gate does not fail or "\
+        told = (
+            ", ".join(map(str, decision.updated))
+            or "left as it was: only a result that the gate does not fail or "
             "refuse takes its place; to begin with other samples or settings, remove it first"
+        )
         screen.print(f"baseline{' updated' if decision.updated else ''}: {plain(told)}", markup=False, soft_wrap=True)
     outcome = decision.outcome
     screen.print(f"gate: [{MARKS[outcome]}]{outcome.word}[/]", style="bold")
 
 
-def heading(judged: Judged) -> str:
+def heading(judged: ResultDecision) -> str:
     """`digits-cnn on digits, L∞ 0.1 (runs/x.json)`."""
     if judged.result is None:
         return judged.threat

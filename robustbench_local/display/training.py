@@ -1,4 +1,5 @@
 """What people see of training: a line for every epoch and a bar for the running one, on stderr."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,21 +7,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from robustbench_local.display.evaluation import Live
+from robustbench_local.display.evaluation import ProgressContext
 from robustbench_local.training.metrics import EpochReport, TrainingObserver
 from robustbench_local.training.model_card import RESULT, WEIGHTS
-from robustbench_local.training.run import Hardened
+from robustbench_local.training.run import TrainingRun
 
 
-class EpochTable(Live, TrainingObserver):
+class EpochTable(ProgressContext, TrainingObserver):
     """Epoch, loss and its parts, hold-out accuracies, images a second; on a terminal also the time left."""
 
     def __init__(self, screen: Console):
         self._screen = screen
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(),
-            console=screen, transient=True, disable=not screen.is_terminal,
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=screen,
+            transient=True,
+            disable=not screen.is_terminal,
         )
         self._task: TaskID | None = None
         self._epochs = 0
@@ -60,7 +65,7 @@ class EpochTable(Live, TrainingObserver):
         self._screen.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
-def show_training(screen: Console, hardened: Hardened, *, drawn: Path | None) -> None:
+def show_training(screen: Console, hardened: TrainingRun, *, drawn: Path | None) -> None:
     """What training leaves behind: which epoch was kept and why, and where the files are."""
     card, folder = hardened.card, hardened.folder
     assert card.chosen is not None and card.evaluation is not None
@@ -70,7 +75,8 @@ def show_training(screen: Console, hardened: Hardened, *, drawn: Path | None) ->
         screen.print(
             f"the last epoch on the same images: clean {last.clean_accuracy.value:.1%}, robust "
             f"{last.robust_accuracy.value:.1%}; the chosen one: clean {kept.clean_accuracy.value:.1%}, robust "
-            f"{kept.robust_accuracy.value:.1%}", soft_wrap=True,
+            f"{kept.robust_accuracy.value:.1%}",
+            soft_wrap=True,
         )
     curves = drawn if drawn else "not drawn: pip install 'robustbench-local[plot]'"
     screen.print(f"curves: {curves}", soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ The toolbox searches; whatever it returns is moved into the ball and the box and
 Its attacks draw from NumPy's global generator, so here a sample's fate does depend on its batch; the generator is
 seeded from the run's own keys and put back as it was.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -63,8 +64,12 @@ class ArtAttack:
         """The attack's own settings, and the engine's in the toolbox's words as far as the attack knows them."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         ours = {
-            "norm": _NORMS[threat_model.norm], "eps": threat_model.eps, "batch_size": len(images), "verbose": False,
-            "targeted": threat_model.target is not None, "summary_writer": False,
+            "norm": _NORMS[threat_model.norm],
+            "eps": threat_model.eps,
+            "batch_size": len(images),
+            "verbose": False,
+            "targeted": threat_model.target is not None,
+            "summary_writer": False,
         }
         known = inspect.signature(self.kind).parameters
         if threat_model.target is not None and "targeted" not in known:
@@ -108,8 +113,12 @@ def _estimator(model: Model, images: Tensor, classes: int, threat_model: ThreatM
     from art.estimators.classification import PyTorchClassifier
 
     return PyTorchClassifier(
-        model=model, loss=torch.nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]), nb_classes=classes,
-        clip_values=threat_model.box, device_type="gpu" if images.is_cuda else "cpu",
+        model=model,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=tuple(images.shape[1:]),
+        nb_classes=classes,
+        clip_values=threat_model.box,
+        device_type="gpu" if images.is_cuda else "cpu",
     )
 
 
@@ -160,6 +169,10 @@ def art_attack(name: str) -> type[ArtAttack]:
         elif isinstance(argument.default, bool | int | float | str):
             fields.append((argument.name, type(argument.default), argument.default))
     return dataclasses.make_dataclass(
-        f"Art{name}", fields, bases=(ArtAttack,), frozen=True, kw_only=True,
+        f"Art{name}",
+        fields,
+        bases=(ArtAttack,),
+        frozen=True,
+        kw_only=True,
         namespace={"name": f"art/{name}", "kind": kind},
     )

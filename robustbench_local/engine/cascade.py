@@ -3,6 +3,7 @@
 All that happens is events. Those of an interrupted run are read back from its journal, those of other processes come
 through the process group, and the rest is computed; which of the three it was makes no difference to the outcome.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,16 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import family, runs, settings, spec
+from robustbench_local.attacks.attack import number_of_runs, random_stream_name, settings, spec_text
 from robustbench_local.attacks.suites import MASKED, MOVING, Stage
 from robustbench_local.certification.region_attack import RegionSearch
 from robustbench_local.data.dataset import sample_sha256
 from robustbench_local.engine.journal import Journal
 from robustbench_local.engine.ledger import CleanEvent, SearchEvent, seconds_of
 from robustbench_local.engine.observer import Observer
-from robustbench_local.engine.precision import Twin, Twins
+from robustbench_local.engine.precision import SearchModel, SearchModels
 from robustbench_local.engine.protocol import Step
-from robustbench_local.engine.search import Job, clean_pass, search
+from robustbench_local.engine.search import RunContext, clean_pass, run_attack
 from robustbench_local.errors import UserError
 from robustbench_local.models.metered import seconds_since
 from robustbench_local.results.checks import PROBES_AGREE
@@ -35,7 +36,7 @@ STAGES = 1000
 
 
 @dataclass(frozen=True)
-class Ran:
+class StageRun:
     """A stage that has been run. stood: how many samples stood before it. because: the check that called for it."""
 
     step: Step
@@ -53,9 +54,9 @@ class Cascade:
     positions: int64 [samples], the block's places in the run. block: its number.
     """
 
-    def __init__(self, job: Job, journal: Journal, observer: Observer, positions: Tensor, block: int = 0):
+    def __init__(self, job: RunContext, journal: Journal, observer: Observer, positions: Tensor, block: int = 0):
         self.job, self.positions = job, positions
-        self.ran: list[Ran] = []
+        self.ran: list[StageRun] = []
         self._journal, self._observer, self._block = journal, observer, block
         self._mine = torch.zeros(len(job.ledger), dtype=torch.bool)
         self._mine[positions] = True
@@ -77,7 +78,7 @@ class Cascade:
         waiting = self._mine.clone()
 
         def enter(event: CleanEvent) -> None:
-            ledger.enter_clean(event)
+            ledger.apply_clean(event)
             waiting[torch.tensor(event.positions)] = False
             job.advanced(len(event.positions), int(ledger.standing.sum()))
 
@@ -93,8 +94,8 @@ class Cascade:
             self._journal.add(event)
             found.append(event)
             enter(event)
-        for event in _of_others(found):
-            self._journal.keep(event)
+        for event in _from_other_ranks(found):
+            self._journal.remember(event)
             enter(event)
 
     def suite(self, steps: Sequence[Step], gradients: Diagnostic) -> list[Diagnostic]:
@@ -114,35 +115,35 @@ class Cascade:
             moving = ran.fooled > MOVING * ran.attacked
             doubtful |= step.stage.role == "probe" and ran.fooled > MASKED * ran.attacked
         probes = [ran for ran in self.ran if ran.step.stage.role == "probe"]
-        return [*findings, _trust(probes, gradients)] if probes else findings
+        return [*findings, _probe_diagnostic(probes, gradients)] if probes else findings
 
-    def repeat(self, extra: Sequence[tuple[int, Step, str]]) -> None:
+    def run_extra_stages(self, extra: Sequence[tuple[int, Step, str]]) -> None:
         """Stages that another block's diagnosis has called for: number, step, and the check."""
-        self.untwinned()
+        self.use_full_precision()
         for number, step, because in extra:
             if len(self.standing):
                 self.run(step, number, because)
 
-    def untwinned(self) -> None:
+    def use_full_precision(self) -> None:
         """Search with the untouched classifier from here on."""
-        self.job = _untwinned(self.job)
+        self.job = _full_precision(self.job)
 
-    def run(self, step: Step, number: int, because: str | None = None) -> Ran:
+    def run(self, step: Step, number: int, because: str | None = None) -> StageRun:
         """One stage on what stands. number: below `STAGES`, the same for the same stage of every block."""
         # The same attack again goes on with further restarts instead of repeating its first ones.
         first, number = _first_run(self.job, step, [ran.step for ran in self.ran]), self._block * STAGES + number
         moment, ledger = time.perf_counter(), self.job.ledger
         # A twin's layers have other names, so what is known by the layers' names has to be done to the model itself.
-        job = _untwinned(self.job) if getattr(step.attack, "layers", "") else self.job
+        job = _full_precision(self.job) if getattr(step.attack, "layers", "") else self.job
         standing = self.standing
-        chosen = _nearest_to_falling(standing, step.stage)
-        total = runs(step.attack, self.job.threat_model.rivals(self.job.classes))
-        self._observer.begin(spec(step.attack), len(chosen) * total)
+        chosen = _smallest_margin_first(standing, step.stage)
+        total = number_of_runs(step.attack, self.job.threat_model.number_of_targets(self.job.classes))
+        self._observer.begin(spec_text(step.attack), len(chosen) * total)
         numbers = range(first, first + total)
         finished: dict[int, set[int]] = {run: set() for run in numbers}
 
         def enter(event: SearchEvent) -> None:
-            ledger.enter_search(event, spec(step.attack))
+            ledger.apply_search(event, spec_text(step.attack))
             finished[event.run].update(event.positions)
             self.job.advanced(len(event.positions), int(ledger.standing.sum()))
 
@@ -160,20 +161,20 @@ class Cascade:
         for run in numbers:
             waiting = [place for place in share[ledger.standing[share]].tolist() if place not in finished[run]]
             if waiting:
-                search(job, step.attack, number, run, torch.tensor(waiting), emit)
-        for event in _of_others(found):
-            self._journal.keep(event)
+                run_attack(job, step.attack, number, run, torch.tensor(waiting), emit)
+        for event in _from_other_ranks(found):
+            self._journal.remember(event)
             enter(event)
         fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
         seconds = seconds_since(moment) + seconds_of(read_back)
-        ran = Ran(step, number, len(standing), len(chosen), fooled, seconds, because)
+        ran = StageRun(step, number, len(standing), len(chosen), fooled, seconds, because)
         self.ran.append(ran)
         return ran
 
 
 def reports_of(cascades: Sequence[Cascade], journal: Journal) -> list[AttackReport]:
     """A report for every stage, in the order in which they were run first; that of several blocks is one."""
-    stages: dict[int, list[Ran]] = {}
+    stages: dict[int, list[StageRun]] = {}
     for ran in (ran for cascade in cascades for ran in cascade.ran):
         stages.setdefault(ran.number % STAGES, []).append(ran)
     ledger, reports = cascades[0].job.ledger, []
@@ -183,35 +184,46 @@ def reports_of(cascades: Sequence[Cascade], journal: Journal) -> list[AttackRepo
         events = [event for ran in parts for event in journal.of_stage(ran.number)]
         step, fooled = parts[0].step, sum(ran.fooled for ran in parts)
         stands -= fooled
-        reports.append(AttackReport(
-            name=spec(step.attack), parameters=settings(step.attack), restarts=step.attack.restarts,
-            role=step.stage.role, because=parts[0].because, share=step.stage.share,
-            attacked=sum(ran.attacked for ran in parts), fooled=fooled,
-            unconfirmed=sum(event.unconfirmed for event in events),
-            low_precision_unconfirmed=sum(event.low_precision_unconfirmed for event in events),
-            robust_accuracy_after=stands / n,
-            forward_passes=sum(event.forward for event in events),
-            backward_passes=sum(event.backward for event in events),
-            seconds=sum(ran.seconds for ran in parts),
-        ))
+        reports.append(
+            AttackReport(
+                name=spec_text(step.attack),
+                parameters=settings(step.attack),
+                restarts=step.attack.restarts,
+                role=step.stage.role,
+                because=parts[0].because,
+                share=step.stage.share,
+                attacked=sum(ran.attacked for ran in parts),
+                fooled=fooled,
+                unconfirmed=sum(event.unconfirmed for event in events),
+                low_precision_unconfirmed=sum(event.low_precision_unconfirmed for event in events),
+                robust_accuracy_after=stands / n,
+                forward_passes=sum(event.forward for event in events),
+                backward_passes=sum(event.backward for event in events),
+                seconds=sum(ran.seconds for ran in parts),
+            )
+        )
     return reports
 
 
-def _untwinned(job: Job) -> Job:
-    return replace(job, twins=Twins(None, Twin(job.model.model, 0.0, "fp32")))
+def _full_precision(job: RunContext) -> RunContext:
+    return replace(job, search_models=SearchModels(None, SearchModel(job.model.model, 0.0, "fp32")))
 
 
-def _refusal(job: Job, step: Step) -> str:
+def _refusal(job: RunContext, step: Step) -> str:
     """Why the solver cannot take this model; empty where it can."""
     assert isinstance(step.attack, RegionSearch)
-    return step.attack.refusal(job.twins.fine.model, job.dataset.image_shape, job.threat_model)
+    return step.attack.refusal(job.search_models.fine.model, job.dataset.image_shape, job.threat_model)
 
 
-def _first_run(job: Job, step: Step, earlier: Sequence[Step]) -> int:
+def _first_run(job: RunContext, step: Step, earlier: Sequence[Step]) -> int:
     """The number of a stage's first run: after those of the stages whose random numbers it shares, and such that it
     begins with the likeliest target."""
-    rivals = job.threat_model.rivals(job.classes)
-    before = sum(runs(other.attack, rivals) for other in earlier if family(other.attack) == family(step.attack))
+    rivals = job.threat_model.number_of_targets(job.classes)
+    before = sum(
+        number_of_runs(other.attack, rivals)
+        for other in earlier
+        if random_stream_name(other.attack) == random_stream_name(step.attack)
+    )
     targets = max(1, min(step.attack.targets, rivals))
     return -(-before // targets) * targets
 
@@ -222,31 +234,39 @@ def _share(positions: Tensor) -> Tensor:
     return positions[rank::world]
 
 
-def _of_others(mine: list) -> list:
+def _from_other_ranks(mine: list) -> list:
     rank, _ = rank_and_world()
     return [event for other, events in enumerate(gather(mine)) if other != rank for event in events]
 
 
-def _nearest_to_falling(standing: Tensor, stage: Stage) -> Tensor:
+def _smallest_margin_first(standing: Tensor, stage: Stage) -> Tensor:
     """Those of the standing positions, by rising margin, that a stage is run on."""
     wanted = max(stage.least, math.ceil(stage.share * len(standing)))
     return standing[: wanted if stage.most is None else min(wanted, stage.most)]
 
 
-def _trust(probes: list[Ran], gradients: Diagnostic) -> Diagnostic:
+def _probe_diagnostic(probes: list[StageRun], gradients: Diagnostic) -> Diagnostic:
     """What the probes say: did an attack without gradients fool what gradients could not?"""
     found, asked = sum(probe.fooled for probe in probes), sum(probe.attacked for probe in probes)
     check = PROBES_AGREE
     if gradients.status == "warn":
         return Diagnostic(
-            check=check, status="warn", value="no gradient", threshold=0.0,
+            check=check,
+            status="warn",
+            value="no gradient",
+            threshold=0.0,
             advice="gradients were missing before the first attack, so the attacks that work without them were run on "
             "all that stood; the robust accuracy may still be an overestimate",
         )
     share = found / max(asked, 1)
     masked = share > MASKED
     return Diagnostic(
-        check=check, status="warn" if masked else "pass", value=share, threshold=MASKED,
+        check=check,
+        status="warn" if masked else "pass",
+        value=share,
+        threshold=MASKED,
         advice=f"{found} of {asked} samples on which the gradient attacks had failed fell to a probe (gradient "
-        "masking?): every further attack of the suite was run on all that stood" if masked else "",
+        "masking?): every further attack of the suite was run on all that stood"
+        if masked
+        else "",
     )

@@ -1,4 +1,5 @@
 """The journal of a run: every event is appended at the moment it happens, so a killed run can go on."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from robustbench_local.engine.ledger import CleanEvent, SearchEvent, record_path
 from robustbench_local.errors import UserError
 from robustbench_local.io.atomic_write import check_writable, lock, writable
-from robustbench_local.runtime.distributed import gather, rank_and_world, refuse_together
+from robustbench_local.runtime.distributed import gather, raise_on_all_ranks, rank_and_world
 
 
-class Binding(BaseModel):
+class RunFingerprint(BaseModel):
     """What a journal belongs to. Every field must be equal for a run to go on with it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +36,7 @@ class Header(BaseModel):
 
     kind: Literal["header"] = "header"
     schema_: Literal["robustbench-local/journal/1"] = Field(default="robustbench-local/journal/1", alias="schema")
-    binding: Binding
+    binding: RunFingerprint
 
 
 _LINE: TypeAdapter[Header | CleanEvent | SearchEvent] = TypeAdapter(
@@ -59,7 +60,7 @@ def journals(output: Path) -> list[Path]:
 class Journal:
     """Events of this run, those read back first. Without an output nothing is written."""
 
-    def __init__(self, output: Path | None, binding: Binding, *, resume: bool = False, rank: int = 0):
+    def __init__(self, output: Path | None, binding: RunFingerprint, *, resume: bool = False, rank: int = 0):
         """Raises UserError where the output cannot be written, or what is to be resumed belongs to another run."""
         self.clean: list[CleanEvent] = []
         self.searches: list[SearchEvent] = []
@@ -74,7 +75,7 @@ class Journal:
         except UserError as error:
             refusal = str(error)
         try:
-            refuse_together(refusal)  # before anybody changes a file
+            raise_on_all_ranks(refusal)  # before anybody changes a file
             if rank == 0 and not resume:
                 _remove_others(output)
             self._begin(self._path, binding, length)
@@ -83,23 +84,21 @@ class Journal:
             self.close()
             raise
 
-    def _look(self, output: Path, path: Path, binding: Binding, resume: bool) -> int:
+    def _look(self, output: Path, path: Path, binding: RunFingerprint, resume: bool) -> int:
         """Take the journal for this run alone, and read this process's share of what there is; return how much of its
         own journal is to stay."""
         rank, world = rank_and_world()
         for each in (output, record_path(output), path):
             check_writable(each)
-        self._file = _held(path)
+        self._file = _open_locked(path)
         if not resume:
             if rank == 0:
                 _require_nothing_found(output)
             return 0
-        lengths = {
-            each: self._read_back(each, binding) for each in journals(output) if _rank_of(each) % world == rank
-        }
+        lengths = {each: self._read_back(each, binding) for each in journals(output) if _rank_of(each) % world == rank}
         return lengths[path]
 
-    def _begin(self, path: Path, binding: Binding, length: int) -> None:
+    def _begin(self, path: Path, binding: RunFingerprint, length: int) -> None:
         """Go on after so much of the journal, or afresh where nothing of it is to stay."""
         assert self._file is not None
         with writable(path):
@@ -121,7 +120,7 @@ class Journal:
         for event in events:
             self._keep_once(event)
 
-    def _read_back(self, path: Path, binding: Binding) -> int:
+    def _read_back(self, path: Path, binding: RunFingerprint) -> int:
         """Take in the events of a file; return how many of its bytes are whole lines."""
         try:
             content = path.read_bytes()
@@ -131,8 +130,10 @@ class Journal:
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             event = _parsed(line)
             if event is None or (number == 1 and not isinstance(event, Header)):
-                rest = "the file to start afresh" if number == 1 else (
-                    "that line to go on with the others, or the file to start afresh"
+                rest = (
+                    "the file to start afresh"
+                    if number == 1
+                    else ("that line to go on with the others, or the file to start afresh")
                 )
                 raise UserError(f"{path}, line {number} is damaged: delete {rest}")
             if isinstance(event, Header):  # a second one is of a run that began at the same moment
@@ -151,9 +152,9 @@ class Journal:
         settled = {(stage, run, position) for position in event.positions}
         if self._settled.isdisjoint(settled):
             self._settled |= settled
-            self.keep(event)
+            self.remember(event)
 
-    def keep(self, event: CleanEvent | SearchEvent) -> None:
+    def remember(self, event: CleanEvent | SearchEvent) -> None:
         """Take an event in that is on a disk already."""
         if isinstance(event, CleanEvent):
             self.clean.append(event)
@@ -162,7 +163,7 @@ class Journal:
 
     def add(self, event: CleanEvent | SearchEvent) -> None:
         """Append one event; it is on its way to the disk when this returns."""
-        self.keep(event)
+        self.remember(event)
         self._write(event)
 
     def of_stage(self, stage: int) -> list[SearchEvent]:
@@ -197,7 +198,7 @@ def _rank_of(path: Path) -> int:
     return int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0
 
 
-def _held(path: Path) -> FileIO:
+def _open_locked(path: Path) -> FileIO:
     """The journal opened, and locked against other runs. Raises UserError where one of them is writing it."""
     while True:
         with writable(path):
@@ -250,10 +251,16 @@ def _parsed(line: bytes) -> Header | CleanEvent | SearchEvent | None:
         return None
 
 
-def _require_same(theirs: Binding, ours: Binding, path: Path) -> None:
+def _require_same(theirs: RunFingerprint, ours: RunFingerprint, path: Path) -> None:
     # The model last: it is told by what it says of some of the samples.
-    told = {"seed": "seed", "samples": "set of samples", "threat_model": "threat model", "protocol": "set of attacks",
-            "arithmetic": "arithmetic", "model": "model"}
+    told = {
+        "seed": "seed",
+        "samples": "set of samples",
+        "threat_model": "threat model",
+        "protocol": "set of attacks",
+        "arithmetic": "arithmetic",
+        "model": "model",
+    }
     for name, word in told.items():
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(

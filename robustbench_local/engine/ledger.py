@@ -1,4 +1,5 @@
 """What is known of every sample during a run, built from events alone: what happened live, or was read back."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from robustbench_local.io.atomic_write import write_together
+from robustbench_local.io.atomic_write import write_all_or_none
 from robustbench_local.results.schema import Distance, Result, SampleRecord
 from robustbench_local.runtime.distributed import rank_and_world
 
@@ -38,7 +39,7 @@ class CleanEvent(Event):
     """The classes worth steering to, as many as the run will ask for."""
 
 
-class Break(BaseModel):
+class AdversarialExample(BaseModel):
     """A verified adversarial example."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +59,7 @@ class SearchEvent(Event):
     run: int
     margins: list[float | None]
     """The smallest margins seen, None where nothing believable was."""
-    breaks: list[Break]
+    breaks: list[AdversarialExample]
     unconfirmed: int
     low_precision_unconfirmed: int
     not_numbers: int
@@ -77,7 +78,7 @@ def record_path(output: Path) -> Path:
     return output.with_name(output.name.removesuffix(".json") + ".samples.jsonl")
 
 
-class Ledger:
+class SampleStates:
     """Every sample's standing. It changes by events only, so that reading a journal back gives the same ledger."""
 
     def __init__(self, indices: Tensor, labels: Tensor):
@@ -90,20 +91,20 @@ class Ledger:
         self.rivals: dict[int, list[int]] = {}
         self.correct = torch.zeros(n, dtype=torch.bool)
         self.standing = torch.zeros(n, dtype=torch.bool)
-        self._breaks: dict[int, tuple[str, int, Break]] = {}
+        self._breaks: dict[int, tuple[str, int, AdversarialExample]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, n: int) -> Ledger:
+    def first(self, n: int) -> SampleStates:
         """What is known of the first n samples."""
-        part = Ledger(self.indices[:n], self.labels[:n])
+        part = SampleStates(self.indices[:n], self.labels[:n])
         part.hashes, part.rivals, part._breaks = self.hashes[:n], self.rivals, self._breaks
         for name in ("clean_prediction", "clean_margin", "margin", "correct", "standing"):
             setattr(part, name, getattr(self, name)[:n])
         return part
 
-    def enter_clean(self, event: CleanEvent) -> None:
+    def apply_clean(self, event: CleanEvent) -> None:
         """The clean pass over some samples; those it misclassifies are decided by it."""
         positions, predictions = torch.tensor(event.positions), torch.tensor(event.predictions)
         self.clean_prediction[positions] = predictions
@@ -115,7 +116,7 @@ class Ledger:
             if rivals and self.correct[position]:
                 self.rivals[position] = rivals
 
-    def enter_search(self, event: SearchEvent, attack: str) -> None:
+    def apply_search(self, event: SearchEvent, attack: str) -> None:
         """Some samples have finished a run of the attack, and some of them are broken."""
         for position, margin in zip(event.positions, event.margins, strict=True):
             if margin is not None:
@@ -135,18 +136,25 @@ class Ledger:
     def _sample(self, position: int) -> SampleRecord:
         attack, run, found = self._breaks.get(position) or (None, None, None)
         return SampleRecord(
-            index=int(self.indices[position]), input_sha256=self.hashes[position], label=int(self.labels[position]),
-            clean_prediction=int(self.clean_prediction[position]), robust=bool(self.standing[position]),
-            adversarial_prediction=found.prediction if found else None, broken_by=attack, restart=run,
-            step=found.step if found else None, distance=found.distance if found else None,
-            clean_margin=float(self.clean_margin[position]), margin=float(self.margin[position]),
+            index=int(self.indices[position]),
+            input_sha256=self.hashes[position],
+            label=int(self.labels[position]),
+            clean_prediction=int(self.clean_prediction[position]),
+            robust=bool(self.standing[position]),
+            adversarial_prediction=found.prediction if found else None,
+            broken_by=attack,
+            restart=run,
+            step=found.step if found else None,
+            distance=found.distance if found else None,
+            clean_margin=float(self.clean_margin[position]),
+            margin=float(self.margin[position]),
         )
 
 
 def write_outcome(output: Path, result: Result, samples: list[SampleRecord]) -> None:
     """Put the result, and the per-sample record beside it, in their places: both or neither."""
     record = "".join(f"{sample.model_dump_json()}\n" for sample in samples)
-    write_together({record_path(output): record, output: result.to_json()})
+    write_all_or_none({record_path(output): record, output: result.to_json()})
 
 
 def summed_hash(hashes: list[str], labels: Tensor) -> str:

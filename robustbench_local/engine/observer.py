@@ -1,4 +1,5 @@
 """What a run tells whoever watches it."""
+
 from __future__ import annotations
 
 

@@ -1,7 +1,8 @@
-"""The arithmetic of the search: twins of the classifier that give the same answers faster.
+"""The arithmetic of the search: search_models of the classifier that give the same answers faster.
 
 Nothing a twin says is believed: the untouched float32 classifier verifies every point. So a twin has only to be near.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,9 +19,9 @@ from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
-NEAR = 1e-3
+MAX_LOGIT_ERROR = 1e-3
 """By what share of the largest logit a float32 twin may be off."""
-ALIKE = 0.9
+MIN_AGREEMENT = 0.9
 """What share of the images a low-precision twin must predict alike."""
 
 
@@ -36,11 +37,11 @@ def tensor_float_32(allowed: bool) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Twin:
-    """A classifier to search with. slack: how much of a margin, in logits, may be its rounding."""
+class SearchModel:
+    """A classifier to search with. margin_tolerance: how much of a margin, in logits, may be its rounding."""
 
     model: Classifier
-    slack: float
+    margin_tolerance: float
     name: str
     tf32: bool = False
 
@@ -52,11 +53,11 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Twins:
+class SearchModels:
     """coarse: the low-precision twin that searches first, if any. fine: the float32 one that finishes."""
 
-    coarse: Twin | None
-    fine: Twin
+    coarse: SearchModel | None
+    fine: SearchModel
 
     @property
     def name(self) -> str:
@@ -87,16 +88,16 @@ def check_precision(text: str, device: torch.device) -> Precision:
     return text  # type: ignore[return-value]
 
 
-def make_twins(metered: Metered, images: Tensor, precision: Precision) -> Twins:
+def build_search_models(metered: Metered, images: Tensor, precision: Precision) -> SearchModels:
     """Twins for the search, each compared with the classifier on a few images.
 
     images: float [rows, ...] in the box, on the classifier's device. A twin that differs too much, or cannot be made,
     is left out. "auto" is bf16 on GPUs that have it and float32 elsewhere.
     """
     classifier = metered.model
-    untouched = Twin(classifier, 0.0, "fp32")
+    untouched = SearchModel(classifier, 0.0, "fp32")
     if images.dim() != 4 or not any(isinstance(part, nn.Conv2d) for part in classifier.modules()):
-        return Twins(None, untouched)
+        return SearchModels(None, untouched)
     folded = _folded(classifier.module)
     fine = _twin(metered, folded, torch.float32, images, "fp32") or untouched
     if precision == "auto":
@@ -106,8 +107,8 @@ def make_twins(metered: Metered, images: Tensor, precision: Precision) -> Twins:
     if precision == "bf16":
         coarse = _twin(metered, folded, torch.bfloat16, images, "bf16")
     elif precision == "tf32":
-        coarse = Twin(fine.model, _spread(metered, fine.model, images, tf32=True)[0], "tf32", tf32=True)
-    return Twins(coarse, fine)
+        coarse = SearchModel(fine.model, _logit_error(metered, fine.model, images, tf32=True)[0], "tf32", tf32=True)
+    return SearchModels(coarse, fine)
 
 
 def _folded(module: nn.Module) -> nn.Module | None:
@@ -124,33 +125,37 @@ def _folded(module: nn.Module) -> nn.Module | None:
 
 def _twin(
     metered: Metered, folded: nn.Module | None, dtype: torch.dtype, images: Tensor, name: str
-) -> Twin | None:
+) -> SearchModel | None:
     if folded is None:
         return None
     classifier = metered.model
     scaling = classifier.normalization or {}
     try:
         twin = Classifier(
-            Cast(copy.deepcopy(folded), dtype), name=classifier.name, copy=False,
-            probabilities=classifier.probabilities, mean=scaling.get("mean"), std=scaling.get("std"),
+            Cast(copy.deepcopy(folded), dtype),
+            name=classifier.name,
+            copy=False,
+            probabilities=classifier.probabilities,
+            mean=scaling.get("mean"),
+            std=scaling.get("std"),
         ).to(images.device)
-        slack, largest, alike = _spread(metered, twin, images)
+        margin_tolerance, largest, alike = _logit_error(metered, twin, images)
         aligned = _same_gradient(metered, twin, images, 0.99 if dtype == torch.float32 else 0.5)
     except Exception:  # whatever the module does in that arithmetic, the search can do without it
         return None
-    near = slack <= NEAR * largest if dtype == torch.float32 else alike >= ALIKE
-    return Twin(twin, slack, name) if near and aligned else None
+    near = margin_tolerance <= MAX_LOGIT_ERROR * largest if dtype == torch.float32 else alike >= MIN_AGREEMENT
+    return SearchModel(twin, margin_tolerance, name) if near and aligned else None
 
 
 @torch.no_grad()
-def _spread(metered: Metered, twin: Classifier, images: Tensor, tf32: bool = False) -> tuple[float, float, float]:
+def _logit_error(metered: Metered, twin: Classifier, images: Tensor, tf32: bool = False) -> tuple[float, float, float]:
     """How far the twin's logits are off, the largest logit, and the share of images predicted alike.
 
     The last third goes through alone, so that what a trace has taken for constant shows.
     """
     expected, asked = metered(images), Metered(twin, metered.passes)
     part = len(images) // 3
-    with Twin(twin, 0.0, "", tf32).arithmetic():
+    with SearchModel(twin, 0.0, "", tf32).arithmetic():
         found = torch.cat([asked(images[part:]), asked(images[:part])]) if part else asked(images)
     expected = torch.cat([expected[part:], expected[:part]])
     off = (found - expected).abs().amax(1)

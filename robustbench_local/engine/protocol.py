@@ -1,4 +1,5 @@
 """From what was asked for – a suite's name, attacks by name – to attacks, and to the protocol the result may carry."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from robustbench_local.attacks import ATTACKS
-from robustbench_local.attacks.attack import Attack, settings, spec
+from robustbench_local.attacks.attack import Attack, settings, spec_text
 from robustbench_local.attacks.suites import SUITES, Stage
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.certification.region_attack import RegionSearch
@@ -87,14 +88,13 @@ def require_layers(module: nn.Module, steps: Sequence[Step]) -> None:
 
 def custom(attacks: Sequence[Attack]) -> tuple[Protocol, tuple[Step, ...]]:
     """The protocol of a run whose attacks were chosen one by one: each on everything that stands."""
-    steps = tuple(Step(attack, Stage(attack=spec(attack))) for attack in attacks)
+    steps = tuple(Step(attack, Stage(attack=spec_text(attack))) for attack in attacks)
     return Protocol(name="custom", version=None, sha256=settings_hash(steps)), steps
 
 
 def settings_hash(steps: Sequence[Step]) -> str:
     """sha256 of the attacks, their order, every one of their settings, and what each is run on."""
     content = [
-        [step.attack.name, settings(step.attack), step.stage.share, step.stage.least, step.stage.role]
-        for step in steps
+        [step.attack.name, settings(step.attack), step.stage.share, step.stage.least, step.stage.role] for step in steps
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,5 @@
 """Summing an evaluation up: the result file's content from what is known of every sample."""
+
 from __future__ import annotations
 
 import datetime
@@ -10,9 +11,9 @@ import torch
 
 from robustbench_local import __version__
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.engine.journal import Binding
-from robustbench_local.engine.ledger import Ledger, summed_hash
-from robustbench_local.engine.search import Job
+from robustbench_local.engine.journal import RunFingerprint
+from robustbench_local.engine.ledger import SampleStates, summed_hash
+from robustbench_local.engine.search import RunContext
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.models.metered import Passes, peak_memory
 from robustbench_local.results.schema import (
@@ -33,9 +34,20 @@ from robustbench_local.results.schema import (
 
 
 def summed_up(
-    *, classifier: Classifier, job: Job, protocol: Protocol, reports: list[AttackReport],
-    diagnostics: list[Diagnostic], verdict: Verdict, passes: Passes, seconds: float, available: int,
-    subset_seed: int | None, samples_file: str | None, binding: Binding, sequential: Sequential | None,
+    *,
+    classifier: Classifier,
+    job: RunContext,
+    protocol: Protocol,
+    reports: list[AttackReport],
+    diagnostics: list[Diagnostic],
+    verdict: Verdict,
+    passes: Passes,
+    seconds: float,
+    available: int,
+    subset_seed: int | None,
+    samples_file: str | None,
+    binding: RunFingerprint,
+    sequential: Sequential | None,
     config: dict[str, Any],
 ) -> Result:
     """job: its data set and ledger hold the samples that were evaluated. available: samples of the whole split.
@@ -43,18 +55,25 @@ def summed_up(
     ledger, dataset, n = job.ledger, job.dataset, len(job.dataset)
 
     def accuracy(correct: int) -> Accuracy:
-        return Accuracy.of(correct, n) if sequential is None else Accuracy.so_far(correct, n, available)
+        return Accuracy.of(correct, n) if sequential is None else Accuracy.anytime(correct, n, available)
 
     return Result(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=ModelInfo(
-            name=classifier.name, sha256=fingerprint(classifier), classes=job.classes,
+            name=classifier.name,
+            sha256=fingerprint(classifier),
+            classes=job.classes,
             parameters=sum(parameter.numel() for parameter in classifier.parameters()),
             normalization=classifier.normalization,
         ),
         data=DataInfo(
-            name=dataset.name, split=dataset.split, n=n, available=available, lossy=dataset.lossy,
-            sha256=summed_hash(ledger.hashes, ledger.labels), subset_seed=subset_seed,
+            name=dataset.name,
+            split=dataset.split,
+            n=n,
+            available=available,
+            lossy=dataset.lossy,
+            sha256=summed_hash(ledger.hashes, ledger.labels),
+            subset_seed=subset_seed,
         ),
         threat_model=threat_model_info(job.threat_model),
         protocol=protocol,
@@ -66,13 +85,17 @@ def summed_up(
         verdict=verdict,
         samples_file=samples_file,
         cost=Cost(
-            forward_passes=passes.forward, backward_passes=passes.backward,
-            forward_passes_per_image=passes.forward / n, backward_passes_per_image=passes.backward / n,
-            seconds=seconds, image_steps_per_second=passes.backward / seconds,
+            forward_passes=passes.forward,
+            backward_passes=passes.backward,
+            forward_passes_per_image=passes.forward / n,
+            backward_passes_per_image=passes.backward / n,
+            seconds=seconds,
+            image_steps_per_second=passes.backward / seconds,
             peak_memory_bytes=peak_memory(job.device),
         ),
         environment=_environment(job.device),
-        config={**config, "binding": binding.model_dump()}, sequential=sequential,
+        config={**config, "binding": binding.model_dump()},
+        sequential=sequential,
     )
 
 
@@ -80,23 +103,28 @@ def threat_model_info(threat_model: ThreatModel) -> ThreatModelInfo:
     """The threat model as a result says it."""
     target = threat_model.target
     return ThreatModelInfo(
-        norm=threat_model.norm, eps=threat_model.eps, eps_text=threat_model.eps_text, box=threat_model.box,
+        norm=threat_model.norm,
+        eps=threat_model.eps,
+        eps_text=threat_model.eps_text,
+        box=threat_model.box,
         goal="untargeted" if target is None else TargetedGoal(source=threat_model.source, target=target),
         reject=threat_model.reject,
     )
 
 
-def _per_class(ledger: Ledger, names: list[str] | None) -> list[ClassReport]:
+def _per_class(ledger: SampleStates, names: list[str] | None) -> list[ClassReport]:
     reports = []
     for label in ledger.labels.unique().tolist():
         mine = ledger.labels == label
         n = int(mine.sum())
-        reports.append(ClassReport(
-            label=label,
-            name=names[label] if names and label < len(names) else None,
-            clean_accuracy=Accuracy.of(int(ledger.correct[mine].sum()), n),
-            robust_accuracy=Accuracy.of(int(ledger.standing[mine].sum()), n),
-        ))
+        reports.append(
+            ClassReport(
+                label=label,
+                name=names[label] if names and label < len(names) else None,
+                clean_accuracy=Accuracy.of(int(ledger.correct[mine].sum()), n),
+                robust_accuracy=Accuracy.of(int(ledger.standing[mine].sum()), n),
+            )
+        )
     return reports
 
 

@@ -4,6 +4,7 @@ An image is rejected when squeezing moves the model's answer too far. A detector
 made without knowledge of it has shown nothing, so a second attack looks for points that are misclassified *and* pass
 (Carlini and Wagner, "Adversarial examples are not easily detected", AISec 2017).
 """
+
 from __future__ import annotations
 
 import math
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from robustbench_local.attacks import ThreatModel, pgd
 from robustbench_local.attacks.attack import Model
-from robustbench_local.attacks.norms import per_row, wide
+from robustbench_local.attacks.norms import expand_rows, to_float64
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.engine.search import ROUNDING, full_precision
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier
 from robustbench_local.models.metered import Metered
-from robustbench_local.models.preprocessing import InputDefense, input_defense, transformed
+from robustbench_local.models.preprocessing import InputDefense, apply_defenses, input_defense
 from robustbench_local.results.schema import Accuracy
 
 SQUEEZERS = ("bit-depth:bits=4", "median:window=2")
@@ -47,7 +48,7 @@ class Detector:
         the squeezers' stand-ins for gradients.
         """
         probabilities = logits.softmax(1)
-        squeezed = [self.classifier(transformed(images, [squeezer])).softmax(1) for squeezer in self.squeezers]
+        squeezed = [self.classifier(apply_defenses(images, [squeezer])).softmax(1) for squeezer in self.squeezers]
         return torch.stack([(probabilities - other).abs().sum(1) for other in squeezed]).amax(0)
 
 
@@ -96,9 +97,17 @@ def calibrate(
 
 
 def evaluate_detector(
-    classifier: Classifier, dataset: Dataset, calibration: Dataset, threat_model: ThreatModel, *,
-    squeezers: Sequence[str] = SQUEEZERS, fpr: float = 0.05, steps: int = 50, weights: Sequence[float] = WEIGHTS,
-    seed: int = 0, batch_size: int = 256,
+    classifier: Classifier,
+    dataset: Dataset,
+    calibration: Dataset,
+    threat_model: ThreatModel,
+    *,
+    squeezers: Sequence[str] = SQUEEZERS,
+    fpr: float = 0.05,
+    steps: int = 50,
+    weights: Sequence[float] = WEIGHTS,
+    seed: int = 0,
+    batch_size: int = 256,
 ) -> DetectorEvaluation:
     """Judge the feature-squeezing detector in front of a classifier on every image of a data set.
 
@@ -139,8 +148,14 @@ whether a misclassified point was found, and whether one that is accepted."""
 
 
 def _judge(
-    detector: Detector, threat_model: ThreatModel, images: Tensor, labels: Tensor, indices: Tensor, steps: int,
-    weights: Sequence[float], seed: int,
+    detector: Detector,
+    threat_model: ThreatModel,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    steps: int,
+    weights: Sequence[float],
+    seed: int,
 ) -> Tally:
     with torch.no_grad():
         logits = detector.classifier(images)
@@ -150,7 +165,13 @@ def _judge(
     standing = right.nonzero().squeeze(1)
     if len(standing):
         points = pgd(
-            detector.classifier, images[standing], labels[standing], threat_model, steps=steps, loss=LOSS, seed=seed,
+            detector.classifier,
+            images[standing],
+            labels[standing],
+            threat_model,
+            steps=steps,
+            loss=LOSS,
+            seed=seed,
             indices=indices[standing],
         )
         fooled[standing], passed[standing] = _verified(
@@ -171,7 +192,12 @@ def _judge(
 
 
 def _search(
-    detector: Detector, threat_model: ThreatModel, images: Tensor, labels: Tensor, keys: Tensor, weight: float,
+    detector: Detector,
+    threat_model: ThreatModel,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    weight: float,
     steps: int,
 ) -> Iterator[Tensor]:
     """PGD that climbs the loss minus the weighted excess of the detector's score, with step sizes falling from 2 · eps.
@@ -187,14 +213,14 @@ def _search(
         with torch.enable_grad():
             logits = detector.classifier(asked)
             excess = detector.score(asked, logits) - detector.threshold
-            climbed = threat_model.climb(LOSS, logits, labels) - weight * excess.clamp_min(0)
+            climbed = threat_model.attack_loss(LOSS, logits, labels) - weight * excess.clamp_min(0)
         gradient = torch.autograd.grad(climbed.sum(), asked)[0] if climbed.requires_grad else torch.zeros_like(points)
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         wrong = threat_model.margin(logits.detach(), labels) < 0
         height = torch.where(wrong, excess.detach(), math.inf)
         better = height < hurdle
-        best, hurdle = torch.where(per_row(better, points), points, best), torch.where(better, height, hurdle)
-        mistaken = torch.where(per_row(wrong, points), points, mistaken)
+        best, hurdle = torch.where(expand_rows(better, points), points, best), torch.where(better, height, hurdle)
+        mistaken = torch.where(expand_rows(wrong, points), points, mistaken)
         if step == steps:
             break
         length = threat_model.eps * (1 + math.cos(math.pi * step / steps))
@@ -211,7 +237,7 @@ def _verified(
 ) -> tuple[Tensor, Tensor]:
     """Which points are valid and misclassified, and which of those are accepted as well, bool [rows] each."""
     low, high = threat_model.box
-    inside = threat_model.geometry.distance(wide(points) - wide(images)) <= threat_model.eps + ROUNDING
+    inside = threat_model.geometry.distance(to_float64(points) - to_float64(images)) <= threat_model.eps + ROUNDING
     inside &= ((points >= low) & (points <= high)).flatten(1).all(1)
     logits = detector.classifier(points)
     mistaken = inside & (threat_model.margin(logits, labels) < 0)
@@ -229,7 +255,12 @@ def _summed(threshold: float, tally: Sequence[Tensor]) -> DetectorEvaluation:
         return Accuracy.of(int((fooled & ~passed).sum()), int(fooled.sum())) if fooled.any() else None
 
     return DetectorEvaluation(
-        threshold=threshold, n=n, clean_accuracy=rate(right), false_positives=rate(rejected),
-        robust_accuracy_non_adaptive=rate(right & ~passed), robust_accuracy_adaptive=rate(right & ~passed_adaptive),
-        detected_non_adaptive=detected(fooled, passed), detected_adaptive=detected(fooled_adaptive, passed_adaptive),
+        threshold=threshold,
+        n=n,
+        clean_accuracy=rate(right),
+        false_positives=rate(rejected),
+        robust_accuracy_non_adaptive=rate(right & ~passed),
+        robust_accuracy_adaptive=rate(right & ~passed_adaptive),
+        detected_non_adaptive=detected(fooled, passed),
+        detected_adaptive=detected(fooled_adaptive, passed_adaptive),
     )

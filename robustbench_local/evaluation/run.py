@@ -1,4 +1,5 @@
 """One evaluation from start to result: preflight, clean pass, cascade, verdict, files."""
+
 from __future__ import annotations
 
 import contextlib
@@ -29,15 +30,15 @@ from robustbench_local.diagnostics.diagnose import (
 from robustbench_local.diagnostics.input_plausibility import accuracy_is_plausible
 from robustbench_local.diagnostics.preflight import Preflight, preflight, probe_images
 from robustbench_local.engine.cascade import Cascade, reports_of
-from robustbench_local.engine.journal import Binding, Journal, journals
-from robustbench_local.engine.ledger import Ledger, record_path, seconds_of, summed_hash, write_outcome
+from robustbench_local.engine.journal import Journal, RunFingerprint, journals
+from robustbench_local.engine.ledger import SampleStates, record_path, seconds_of, summed_hash, write_outcome
 from robustbench_local.engine.observer import Observer
-from robustbench_local.engine.precision import Twin, Twins, check_precision, make_twins
+from robustbench_local.engine.precision import SearchModel, SearchModels, build_search_models, check_precision
 from robustbench_local.engine.protocol import Step, custom, require_goes_with, require_layers, resolve_suite
-from robustbench_local.engine.search import Job, clean_pass, full_precision
+from robustbench_local.engine.search import RunContext, clean_pass, full_precision
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.build_result import summed_up, threat_model_info
-from robustbench_local.gates.stopping import Until, blocks
+from robustbench_local.gates.stopping import GateStoppingRule, blocks
 from robustbench_local.io.atomic_write import check_writable
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.models.metered import Metered, Passes, forget_peak_memory, seconds_since
@@ -52,7 +53,7 @@ from robustbench_local.results.schema import (
     read_samples,
 )
 from robustbench_local.runtime.device import BatchSize, automatic_batch_size, choose_device, enough_memory
-from robustbench_local.runtime.distributed import agreed, device_for, gather, rank_and_world, require_met
+from robustbench_local.runtime.distributed import broadcast, device_for, gather, rank_and_world, require_process_group
 
 MOST_TARGETS = 9
 """Classes to steer to that are remembered of every sample: as many as any attack that a diagnostic calls for wants."""
@@ -95,11 +96,23 @@ def _on_device(classifier: Classifier, device: torch.device) -> Iterator[Metered
 
 
 def evaluate(
-    classifier: Classifier, dataset: Dataset, threat_model: ThreatModel, *,
-    suite: str | None = None, attacks: Sequence[Attack] | None = None, samples: int | None = None, seed: int = 0,
-    batch_size: int | None = None, device: str | torch.device | None = None, precision: str = "auto",
-    output: Path | None = None, resume: bool = False, assess: bool = True, until: Until | None = None,
-    observer: Observer | None = None, config: dict[str, Any] | None = None,
+    classifier: Classifier,
+    dataset: Dataset,
+    threat_model: ThreatModel,
+    *,
+    suite: str | None = None,
+    attacks: Sequence[Attack] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    output: Path | None = None,
+    resume: bool = False,
+    assess: bool = True,
+    until: GateStoppingRule | None = None,
+    observer: Observer | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Evaluation:
     """How many images of the data set the attacks leave standing.
 
@@ -117,7 +130,7 @@ def evaluate(
         raise UserError("give a suite or attacks, not both: a protocol cannot carry its name with other attacks in it")
     if attacks is not None and not attacks:
         raise UserError("there is no attack in the list of attacks: give at least one, or leave it out for a suite")
-    require_met("evaluate")
+    require_process_group("evaluate")
     if resume and output is None:
         raise UserError("there is nothing to resume without an output: name the interrupted run's --output")
     protocol, steps = custom(attacks) if attacks else resolve_suite(suite or "fast")
@@ -129,8 +142,10 @@ def evaluate(
     available = len(dataset)
     if until is not None:
         if samples is not None:
-            raise UserError("an evaluation that stops when a gate is decided chooses its own number of samples: leave "
-                            "--samples or --until-gate out")
+            raise UserError(
+                "an evaluation that stops when a gate is decided chooses its own number of samples: leave "
+                "--samples or --until-gate out"
+            )
         dataset = dataset.subset(hash_indices(seed, dataset.indices).argsort(stable=True))
     if samples is not None:
         dataset = dataset.subset(stratified_subset(dataset.labels, samples, seed))
@@ -140,21 +155,33 @@ def evaluate(
     started = time.perf_counter()
     with full_precision(where), enough_memory(where), _on_device(classifier, where) as metered:
         forget_peak_memory(where)
-        found = agreed(preflight(metered, dataset, threat_model, where))  # what follows depends on it everywhere
+        found = broadcast(preflight(metered, dataset, threat_model, where))  # what follows depends on it everywhere
         probe = _first_images(dataset, where)
-        twins = make_twins(metered, probe[: found.fits], precision)
-        binding = Binding(
-            model=_identity(metered, probe.split(found.fits), found.findings), samples=_samples_hash(dataset),
-            threat_model=_threat_model_hash(threat_model), protocol=protocol.sha256, seed=seed, arithmetic=twins.name,
+        search_models = build_search_models(metered, probe[: found.fits], precision)
+        binding = RunFingerprint(
+            model=_identity(metered, probe.split(found.fits), found.findings),
+            samples=_samples_hash(dataset),
+            threat_model=_threat_model_hash(threat_model),
+            protocol=protocol.sha256,
+            seed=seed,
+            arithmetic=search_models.name,
         )
         asked = {"assess": assess, "until": None if until is None else repr(until)}
         if resume and output is not None and (whole := _complete(output, binding, dataset, asked)) is not None:
             return whole
-        ledger = Ledger(dataset.indices, dataset.labels)
+        ledger = SampleStates(dataset.indices, dataset.labels)
         size = batch_size or automatic_batch_size(metered, probe[:1])
-        job = Job(
-            model=metered, twins=twins, dataset=dataset, threat_model=threat_model, ledger=ledger, seed=seed,
-            batch=BatchSize(size), classes=found.classes, device=where, advanced=observer.advance,
+        job = RunContext(
+            model=metered,
+            search_models=search_models,
+            dataset=dataset,
+            threat_model=threat_model,
+            ledger=ledger,
+            seed=seed,
+            batch=BatchSize(size),
+            classes=found.classes,
+            device=where,
+            advanced=observer.advance,
         )
         journal = Journal(output, binding, resume=resume, rank=rank)
         earlier = seconds_of([*journal.clean, *journal.searches])
@@ -172,15 +199,28 @@ def evaluate(
         if until is not None:
             job = _first_samples(job, sum(len(cascade.positions) for cascade in cascades))
         result = summed_up(
-            classifier=classifier, job=job, protocol=protocol, reports=reports, diagnostics=diagnostics,
+            classifier=classifier,
+            job=job,
+            protocol=protocol,
+            reports=reports,
+            diagnostics=diagnostics,
             verdict=verdict_of(diagnostics, assessed=assess),
-            passes=_all_passes(metered.passes, journal, before), seconds=seconds_since(started) + earlier,
-            available=available, subset_seed=None if samples is None else seed,
-            samples_file=None if output is None else record_path(output).name, binding=binding,
+            passes=_all_passes(metered.passes, journal, before),
+            seconds=seconds_since(started) + earlier,
+            available=available,
+            subset_seed=None if samples is None else seed,
+            samples_file=None if output is None else record_path(output).name,
+            binding=binding,
             sequential=None if until is None else _stopped(cascades, until, seed),
             config={
-                "seed": seed, "batch_size": size, "device": str(where), "samples": samples,
-                "precision": twins.name, "processes": rank_and_world()[1], **asked, **(config or {}),
+                "seed": seed,
+                "batch_size": size,
+                "device": str(where),
+                "samples": samples,
+                "precision": search_models.name,
+                "processes": rank_and_world()[1],
+                **asked,
+                **(config or {}),
             },
         )
     decided = job.ledger.samples()
@@ -193,8 +233,14 @@ def evaluate(
 
 
 def _attacked(
-    job: Job, steps: Sequence[Step], journal: Journal, observer: Observer, found: Preflight, *, assess: bool,
-    until: Until | None,
+    job: RunContext,
+    steps: Sequence[Step],
+    journal: Journal,
+    observer: Observer,
+    found: Preflight,
+    *,
+    assess: bool,
+    until: GateStoppingRule | None,
 ) -> tuple[list[Cascade], list[Diagnostic]]:
     """All samples, or block after block until the floors are decided, through the suite and what the first block's
     diagnosis calls for."""
@@ -209,7 +255,7 @@ def _attacked(
         cascade.clean(targets)
         if number:
             cascade.suite(steps, gradients)
-            cascade.repeat(diagnosis.extra)
+            cascade.run_extra_stages(diagnosis.extra_stages)
         else:
             predictions = ledger.clean_prediction[positions]
             diagnostics.append(accuracy_is_plausible(job.model, job.dataset, predictions, job.classes, job.device))
@@ -223,15 +269,13 @@ def _attacked(
     return cascades, over_blocks(diagnostics, cascades) if len(cascades) > 1 else diagnostics
 
 
-def _first_samples(job: Job, n: int) -> Job:
+def _first_samples(job: RunContext, n: int) -> RunContext:
     """The same with the first n samples, which are all that was evaluated."""
     return dataclasses.replace(job, dataset=job.dataset.subset(torch.arange(n)), ledger=job.ledger.first(n))
 
 
-def _stopped(cascades: Sequence[Cascade], until: Until, seed: int) -> Sequential:
-    return Sequential(
-        gate=until.name, order_seed=seed, looks=[int(cascade.positions[-1]) + 1 for cascade in cascades]
-    )
+def _stopped(cascades: Sequence[Cascade], until: GateStoppingRule, seed: int) -> Sequential:
+    return Sequential(gate=until.name, order_seed=seed, looks=[int(cascade.positions[-1]) + 1 for cascade in cascades])
 
 
 def _all_passes(own: Passes, journal: Journal, before: tuple[int, int]) -> Passes:
@@ -247,7 +291,7 @@ def _all_passes(own: Passes, journal: Journal, before: tuple[int, int]) -> Passe
     )
 
 
-def _complete(output: Path, binding: Binding, dataset: Dataset, asked: dict[str, Any]) -> Evaluation | None:
+def _complete(output: Path, binding: RunFingerprint, dataset: Dataset, asked: dict[str, Any]) -> Evaluation | None:
     """The evaluation that is to be resumed, where it had ended after all. asked: what else must be the same."""
     if journals(output) or not output.is_file():
         return None
@@ -300,22 +344,29 @@ def examine(
     with full_precision(where), enough_memory(where), _on_device(classifier, where) as metered:
         unmoved = ThreatModel("linf", 0)
         found = preflight(metered, dataset, unmoved, where)
-        ledger = Ledger(dataset.indices, dataset.labels)
+        ledger = SampleStates(dataset.indices, dataset.labels)
         size = automatic_batch_size(metered, _first_images(dataset, where)[:1])
-        job = Job(
-            model=metered, twins=Twins(None, Twin(classifier, 0.0, "fp32")), dataset=dataset, threat_model=unmoved,
-            ledger=ledger, seed=0, batch=BatchSize(size), classes=found.classes, device=where,
+        job = RunContext(
+            model=metered,
+            search_models=SearchModels(None, SearchModel(classifier, 0.0, "fp32")),
+            dataset=dataset,
+            threat_model=unmoved,
+            ledger=ledger,
+            seed=0,
+            batch=BatchSize(size),
+            classes=found.classes,
+            device=where,
             advanced=Observer().advance,
         )
         for event in clean_pass(job, torch.arange(len(dataset)), sample_sha256, 0):
-            ledger.enter_clean(event)
+            ledger.apply_clean(event)
         plausible = accuracy_is_plausible(metered, dataset, ledger.clean_prediction, found.classes, where)
     return Accuracy.of(int(ledger.correct.sum()), len(dataset)), [*found.findings, plausible]
 
 
 def _attackable(dataset: Dataset, threat_model: ThreatModel) -> Dataset:
     """The samples that the threat model speaks of: all, or with a target those that are not of its class already."""
-    chosen = threat_model.attackable(dataset.labels)
+    chosen = threat_model.in_scope(dataset.labels)
     if not chosen.any():
         raise UserError(
             f"{dataset.name} has no image of the source class {threat_model.source}: the classes present are "

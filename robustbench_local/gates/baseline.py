@@ -1,11 +1,12 @@
 """Making a result the new baseline: only when that is asked for, and only after a gate that it has not failed."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 from robustbench_local.errors import UserError
 from robustbench_local.gates.decide import Decision, Outcome
-from robustbench_local.io.atomic_write import check_writable, write_together
+from robustbench_local.io.atomic_write import check_writable, write_all_or_none
 from robustbench_local.results.schema import read_result, read_samples
 
 
@@ -36,4 +37,4 @@ def _replace(path: Path, baseline: Path) -> None:
     samples = baseline.with_name(f"{baseline.stem}.samples.jsonl")
     check_writable(baseline)
     moved = result.model_copy(update={"samples_file": samples.name})
-    write_together({samples: content, baseline: moved.to_json()})
+    write_all_or_none({samples: content, baseline: moved.to_json()})

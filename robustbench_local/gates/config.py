@@ -13,6 +13,7 @@
 
 Without `threat_models` the limits hold for whatever results are given.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.gates.decide import ClassFloors, Gate, Limits, Threat
+from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector
 from robustbench_local.io.safe_read import parse_yaml
 from robustbench_local.results.protocol_order import require_known
 from robustbench_local.results.schema import SCHEMA
@@ -105,8 +106,8 @@ class ThreatPart(LimitsPart):
         return self
 
     @property
-    def threat(self) -> Threat:
-        return Threat(self.norm, parse_number(self.eps), self.eps, self.target, self.source, self.reject)
+    def threat(self) -> ThreatSelector:
+        return ThreatSelector(self.norm, parse_number(self.eps), self.eps, self.target, self.source, self.reject)
 
 
 class GateFile(LimitsPart):
@@ -221,9 +222,13 @@ def _shown(value: Any) -> str:
 
 def _limits(part: LimitsPart, folder: Path) -> Limits:
     return Limits(
-        min_robust=part.min_robust, min_clean=part.min_clean, max_drop=part.max_drop,
-        max_clean_drop=part.max_clean_drop, require=part.require,
-        min_class_robust=_floors(part.min_class_robust), min_class_clean=_floors(part.min_class_clean),
+        min_robust=part.min_robust,
+        min_clean=part.min_clean,
+        max_drop=part.max_drop,
+        max_clean_drop=part.max_clean_drop,
+        require=part.require,
+        min_class_robust=_floors(part.min_class_robust),
+        min_class_clean=_floors(part.min_class_clean),
         baselines=tuple(folder / each for each in part.baseline or []),
     )
 

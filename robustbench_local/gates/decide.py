@@ -7,6 +7,7 @@ Several limits at once: whatever truly holds is failed with probability at most 
 Passing needs no such correction: the gate passes only where every single limit does, so for a wrong pass the one limit
 that is truly broken must pass wrongly, which has probability at most alpha (an intersection-union test).
 """
+
 from __future__ import annotations
 
 import math
@@ -17,18 +18,18 @@ from pathlib import Path
 from robustbench_local.errors import UserError
 from robustbench_local.gates.limits import Check, Drop, Floor, Limit, Outcome, failing, refused
 from robustbench_local.results.pairing import (
-    Evaluated,
+    EvaluatedResult,
     Flip,
-    called,
-    difference,
-    doubts,
+    class_label,
     flips,
+    incomparable_reason,
+    is_correct,
+    is_robust,
     lost_and_gained,
-    right,
     same_threat,
-    stands,
     threat_name,
     untrusted,
+    warnings,
 )
 from robustbench_local.results.protocol_order import weaker
 from robustbench_local.results.schema import ClassReport, Result, ThreatModelInfo, read_result, read_samples
@@ -37,7 +38,7 @@ SCHEMA = "robustbench-local/gate/1"
 
 
 @dataclass(frozen=True)
-class Threat:
+class ThreatSelector:
     """Which results a set of limits speaks of."""
 
     norm: str
@@ -50,17 +51,27 @@ class Threat:
     @property
     def name(self) -> str:
         goal = "untargeted" if self.target is None else {"source": self.source, "target": self.target}
-        return threat_name(ThreatModelInfo.model_validate({
-            "norm": self.norm, "eps": self.eps, "eps_text": self.eps_text, "box": (0, 1), "goal": goal,
-            "reject": self.reject,
-        }))
+        return threat_name(
+            ThreatModelInfo.model_validate(
+                {
+                    "norm": self.norm,
+                    "eps": self.eps,
+                    "eps_text": self.eps_text,
+                    "box": (0, 1),
+                    "goal": goal,
+                    "reject": self.reject,
+                }
+            )
+        )
 
-    def speaks_of(self, threat: ThreatModelInfo) -> bool:
+    def matches(self, threat: ThreatModelInfo) -> bool:
         goal = threat.goal
         aimed = (None, None) if goal == "untargeted" else (goal.source, goal.target)
         return (
-            threat.norm == self.norm and math.isclose(threat.eps, self.eps, rel_tol=1e-9)
-            and aimed == (self.source, self.target) and threat.reject == self.reject
+            threat.norm == self.norm
+            and math.isclose(threat.eps, self.eps, rel_tol=1e-9)
+            and aimed == (self.source, self.target)
+            and threat.reject == self.reject
         )
 
 
@@ -81,7 +92,7 @@ class Limits:
     result's threat model is taken.
     """
 
-    threat: Threat | None = None
+    threat: ThreatSelector | None = None
     min_robust: float | None = None
     min_clean: float | None = None
     min_class_robust: ClassFloors = ClassFloors()
@@ -99,7 +110,9 @@ class Limits:
     def empty(self) -> bool:
         floors = (self.min_class_robust, self.min_class_clean)
         return (
-            self.min_robust is None and self.min_clean is None and not self.drops
+            self.min_robust is None
+            and self.min_clean is None
+            and not self.drops
             and all(each.default is None and not each.single for each in floors)
         )
 
@@ -119,11 +132,11 @@ class Gate:
 
     def of(self, threat: ThreatModelInfo) -> Limits | None:
         """The limits that speak of results of this threat model."""
-        return next((each for each in self.limits if each.threat is None or each.threat.speaks_of(threat)), None)
+        return next((each for each in self.limits if each.threat is None or each.threat.matches(threat)), None)
 
 
 @dataclass(frozen=True)
-class Judged:
+class ResultDecision:
     """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of, or
     that nothing looked; it decides nothing, but it is said. flips: samples that changed sides since the baseline, those
     that moved most first. baseline: the result file it was, or for want of one is to be, compared with."""
@@ -141,7 +154,7 @@ class Judged:
 class Decision:
     """updated: baselines that were written because that was asked for."""
 
-    judged: list[Judged]
+    judged: list[ResultDecision]
     alpha: float
     source: Path | None = None
     updated: list[Path] = field(default_factory=list)
@@ -161,16 +174,21 @@ class Decision:
     def to_dict(self) -> dict[str, object]:
         outcome = self.outcome
         return {
-            "schema": SCHEMA, "outcome": outcome.name.lower(), "exit_code": int(outcome), "alpha": self.alpha,
+            "schema": SCHEMA,
+            "outcome": outcome.name.lower(),
+            "exit_code": int(outcome),
+            "alpha": self.alpha,
             "gate": None if self.source is None else str(self.source),
             "checks": [
                 {"threat_model": each.threat, **asdict(check), "outcome": check.outcome.name.lower()}
-                for each in self.judged for check in each.checks
+                for each in self.judged
+                for check in each.checks
             ],
             "doubts": [doubt for each in self.judged for doubt in each.doubts],
             "results": [
                 {
-                    "threat_model": each.threat, "result": None if each.path is None else str(each.path),
+                    "threat_model": each.threat,
+                    "result": None if each.path is None else str(each.path),
                     "model": None if each.result is None else each.result.model.name,
                     "baseline": None if each.baseline is None else str(each.baseline),
                     "flipped": [asdict(flip) for flip in each.flips],
@@ -193,8 +211,10 @@ def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decisio
         raise UserError("the same result is given twice: name each once")
     for baseline in gate.baselines:
         if baseline.resolve() in places:
-            raise UserError(f"{places[baseline.resolve()]} is a result and the baseline itself: name the new result, "
-                            "or another baseline")
+            raise UserError(
+                f"{places[baseline.resolve()]} is a result and the baseline itself: name the new result, "
+                "or another baseline"
+            )
     results = {path: read_result(path) for path in paths}
     for position, (path, result) in enumerate(results.items()):
         for other, earlier in list(results.items())[:position]:
@@ -210,23 +230,38 @@ def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decisio
     judged = []
     for draft in drafts:
         checks = [limit.check(gate.alpha, len(limits), next(failed)) for limit in draft.limits]
-        judged.append(Judged(
-            threat_name(draft.result.threat_model), draft.path, draft.result, [*draft.refusals, *checks],
-            [*doubts(draft.result), *draft.notes], draft.flips, draft.baseline,
-        ))
+        judged.append(
+            ResultDecision(
+                threat_name(draft.result.threat_model),
+                draft.path,
+                draft.result,
+                [*draft.refusals, *checks],
+                [*warnings(draft.result), *draft.notes],
+                draft.flips,
+                draft.baseline,
+            )
+        )
     return Decision([*judged, *_missing(gate, list(results.values())), *baselines.unused()], gate.alpha, gate.source)
 
 
-def _missing(gate: Gate, results: list[Result]) -> list[Judged]:
+def _missing(gate: Gate, results: list[Result]) -> list[ResultDecision]:
     """What the gate speaks of and no result was given for."""
     return [
-        Judged(limits.threat.name, None, None, [refused(
-            "threat_model", "a result for every threat model",
-            f"there is no result for {limits.threat.name}, which the gate speaks of: attack with these --norm and "
-            "--eps, and give its result too",
-        )])
+        ResultDecision(
+            limits.threat.name,
+            None,
+            None,
+            [
+                refused(
+                    "threat_model",
+                    "a result for every threat model",
+                    f"there is no result for {limits.threat.name}, which the gate speaks of: attack with these --norm and "
+                    "--eps, and give its result too",
+                )
+            ],
+        )
         for limits in gate.limits
-        if limits.threat is not None and not any(limits.threat.speaks_of(each.threat_model) for each in results)
+        if limits.threat is not None and not any(limits.threat.matches(each.threat_model) for each in results)
     ]
 
 
@@ -246,10 +281,13 @@ class _Draft:
 def _draft(limits: Limits | None, path: Path, result: Result, baselines: _Baselines) -> _Draft:
     draft = _Draft(path, result)
     if limits is None:
-        draft.refusals.append(refused(
-            "threat_model", "limits for every result",
-            f"the gate does not speak of {threat_name(result.threat_model)}: add limits for it, or leave {path} out",
-        ))
+        draft.refusals.append(
+            refused(
+                "threat_model",
+                "limits for every result",
+                f"the gate does not speak of {threat_name(result.threat_model)}: add limits for it, or leave {path} out",
+            )
+        )
         return draft
     if limits.baselines:
         # Also for a result that is refused below, so that its baseline does not seem to be one without a result.
@@ -285,22 +323,33 @@ def _add_floors(draft: _Draft, limits: Limits) -> None:
     for rule, floors in (("min_class_robust", limits.min_class_robust), ("min_class_clean", limits.min_class_clean)):
         wanted = _class_limits(floors, rule, draft)
         if wanted and stopped and result.data.n < result.data.available:
-            draft.refusals.append(refused(
-                rule, "accuracy of single classes",
-                "the evaluation was stopped when a gate was decided, and how many images of each class the rest of the "
-                "split has is not recorded: hold classes to limits without --until-gate",
-            ))
+            draft.refusals.append(
+                refused(
+                    rule,
+                    "accuracy of single classes",
+                    "the evaluation was stopped when a gate was decided, and how many images of each class the rest of the "
+                    "split has is not recorded: hold classes to limits without --until-gate",
+                )
+            )
             continue
         for each, limit in wanted:
             robust = rule == "min_class_robust"
             accuracy = each.robust_accuracy if robust else each.clean_accuracy
-            of = f" of class {called(each.label, each.name)}"
+            of = f" of class {class_label(each.label, each.name)}"
             # A subset is stratified in the split's own proportions.
             available = round(accuracy.n * result.data.available / result.data.n)
-            draft.limits.append(Floor(
-                f"{rule}:{each.label}", f"{'robust' if robust else 'clean'} accuracy{of}",
-                accuracy.correct, accuracy.n, limit, available, finite=stopped, of=of,
-            ))
+            draft.limits.append(
+                Floor(
+                    f"{rule}:{each.label}",
+                    f"{'robust' if robust else 'clean'} accuracy{of}",
+                    accuracy.correct,
+                    accuracy.n,
+                    limit,
+                    available,
+                    finite=stopped,
+                    of=of,
+                )
+            )
 
 
 def _class_limits(floors: ClassFloors, rule: str, draft: _Draft) -> list[tuple[ClassReport, float]]:
@@ -312,8 +361,10 @@ def _class_limits(floors: ClassFloors, rule: str, draft: _Draft) -> list[tuple[C
             labels = [each.label for each in draft.result.per_class if str(each.label) == str(key)]
         if len(labels) != 1 or labels[0] in chosen:
             told = (
-                f"{draft.path} has no samples of such a class" if not labels
-                else f"{draft.path} has {len(labels)} classes of that name: give the label" if len(labels) > 1
+                f"{draft.path} has no samples of such a class"
+                if not labels
+                else f"{draft.path} has {len(labels)} classes of that name: give the label"
+                if len(labels) > 1
                 else "another line speaks of the same class"
             )
             sentence = f"{rule} speaks of class {key!r}: {told}"
@@ -327,24 +378,24 @@ def _class_limits(floors: ClassFloors, rule: str, draft: _Draft) -> list[tuple[C
 def _add_drops(draft: _Draft, limits: Limits, baselines: _Baselines) -> None:
     what = "change since the baseline"
     if draft.baseline is None:
-        draft.refusals.append(refused(
-            "baseline", what, f"none of the baselines is of {threat_name(draft.result.threat_model)}: give one",
-        ))
+        draft.refusals.append(
+            refused("baseline", what, f"none of the baselines is of {threat_name(draft.result.threat_model)}: give one")
+        )
         return
     if draft.baseline not in baselines.read:
         draft.notes.append(f"there is no baseline {draft.baseline} yet: nothing to compare with")
         return
-    before, now = baselines.read[draft.baseline], Evaluated.read(draft.path)
+    before, now = baselines.read[draft.baseline], EvaluatedResult.read(draft.path)
     reason = untrusted(before.result)
-    reason = f"the baseline {draft.baseline} {reason}" if reason else difference(now, before)
+    reason = f"the baseline {draft.baseline} {reason}" if reason else incomparable_reason(now, before)
     if reason:
         draft.refusals.append(refused("baseline", what, reason))
         return
     draft.flips = flips(before, now)
     n, available = draft.result.data.n, draft.result.data.available
     for rule, name, of, limit in (
-        ("max_drop", "robust accuracy", stands, limits.max_drop),
-        ("max_clean_drop", "clean accuracy", right, limits.max_clean_drop),
+        ("max_drop", "robust accuracy", is_robust, limits.max_drop),
+        ("max_clean_drop", "clean accuracy", is_correct, limits.max_clean_drop),
     ):
         if limit is not None:
             old = [of(before.samples[index]) for index in now.samples]
@@ -372,9 +423,11 @@ class _Baselines:
     def __init__(self, gate: Gate, first: bool):
         gone = next((path for path in gate.baselines if not path.exists()), None)
         if gone is not None and not first:
-            raise UserError(f"there is no baseline {gone}: check its path, or make the first one of the result with "
-                            "--update-baseline")
-        self.read = {path: Evaluated.read(path) for path in gate.baselines if path.exists()}
+            raise UserError(
+                f"there is no baseline {gone}: check its path, or make the first one of the result with "
+                "--update-baseline"
+            )
+        self.read = {path: EvaluatedResult.read(path) for path in gate.baselines if path.exists()}
         self._taken: set[Path] = set()
         read = list(self.read.values())
         for position, one in enumerate(read):
@@ -387,8 +440,11 @@ class _Baselines:
 
     def take(self, limits: Limits, result: Result) -> Path | None:
         """The baseline of the result's threat model, else the only one there is, else the one that is to be made."""
-        same = [path for path in limits.baselines
-                if path in self.read and same_threat(self.read[path].result.threat_model, result.threat_model)]
+        same = [
+            path
+            for path in limits.baselines
+            if path in self.read and same_threat(self.read[path].result.threat_model, result.threat_model)
+        ]
         new = [path for path in limits.baselines if path not in self.read and path not in self._taken]
         chosen = same or new or (list(limits.baselines) if len(limits.baselines) == 1 else [])
         if len(chosen) != 1:
@@ -396,12 +452,21 @@ class _Baselines:
         self._taken.add(chosen[0])
         return chosen[0]
 
-    def unused(self) -> list[Judged]:
+    def unused(self) -> list[ResultDecision]:
         return [
-            Judged(threat_name(each.result.threat_model), None, None, [refused(
-                "baseline", "a result for every baseline",
-                f"there is no result to compare with the baseline {path}, of "
-                f"{threat_name(each.result.threat_model)}: give its result too, or leave the baseline out",
-            )])
-            for path, each in self.read.items() if path not in self._taken
+            ResultDecision(
+                threat_name(each.result.threat_model),
+                None,
+                None,
+                [
+                    refused(
+                        "baseline",
+                        "a result for every baseline",
+                        f"there is no result to compare with the baseline {path}, of "
+                        f"{threat_name(each.result.threat_model)}: give its result too, or leave the baseline out",
+                    )
+                ],
+            )
+            for path, each in self.read.items()
+            if path not in self._taken
         ]

@@ -1,4 +1,5 @@
 """A gate's decision for GitHub: annotations of the run, and its step summary in Markdown."""
+
 from __future__ import annotations
 
 import os
@@ -7,14 +8,17 @@ from pathlib import Path
 
 from robustbench_local.display.gate import heading
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decide import Decision, Judged
+from robustbench_local.gates.decide import Decision, ResultDecision
 from robustbench_local.gates.limits import Check, Outcome, confidence
 from robustbench_local.gates.sarif import location
 from robustbench_local.io.escape import plain
 from robustbench_local.results.pairing import Flip
 
 COMMANDS = {
-    Outcome.PASS: "notice", Outcome.FAIL: "error", Outcome.UNDECIDED: "warning", Outcome.NOT_COMPARABLE: "error",
+    Outcome.PASS: "notice",
+    Outcome.FAIL: "error",
+    Outcome.UNDECIDED: "warning",
+    Outcome.NOT_COMPARABLE: "error",
 }
 SIGNS = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.UNDECIDED: "❔", Outcome.NOT_COMPARABLE: "⛔"}
 SHOWN = 10
@@ -30,20 +34,30 @@ def workflow_commands(decision: Decision) -> str:
     for outcome in (Outcome.NOT_COMPARABLE, Outcome.FAIL, Outcome.UNDECIDED):
         for judged in decision.judged:
             lines += [
-                _command(outcome, f"robust gate: {outcome.word}", f"{judged.threat}: {check.sentence}",
-                         str(location(decision, judged)))
-                for check in judged.checks if check.outcome is outcome
+                _command(
+                    outcome,
+                    f"robust gate: {outcome.word}",
+                    f"{judged.threat}: {check.sentence}",
+                    str(location(decision, judged)),
+                )
+                for check in judged.checks
+                if check.outcome is outcome
             ]
     for judged in decision.judged:
         lines += [
-            _command(Outcome.UNDECIDED, "robust gate: doubtful", f"{judged.threat}: {doubt}",
-                     str(location(decision, judged)))
+            _command(
+                Outcome.UNDECIDED, "robust gate: doubtful", f"{judged.threat}: {doubt}", str(location(decision, judged))
+            )
             for doubt in judged.doubts
         ]
     passed = sum(check.outcome is Outcome.PASS for check in decision.checks)
-    lines.append(_command(
-        decision.outcome, "robust gate", f"{decision.outcome.word}: {passed} of {len(decision.checks)} limits passed"
-    ))
+    lines.append(
+        _command(
+            decision.outcome,
+            "robust gate",
+            f"{decision.outcome.word}: {passed} of {len(decision.checks)} limits passed",
+        )
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -96,25 +110,36 @@ def summary(decision: Decision) -> str:
 def _row(check: Check) -> str:
     bounds = "" if check.low is None or check.high is None else f"{100 * check.low:.1f} % to {100 * check.high:.1f} %"
     value = "" if check.value is None else f"{100 * check.value:.1f} %"
-    cells = (SIGNS[check.outcome], markdown(check.limit), value, bounds,
-             f"{check.outcome.word}: {markdown(check.sentence)}")
+    cells = (
+        SIGNS[check.outcome],
+        markdown(check.limit),
+        value,
+        bounds,
+        f"{check.outcome.word}: {markdown(check.sentence)}",
+    )
     return f"| {' | '.join(cells)} |"
 
 
-def _flip_table(judged: Judged) -> list[str]:
+def _flip_table(judged: ResultDecision) -> list[str]:
     lost = sum(flip.lost for flip in judged.flips)
     lines = [
         f"{lost} samples were lost and {len(judged.flips) - lost} gained since the baseline; of these the "
-        f"{min(SHOWN, len(judged.flips))} whose smallest margin moved most:", "",
-        "| sample | class | | margin before | margin now | fell for |", "|---|---|---|---|---|---|",
+        f"{min(SHOWN, len(judged.flips))} whose smallest margin moved most:",
+        "",
+        "| sample | class | | margin before | margin now | fell for |",
+        "|---|---|---|---|---|---|",
     ]
     return [*lines, *(_flip_row(flip) for flip in judged.flips[:SHOWN]), ""]
 
 
 def _flip_row(flip: Flip) -> str:
     cells = (
-        str(flip.index), markdown(flip.name), "lost" if flip.lost else "gained", f"{flip.margin_before:.3g}",
-        f"{flip.margin_now:.3g}", markdown(flip.broken_by or "nothing: wrong on the clean image"),
+        str(flip.index),
+        markdown(flip.name),
+        "lost" if flip.lost else "gained",
+        f"{flip.margin_before:.3g}",
+        f"{flip.margin_now:.3g}",
+        markdown(flip.broken_by or "nothing: wrong on the clean image"),
     )
     return f"| {' | '.join(cells)} |"
 

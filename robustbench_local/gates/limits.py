@@ -4,6 +4,7 @@ A floor passes where the exact one-sided lower bound of the accuracy reaches it 
 below it. A largest drop passes where the upper bound of the paired drop is within it (the new model is not inferior by
 more than that) and fails where the lower bound lies above it. Every bound is wrong with probability at most alpha.
 """
+
 from __future__ import annotations
 
 import math
@@ -80,17 +81,18 @@ class Limit(ABC):
         """Whether it is broken, wrongly with probability at most alpha."""
 
     @abstractmethod
-    def like_these(self, n: int) -> Limit:
+    def with_sample_size(self, n: int) -> Limit:
         """The same limit with n samples of the same rates."""
 
     @abstractmethod
     def check(self, alpha: float, limits: int, failed: bool) -> Check:
         """The decision. limits: how many are held at once; failed: whether Holm's method fails it among them."""
 
-    def enough(self, alpha: float, limits: int, most: int) -> int | None:
+    def samples_to_decide(self, alpha: float, limits: int, most: int) -> int | None:
         """About how many samples would decide, were they like these; None where not even `most` would."""
+
         def decides(n: int) -> bool:
-            larger = self.like_these(n)
+            larger = self.with_sample_size(n)
             return larger.passes(alpha) or larger.fails(alpha / limits)
 
         low = enough = self.n
@@ -105,7 +107,7 @@ class Limit(ABC):
 
     def more_samples(self, alpha: float, limits: int, most: int = MOST_SAMPLES) -> str:
         """How many samples would decide, and whether the data set has them."""
-        enough = self.enough(alpha, limits, most)
+        enough = self.samples_to_decide(alpha, limits, most)
         if enough is None:
             return "it lies so near the limit that no number of samples is likely to decide"
         needed = f"about {enough:,} samples{self.of} would decide"
@@ -143,7 +145,7 @@ class Floor(Limit):
     def fails(self, alpha: float) -> bool:
         return self.bounds(alpha)[1] < self.limit
 
-    def like_these(self, n: int) -> Floor:
+    def with_sample_size(self, n: int) -> Floor:
         correct = round(self.correct / self.n * n)
         return replace(self, correct=correct, n=n)
 
@@ -158,14 +160,22 @@ class Floor(Limit):
         else:
             outcome = Outcome.UNDECIDED
             between = (
-                f"{sure} between {low:.1%} and {high:.1%}{of_all}" if high >= self.limit
+                f"{sure} between {low:.1%} and {high:.1%}{of_all}"
+                if high >= self.limit
                 else f"{sure} at most {high:.1%}{of_all}, but of {limits} limits one may seem broken by chance"
             )
             reason = f"{between}; {self.more_samples(alpha, limits, self.available if self.finite else MOST_SAMPLES)}"
         value = self.correct / self.n
         return Check(
-            self.rule, f"{self.name} ≥ {percent(self.limit)}", outcome,
-            f"{self.name} {value:.1%} ({self.correct} of {self.n}): {reason}", value, self.limit, low, high, self.n,
+            self.rule,
+            f"{self.name} ≥ {percent(self.limit)}",
+            outcome,
+            f"{self.name} {value:.1%} ({self.correct} of {self.n}): {reason}",
+            value,
+            self.limit,
+            low,
+            high,
+            self.n,
         )
 
 
@@ -189,7 +199,7 @@ class Drop(Limit):
         """As drop_bounds' low > limit."""
         return self.limit < 1 and drop_p_value(self.lost, self.gained, self.n, self.limit) < alpha
 
-    def like_these(self, n: int) -> Drop:
+    def with_sample_size(self, n: int) -> Drop:
         lost, gained = (round(count / self.n * n) for count in (self.lost, self.gained))
         return Drop(self.rule, self.name, lost, gained, n, self.limit, self.available)
 
@@ -205,9 +215,10 @@ class Drop(Limit):
         else:
             outcome = Outcome.UNDECIDED
             between = (
-                f"{sure} it lost between {100 * low:.1f} and {100 * high:.1f} points" if not self.fails(alpha)
+                f"{sure} it lost between {100 * low:.1f} and {100 * high:.1f} points"
+                if not self.fails(alpha)
                 else f"{sure} it lost at least {100 * low:.1f} points, but of {limits} limits one may seem broken by "
-                     "chance"
+                "chance"
             )
             # Rounded up, so that the limit that is named would do.
             larger = math.ceil(1000 * high) / 1000
@@ -215,8 +226,18 @@ class Drop(Limit):
         changed = f"{self.name} changed by {100 * (self.gained - self.lost) / self.n:+.1f} points"
         counts = f"{self.lost} lost, {self.gained} gained of {self.n}, p = {p:.3g}"
         return Check(
-            self.rule, f"drop in {self.name} ≤ {percent(self.limit)}", outcome, f"{changed} ({counts}): {reason}",
-            drop, self.limit, low, high, self.n, self.lost, self.gained, p,
+            self.rule,
+            f"drop in {self.name} ≤ {percent(self.limit)}",
+            outcome,
+            f"{changed} ({counts}): {reason}",
+            drop,
+            self.limit,
+            low,
+            high,
+            self.n,
+            self.lost,
+            self.gained,
+            p,
         )
 
 
@@ -245,4 +266,3 @@ def percent(fraction: float) -> str:
 def confidence(alpha: float) -> str:
     """`95%` for 0.05, `99.9%` for 0.001."""
     return f"{100 * (1 - alpha):.6g}%"
-

@@ -3,6 +3,7 @@
 The order is that of a seeded hash, so the first n samples are drawn from the split without replacement, and the bounds
 of `sequential` hold for the accuracy of the whole split at whatever moment the run stops.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ FIRST, LEAST, GROWTH = 100, 50, 4
 
 
 @dataclass(frozen=True)
-class Until:
+class GateStoppingRule:
     """Floors on the accuracies of a whole split. name: of the gate, for the result."""
 
     name: str
@@ -37,14 +38,13 @@ class Until:
         """
         floors = [
             Floor(rule, rule, count, n, limit, population, finite=True)
-            for rule, count, limit in (
-                ("min_robust", robust, self.min_robust), ("min_clean", correct, self.min_clean)
-            ) if limit is not None
+            for rule, count, limit in (("min_robust", robust, self.min_robust), ("min_clean", correct, self.min_clean))
+            if limit is not None
         ]
         return any(failing(floors, self.alpha)) or all(floor.passes(self.alpha) for floor in floors)
 
 
-def until_decided(gate: Gate, name: str, threat_model: ThreatModelInfo) -> Until:
+def stopping_rule(gate: Gate, name: str, threat_model: ThreatModelInfo) -> GateStoppingRule:
     """The floors of a gate for one threat model.
 
     Raises UserError where the gate has none for it, or limits that cannot be decided on the way.
@@ -61,7 +61,7 @@ def until_decided(gate: Gate, name: str, threat_model: ThreatModelInfo) -> Until
             f"{name} limits drops or single classes, which --until-gate cannot decide on the way: leave them out, or "
             "evaluate all samples and hold the result against the gate afterwards"
         )
-    return Until(name, gate.alpha, limits.min_clean, limits.min_robust)
+    return GateStoppingRule(name, gate.alpha, limits.min_clean, limits.min_robust)
 
 
 def blocks(n: int) -> Iterator[Tensor]:

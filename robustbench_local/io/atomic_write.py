@@ -1,4 +1,5 @@
 """Writing files so that a reader finds the old one or the new one, never half of one."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,9 +24,7 @@ def writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         mend = "make room there, or name" if error.errno in FULL else "name"
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {mend} another place with --output"
-        ) from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {mend} another place with --output") from None
 
 
 def _place(path: Path) -> Path:
@@ -72,7 +71,7 @@ def lock(handle: int, *, unknown: bool = True) -> bool:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_directory(folder: Path) -> Iterator[None]:
     """Make the folder and keep other trainings out of it; one that was made in vain, and is empty, goes again.
 
     Raises UserError where another process is in it, or it cannot be made or written to.
@@ -104,10 +103,10 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
     Raises UserError when it cannot be written; the old file is intact then.
     """
-    write_together({path: data})
+    write_all_or_none({path: data})
 
 
-def write_together(contents: Mapping[Path, str | bytes]) -> None:
+def write_all_or_none(contents: Mapping[Path, str | bytes]) -> None:
     """Replace files that belong together, none before the new content of all of them has reached the disk.
 
     Raises UserError when one of them cannot be written; the old files are intact then.
@@ -117,13 +116,13 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         with writable(path):
             places[path] = place = _place(path)
             place.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(place)
+            _remove_stale(place)
     moves: list[tuple[Path, Path]] = []
     with contextlib.ExitStack() as held:
         try:
             for path, data in contents.items():
                 with writable(path):
-                    moves.append((_made(places[path], data, held), places[path]))
+                    moves.append((_write_temporary(places[path], data, held), places[path]))
             for made, place in moves:
                 with writable(place):
                     made.replace(place)
@@ -133,7 +132,7 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
                     made.unlink()
 
 
-def _made(place: Path, data: str | bytes, held: contextlib.ExitStack) -> Path:
+def _write_temporary(place: Path, data: str | bytes, held: contextlib.ExitStack) -> Path:
     """The content in a file beside its place, on the disk, and locked until `held` ends: others sweep there too."""
     handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED)
     made = Path(name)
@@ -156,7 +155,7 @@ def _made(place: Path, data: str | bytes, held: contextlib.ExitStack) -> Path:
     return made
 
 
-def _sweep(place: Path) -> None:
+def _remove_stale(place: Path) -> None:
     """Remove what is left unfinished of the file by processes that were killed while they wrote it."""
     # Between the name and the ending stand eight letters of mkstemp's, or it is another file's whose name begins alike.
     unfinished = re.compile(re.escape(f".{place.name}.") + "[a-z0-9_]{8}" + re.escape(UNFINISHED))

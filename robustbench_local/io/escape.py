@@ -1,4 +1,5 @@
 """Text of others – names of models, classes and files – made fit for a line of a terminal or of a CI log."""
+
 from __future__ import annotations
 
 from robustbench_local.io.safe_read import printable

@@ -3,6 +3,7 @@
 A file may be written to be read wrongly: it may never end, unpack to a thousand times its size, say a thing twice,
 or hold characters that steer a terminal. What is read here is refused for that before anything is made of it.
 """
+
 from __future__ import annotations
 
 import json
@@ -44,8 +45,9 @@ def require_plain_file(path: Path, most: int | None = None) -> None:
     except (OSError, ValueError) as error:  # of names that no file can have, too
         raise UserError(f"cannot read {printable(path)}: {getattr(error, 'strerror', None) or error}") from None
     if most is not None and size > most:
-        raise UserError(f"{printable(path)} has {size:,} bytes, but such a file has at most {most:,}: "
-                        "name the file that is meant")
+        raise UserError(
+            f"{printable(path)} has {size:,} bytes, but such a file has at most {most:,}: name the file that is meant"
+        )
 
 
 def read_text(path: Path, most: int) -> str:
@@ -68,7 +70,7 @@ def parse_json(text: str) -> Any:
     show, and nesting or numbers beyond all sense.
     """
     try:
-        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=no_duplicate_keys)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _require_seen(content)
@@ -96,13 +98,14 @@ class _Settings(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(None, None, f"*{event.anchor}: references are not followed; write it out",
-                                       event.start_mark)
+            raise yaml.MarkedYAMLError(
+                None, None, f"*{event.anchor}: references are not followed; write it out", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if (twice := _twice(keys)) is not None:
+        if (twice := first_duplicate(keys)) is not None:
             raise yaml.MarkedYAMLError(None, None, f"{quoted(twice)} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -111,14 +114,14 @@ def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError(f"{quoted(_twice([key for key, _ in pairs]))} is given twice")
+        raise ValueError(f"{quoted(first_duplicate([key for key, _ in pairs]))} is given twice")
     return content
 
 
-def _twice(keys: list[str]) -> str | None:
+def first_duplicate(keys: list[str]) -> str | None:
     seen: set[str] = set()
     return next((key for key in keys if key in seen or seen.add(key)), None)  # type: ignore[func-returns-value]
 
@@ -133,12 +136,12 @@ def _require_seen(content: Any) -> None:
         elif isinstance(value, (list, tuple, set)):
             waiting += value
         elif isinstance(value, str):
-            require_seen(value)
+            reject_control_characters(value)
         elif isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
             raise ValueError("it holds a whole number of hundreds of digits")
 
 
-def require_seen(text: str) -> str:
+def reject_control_characters(text: str) -> str:
     """The text as it is.
 
     Raises ValueError where it holds characters that a terminal obeys or hides.
@@ -196,10 +199,14 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     unpacked = sum(part.file_size for part in parts)
     if unpacked > max(MOST_UNPACKED, MOST_RATIO * size):
         archive.close()
-        raise UserError(f"{printable(path)} has {size:,} bytes, but would unpack to {unpacked:,}; it was not read: "
-                        "get it again from where you trust it, or save it again without compression")
+        raise UserError(
+            f"{printable(path)} has {size:,} bytes, but would unpack to {unpacked:,}; it was not read: "
+            "get it again from where you trust it, or save it again without compression"
+        )
     if sum(part.compress_size for part in parts) > size or len({part.filename for part in parts}) < len(parts):
         archive.close()
-        raise UserError(f"{printable(path)} is an archive with parts of the same name or the same bytes, as no program "
-                        "writes them; it was not read: get it again")
+        raise UserError(
+            f"{printable(path)} is an archive with parts of the same name or the same bytes, as no program "
+            "writes them; it was not read: get it again"
+        )
     return archive

@@ -3,6 +3,7 @@
 Parameter names follow the checkpoints that the field shares, so that public files load as they are: the CIFAR ResNets
 with `layer1.0.conv1 … shortcut.0 … linear`, the wide ResNet with `block1.layer.0.convShortcut … fc`.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -212,8 +213,9 @@ ARCHITECTURES: dict[str, Factory] = {
 def find_architecture(name: str) -> Factory:
     """The architecture's class. Raises UserError for an unknown name, with the nearest one."""
     if name not in ARCHITECTURES:
-        raise UserError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}."
-                        f"{nearest(name, ARCHITECTURES)}")
+        raise UserError(
+            f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}.{nearest(name, ARCHITECTURES)}"
+        )
     return ARCHITECTURES[name]
 
 

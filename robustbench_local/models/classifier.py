@@ -1,4 +1,5 @@
 """`Classifier`: any module as a frozen function from images in [0, 1] to logits, its normalisation inside."""
+
 from __future__ import annotations
 
 import contextlib
@@ -105,8 +106,10 @@ def _copied(module: nn.Module, name: str) -> nn.Module:
     try:
         copied = copying.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{name}: the module cannot be copied ({_first_line(error)}); pass copy=False to give it "
-                        "away: it is then frozen and put in eval mode") from error
+        raise UserError(
+            f"{name}: the module cannot be copied ({_first_line(error)}); pass copy=False to give it "
+            "away: it is then frozen and put in eval mode"
+        ) from error
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
@@ -123,11 +126,15 @@ def _checked_scaling(
     length = max(len(means), len(stds))
     means, stds = (values * length if len(values) == 1 else values for values in (means, stds))
     if not means or len(means) != len(stds):
-        raise UserError(f"{name}: the normalisation has {len(means)} means and {len(stds)} standard deviations; "
-                        "give one of each per channel, or one for all")
+        raise UserError(
+            f"{name}: the normalisation has {len(means)} means and {len(stds)} standard deviations; "
+            "give one of each per channel, or one for all"
+        )
     if not all(math.isfinite(value) for value in means + stds) or min(stds) <= 0:
-        raise UserError(f"{name}: the normalisation needs finite means and standard deviations above 0, "
-                        f"not {list(means)} and {list(stds)}")
+        raise UserError(
+            f"{name}: the normalisation needs finite means and standard deviations above 0, "
+            f"not {list(means)} and {list(stds)}"
+        )
     return means, stds
 
 
@@ -141,13 +148,17 @@ def _as_logits(output: Any, name: str) -> Tensor:
         if isinstance(found, (tuple, list)) and found:
             found = found[0]
     if not isinstance(found, Tensor):
-        raise UserError(f"{name}: the model returns a {type(output).__name__} in which no logits are found; it must "
-                        "return an N×K tensor, a tuple that begins with it, or something that names it 'logits'")
+        raise UserError(
+            f"{name}: the model returns a {type(output).__name__} in which no logits are found; it must "
+            "return an N×K tensor, a tuple that begins with it, or something that names it 'logits'"
+        )
     if found.ndim > 2 and found[0, 0].numel() == 1:
         found = found.flatten(1)
     if found.ndim != 2:
-        raise UserError(f"{name}: the model returns a tensor of shape {tuple(found.shape)}; a classifier must return "
-                        "logits of shape N×K, one row per image and one column per class")
+        raise UserError(
+            f"{name}: the model returns a tensor of shape {tuple(found.shape)}; a classifier must return "
+            "logits of shape N×K, one row per image and one column per class"
+        )
     return found
 
 

@@ -1,4 +1,5 @@
 """A network's head: the last layer, which gives the logits."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -35,8 +36,10 @@ def replace_head(module: nn.Module, num_classes: int) -> None:
     elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1):
         new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
     else:
-        raise UserError(f"a {type(module).__name__} does not end in a linear layer that could be replaced: give "
-                        "another --arch, or leave --pretrained out")
+        raise UserError(
+            f"a {type(module).__name__} does not end in a linear layer that could be replaced: give "
+            "another --arch, or leave --pretrained out"
+        )
     parent, _, key = name.rpartition(".")
     setattr(module.get_submodule(parent), key, new)
 

@@ -1,4 +1,5 @@
 """Counting what a run costs: forward and backward passes in images, memory."""
+
 from __future__ import annotations
 
 import resource

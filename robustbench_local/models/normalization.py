@@ -1,4 +1,5 @@
 """What a model expects its input scaled by: `imagenet`, `cifar10`, …, `none`, or `MEAN:STD`."""
+
 from __future__ import annotations
 
 import math
@@ -9,7 +10,7 @@ from robustbench_local.specs import parse_number
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 # Per channel, over the training images in [0, 1], as the field's recipes state them.
-KNOWN: dict[str, Normalization] = {
+NORMALIZATIONS: dict[str, Normalization] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -29,22 +30,28 @@ def parse_normalization(text: str) -> Normalization | None:
     name = text.strip().lower()
     if name == "none":
         return None
-    if name in KNOWN:
-        return KNOWN[name]
+    if name in NORMALIZATIONS:
+        return NORMALIZATIONS[name]
     means, colon, stds = name.partition(":")
     if not colon:
-        names = ", ".join([*KNOWN, "none"])
-        raise UserError(f"--normalize {text!r} is neither a name ({names}) nor MEAN:STD as "
-                        f"0.49,0.48,0.45:0.2,0.2,0.2.{nearest(name, [*KNOWN, 'none'])}")
+        names = ", ".join([*NORMALIZATIONS, "none"])
+        raise UserError(
+            f"--normalize {text!r} is neither a name ({names}) nor MEAN:STD as "
+            f"0.49,0.48,0.45:0.2,0.2,0.2.{nearest(name, [*NORMALIZATIONS, 'none'])}"
+        )
     mean, std = _numbers(means, text), _numbers(stds, text)
     length = max(len(mean), len(std))
     mean, std = (values * length if len(values) == 1 else values for values in (mean, std))
     if len(mean) != len(std):
-        raise UserError(f"--normalize {text!r} has {len(mean)} means and {len(std)} standard deviations; give one of "
-                        "each per channel, or one for all")
+        raise UserError(
+            f"--normalize {text!r} has {len(mean)} means and {len(std)} standard deviations; give one of "
+            "each per channel, or one for all"
+        )
     if min(std) <= 0:
-        raise UserError(f"--normalize {text!r}: a standard deviation must be above 0, and {min(std):g} is not; the "
-                        "form is MEAN:STD, means first")
+        raise UserError(
+            f"--normalize {text!r}: a standard deviation must be above 0, and {min(std):g} is not; the "
+            "form is MEAN:STD, means first"
+        )
     return mean, std
 
 

@@ -1,4 +1,5 @@
 """What a classifier sees in image files."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    classifier: Classifier, paths: Sequence[Path], *, top: int = 1, resize: Resize | None = None,
+    classifier: Classifier, paths: Sequence[Path], *, top: int = 1, resize: Resize | None = None
 ) -> list[Prediction]:
     """The `top` likeliest classes of every file, in the files' order.
 
@@ -74,15 +75,21 @@ def predict(
     # Files that are left as they are differ in size, so each is a batch of its own.
     for some in _chunks(paths, BATCH if resize else 1):
         dataset = FolderDataset(
-            some, torch.zeros(len(some), dtype=torch.int64), name="the images", resize=resize,
+            some,
+            torch.zeros(len(some), dtype=torch.int64),
+            name="the images",
+            resize=resize,
             mode=None if channels is None else MODES[channels],
         )
         likely, labels = _probabilities(classifier, dataset).sort(dim=1, descending=True, stable=True)
         predictions += [
-            Prediction(str(path), [
-                Guess(label, _name(classifier, label), probability)
-                for label, probability in zip(labels[row, :top].tolist(), likely[row, :top].tolist(), strict=True)
-            ])
+            Prediction(
+                str(path),
+                [
+                    Guess(label, _name(classifier, label), probability)
+                    for label, probability in zip(labels[row, :top].tolist(), likely[row, :top].tolist(), strict=True)
+                ],
+            )
             for row, path in enumerate(some)
         ]
     return predictions

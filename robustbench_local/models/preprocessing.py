@@ -7,6 +7,7 @@ sense of security" (ICML 2018). The stand-in is the identity, but for the median
 Since the substitution sits in the model, every attack of every suite is adaptive without knowing of it. Of random
 transformations the gradient is averaged over several draws (EOT, ibid.).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_local.attacks.bpda import Substituted
+from robustbench_local.attacks.bpda import StraightThroughFunction
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.models import Classifier
 from robustbench_local.specs import build, parse_spec
@@ -46,7 +47,7 @@ class InputDefense(Protocol):
         """
         ...
 
-    def stand_in(self, images: Tensor) -> Tensor:
+    def surrogate(self, images: Tensor) -> Tensor:
         """Something differentiable of the same shape, whose gradient is taken for the transformation's."""
         ...
 
@@ -54,7 +55,7 @@ class InputDefense(Protocol):
 class _StraightThrough:
     """For transformations that stay near to the image: their gradient is the identity's."""
 
-    def stand_in(self, images: Tensor) -> Tensor:
+    def surrogate(self, images: Tensor) -> Tensor:
         return images
 
 
@@ -121,7 +122,7 @@ class Median:
 
         return SpatialSmoothing(window_size=self.window, channels_first=True, clip_values=_BOX)(images)[0]
 
-    def stand_in(self, images: Tensor) -> Tensor:
+    def surrogate(self, images: Tensor) -> Tensor:
         before, after = self.window // 2, (self.window - 1) // 2
         for axis in (2, 3):
             mirrored = np.pad(np.arange(images.shape[axis]), (before, after), mode="symmetric")
@@ -160,9 +161,7 @@ class TotalVariation(_StraightThrough):
     def transform(self, images: np.ndarray, draw: int) -> np.ndarray:
         from art.defences.preprocessor import TotalVarMin
 
-        minimise = TotalVarMin(
-            prob=self.prob, norm=self.norm, lamb=self.lamb, max_iter=self.max_iter, clip_values=_BOX,
-        )
+        minimise = TotalVarMin(prob=self.prob, norm=self.norm, lamb=self.lamb, max_iter=self.max_iter, clip_values=_BOX)
         smooth = np.empty_like(images)
         for row, image in enumerate(images):
             digest = hashlib.sha256(f"{draw} ".encode() + np.ascontiguousarray(image).tobytes()).digest()
@@ -189,14 +188,14 @@ def input_defense(spec: str) -> InputDefense:
     return build(INPUT_DEFENSES[name], settings, name)
 
 
-def written(defense: InputDefense) -> str:
+def spec_text(defense: InputDefense) -> str:
     """The defense as the command line writes it, with all of its settings: another default is another defense."""
     fields = dataclasses.fields(defense)  # type: ignore[arg-type]
     settings = ",".join(f"{field.name.replace('_', '-')}={getattr(defense, field.name)}" for field in fields)
     return f"{defense.name}:{settings}"
 
 
-def transformed(images: Tensor, defenses: Sequence[InputDefense], draw: int = 0) -> Tensor:
+def apply_defenses(images: Tensor, defenses: Sequence[InputDefense], draw: int = 0) -> Tensor:
     """The images after all defenses, first to last, with the gradients of their stand-ins.
 
     images: float [rows, channels, height, width], clipped to [0, 1]. draw: which of their draws random ones make.
@@ -209,11 +208,11 @@ def transformed(images: Tensor, defenses: Sequence[InputDefense], draw: int = 0)
         pixels = images.detach().to("cpu", torch.float32).clamp(*_BOX).contiguous().numpy()
         exact = torch.from_numpy(np.ascontiguousarray(defense.transform(pixels, draw), dtype=np.float32)).to(images)
         differentiable = torch.is_grad_enabled() and images.requires_grad
-        images = Substituted.apply(defense.stand_in(images), exact) if differentiable else exact
+        images = StraightThroughFunction.apply(defense.surrogate(images), exact) if differentiable else exact
     return images
 
 
-class Behind(nn.Module):
+class DefendedModule(nn.Module):
     """A classifier that sees every image through defenses.
 
     Its logits are those of draw 0. Where a gradient is asked for and a defense is random, it is the mean of the logits'
@@ -231,18 +230,18 @@ class Behind(nn.Module):
         self.register_buffer("settings", settings)
 
     def extra_repr(self) -> str:
-        return ", then ".join(map(written, self.defenses))
+        return ", then ".join(map(spec_text, self.defenses))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.classifier(transformed(images, self.defenses))
+        logits = self.classifier(apply_defenses(images, self.defenses))
         if self.eot == 1 or not logits.requires_grad:
             return logits
-        others = [self.classifier(transformed(images, self.defenses, draw)) for draw in range(1, self.eot)]
+        others = [self.classifier(apply_defenses(images, self.defenses, draw)) for draw in range(1, self.eot)]
         mean = torch.stack([logits, *others]).mean(0)
         return logits.detach() + (mean - mean.detach())
 
 
-def defended(classifier: Classifier, specs: Sequence[str]) -> Classifier:
+def with_preprocessing(classifier: Classifier, specs: Sequence[str]) -> Classifier:
     """The classifier behind the named defenses; the first sees the image first. Without any, the classifier itself.
 
     It shares the weights, and attacks on it are adaptive (see above). Raises UserError like `input_defense`.
@@ -250,10 +249,14 @@ def defended(classifier: Classifier, specs: Sequence[str]) -> Classifier:
     defenses = [input_defense(spec) for spec in specs]
     if not defenses:
         return classifier
-    module = Behind(classifier, defenses)
+    module = DefendedModule(classifier, defenses)
     return Classifier(
-        module, name=f"{classifier.name} behind {module.extra_repr()}", class_names=classifier.class_names,
-        input_shape=classifier.input_shape, resize=classifier.resize, copy=False,
+        module,
+        name=f"{classifier.name} behind {module.extra_repr()}",
+        class_names=classifier.class_names,
+        input_shape=classifier.input_shape,
+        resize=classifier.resize,
+        copy=False,
     )
 
 

@@ -1,4 +1,5 @@
 """Two or more results of the same samples: what changed, how sure that is, and which models cannot be told apart."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,16 +10,16 @@ from pathlib import Path
 
 from robustbench_local.errors import UserError
 from robustbench_local.results.pairing import (
-    Evaluated,
+    EvaluatedResult,
     Flip,
-    difference,
-    doubts,
     flips,
+    incomparable_reason,
+    is_correct,
+    is_robust,
     lost_and_gained,
-    right,
-    stands,
     threat_name,
     untrusted,
+    warnings,
 )
 from robustbench_local.results.schema import Accuracy, SampleRecord
 from robustbench_local.statistics.intervals import drop_bounds, holm, mcnemar
@@ -112,13 +113,24 @@ class Comparison:
 
     def to_dict(self) -> dict[str, object]:
         return {
-            "schema": SCHEMA, "comparable": not self.refusals, "reasons": self.refusals,
-            "results": [str(path) for path in self.paths], "threat_model": self.threat, "data": self.data, "n": self.n,
+            "schema": SCHEMA,
+            "comparable": not self.refusals,
+            "reasons": self.refusals,
+            "results": [str(path) for path in self.paths],
+            "threat_model": self.threat,
+            "data": self.data,
+            "n": self.n,
             "level": self.level,
             "models": [
-                {"result": str(each.path), "model": each.model, "clean_accuracy": each.clean.model_dump(),
-                 "robust_accuracy": each.robust.model_dump(), "groups": each.groups,
-                 "verdict": each.verdict, "doubts": each.doubts}
+                {
+                    "result": str(each.path),
+                    "model": each.model,
+                    "clean_accuracy": each.clean.model_dump(),
+                    "robust_accuracy": each.robust.model_dump(),
+                    "groups": each.groups,
+                    "verdict": each.verdict,
+                    "doubts": each.doubts,
+                }
                 for each in self.ranked
             ],
             "p_values": [{"models": list(pair), "p": p} for pair, p in self.p_values.items()],
@@ -137,38 +149,50 @@ def compare(paths: Sequence[Path], alpha: float = 0.05) -> Comparison:
         raise UserError("a comparison needs two results at least: robust compare A.json B.json")
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same result is given twice: name each once")
-    results = [Evaluated.read(path) for path in paths]
+    results = [EvaluatedResult.read(path) for path in paths]
     first = results[0]
     refusals = [f"{each.path} {reason}" for each in results if (reason := untrusted(each.result))]
-    refusals += [f"{each.path}: {reason}" for each in results[1:] if (reason := difference(each, first))]
+    refusals += [f"{each.path}: {reason}" for each in results[1:] if (reason := incomparable_reason(each, first))]
     info = (threat_name(first.result.threat_model), first.result.data.name, first.result.data.n)
     if refusals:
         return Comparison(list(paths), 1 - alpha, list(dict.fromkeys(refusals)), *info, [], {}, [], None)
     ranked, p_values = _ranked(results, alpha)
     return Comparison(
-        list(paths), 1 - alpha, [], *info, ranked, p_values, _attacks(results),
+        list(paths),
+        1 - alpha,
+        [],
+        *info,
+        ranked,
+        p_values,
+        _attacks(results),
         _pair(results[0], results[1], alpha) if len(results) == 2 else None,
     )
 
 
-def _pair(before: Evaluated, now: Evaluated, alpha: float) -> Pair:
+def _pair(before: EvaluatedResult, now: EvaluatedResult, alpha: float) -> Pair:
     everything = list(now.samples)
     by_class: dict[int, list[int]] = {}
     for index, sample in now.samples.items():
         by_class.setdefault(sample.label, []).append(index)
     classes = [
-        ClassChange(label, now.class_name(label), _change(before, now, members, right, alpha),
-                    _change(before, now, members, stands, alpha))
+        ClassChange(
+            label,
+            now.class_name(label),
+            _change(before, now, members, is_correct, alpha),
+            _change(before, now, members, is_robust, alpha),
+        )
         for label, members in sorted(by_class.items())
     ]
     return Pair(
-        _change(before, now, everything, right, alpha), _change(before, now, everything, stands, alpha),
-        flips(before, now), classes,
+        _change(before, now, everything, is_correct, alpha),
+        _change(before, now, everything, is_robust, alpha),
+        flips(before, now),
+        classes,
     )
 
 
 def _change(
-    before: Evaluated, now: Evaluated, members: list[int], of: Callable[[SampleRecord], bool], alpha: float
+    before: EvaluatedResult, now: EvaluatedResult, members: list[int], of: Callable[[SampleRecord], bool], alpha: float
 ) -> Change:
     old, new = ([of(each.samples[index]) for index in members] for each in (before, now))
     lost, gained = lost_and_gained(old, new)
@@ -176,7 +200,15 @@ def _change(
     # Two one-sided bounds, each wrong half as often, make an interval.
     low, high = drop_bounds(lost, gained, n, alpha / 2)
     return Change(
-        sum(old) / n, sum(new) / n, (gained - lost) / n, -high, -low, lost, gained, n, two_sided(lost, gained),
+        sum(old) / n,
+        sum(new) / n,
+        (gained - lost) / n,
+        -high,
+        -low,
+        lost,
+        gained,
+        n,
+        two_sided(lost, gained),
         two_sided(lost, gained, mid_p=True),
     )
 
@@ -186,7 +218,7 @@ def two_sided(lost: int, gained: int, *, mid_p: bool = False) -> float:
     return min(1.0, 2 * mcnemar(max(lost, gained), min(lost, gained), mid_p=mid_p))
 
 
-def _attacks(results: Sequence[Evaluated]) -> list[AttackChange]:
+def _attacks(results: Sequence[EvaluatedResult]) -> list[AttackChange]:
     """Every attack in the order it was run; one that was run several times has a line for each."""
     reports = []
     for each in results:
@@ -199,25 +231,35 @@ def _attacks(results: Sequence[Evaluated]) -> list[AttackChange]:
     lines = []
     for key in dict.fromkeys(key for mine in reports for key in mine):
         found = [mine.get(key) for mine in reports]
-        lines.append(AttackChange(
-            key[0], next(attack.role for attack in found if attack is not None),
-            [None if attack is None else attack.robust_accuracy_after for attack in found],
-            [None if attack is None else attack.fooled for attack in found],
-        ))
+        lines.append(
+            AttackChange(
+                key[0],
+                next(attack.role for attack in found if attack is not None),
+                [None if attack is None else attack.robust_accuracy_after for attack in found],
+                [None if attack is None else attack.fooled for attack in found],
+            )
+        )
     return lines
 
 
-def _ranked(results: Sequence[Evaluated], alpha: float) -> tuple[list[Ranked], dict[tuple[int, int], float]]:
+def _ranked(results: Sequence[EvaluatedResult], alpha: float) -> tuple[list[Ranked], dict[tuple[int, int], float]]:
     """The models by falling robust accuracy, with letters, and the adjusted p-values of every two of them."""
     order = sorted(results, key=lambda each: -each.result.robust_accuracy.correct)
-    outcomes = [[stands(each.samples[index]) for index in order[0].samples] for each in order]
+    outcomes = [[is_robust(each.samples[index]) for index in order[0].samples] for each in order]
     pairs = list(itertools.combinations(range(len(order)), 2))
     adjusted = holm([two_sided(*lost_and_gained(outcomes[i], outcomes[j])) for i, j in pairs])
     p_values = dict(zip(pairs, adjusted, strict=True))
     letters = _letters(len(order), {pair for pair, p in p_values.items() if p >= alpha})
     ranked = [
-        Ranked(each.path, each.result.model.name, each.result.clean_accuracy, each.result.robust_accuracy, groups,
-               each.result.verdict.status, doubts(each.result))
+        Ranked(
+            each.path,
+            each.result.model.name,
+            each.result.clean_accuracy,
+            each.result.robust_accuracy,
+            groups,
+            each.result.verdict.status,
+            warnings(each.result),
+        )
         for each, groups in zip(order, letters, strict=True)
     ]
     return ranked, p_values

@@ -1,4 +1,5 @@
 """Two results of the same samples, side by side: whether they may be compared, and which samples changed sides."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluatedResult:
     """A result file that was read, and its per-sample record by index."""
 
     path: Path
@@ -20,15 +21,16 @@ class Evaluated:
     samples: dict[int, SampleRecord]
 
     @classmethod
-    def read(cls, path: Path) -> Evaluated:
+    def read(cls, path: Path) -> EvaluatedResult:
         """Raises UserError for files that cannot be read, or are of two runs."""
         result = read_result(path)
         return cls(path, result, {sample.index: sample for sample in read_samples(result, path)})
 
     def class_name(self, label: int) -> str:
         """`stop (14)`, or the label alone where its class has no name."""
-        return next((called(each.label, each.name) for each in self.result.per_class if each.label == label),
-                    str(label))
+        return next(
+            (class_label(each.label, each.name) for each in self.result.per_class if each.label == label), str(label)
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Flip:
         return abs(self.margin_now - self.margin_before)
 
 
-def called(label: int, name: str | None) -> str:
+def class_label(label: int, name: str | None) -> str:
     """A class as people read it."""
     return str(label) if name is None or name == str(label) else f"{name} ({label})"
 
@@ -80,7 +82,7 @@ def untrusted(result: Result) -> str:
     return f"is not to be trusted{': ' if reasons else ''}{reasons}"
 
 
-def doubts(result: Result) -> list[str]:
+def warnings(result: Result) -> list[str]:
     """What its evaluation itself warned of, or that nobody looked; nothing where it is trusted."""
     if result.verdict.status == "doubtful":
         return result.verdict.reasons
@@ -89,7 +91,7 @@ def doubts(result: Result) -> list[str]:
     return []
 
 
-def difference(now: Evaluated, before: Evaluated) -> str:
+def incomparable_reason(now: EvaluatedResult, before: EvaluatedResult) -> str:
     """Why two results cannot be held against each other, or nothing. The model may be another: that is the point."""
     old, new = before.result, now.result
     where, here = f"in {before.path.name}", f"in {now.path.name}"
@@ -111,15 +113,19 @@ def difference(now: Evaluated, before: Evaluated) -> str:
             f"the evaluation of {stopped.path.name} was stopped when its gate {_gate(stopped)} was decided, so its "
             "samples are chosen by their outcomes: compare results of runs without --until-gate"
         )
-    if new.data.sha256 != old.data.sha256 or now.samples.keys() != before.samples.keys() or any(
-        (sample.input_sha256, sample.label) != (before.samples[index].input_sha256, before.samples[index].label)
-        for index, sample in now.samples.items()
+    if (
+        new.data.sha256 != old.data.sha256
+        or now.samples.keys() != before.samples.keys()
+        or any(
+            (sample.input_sha256, sample.label) != (before.samples[index].input_sha256, before.samples[index].label)
+            for index, sample in now.samples.items()
+        )
     ):
         return "the results speak of different samples: evaluate both on the same data, --samples and --seed"
     return ""
 
 
-def _gate(stopped: Evaluated) -> str:
+def _gate(stopped: EvaluatedResult) -> str:
     return stopped.result.sequential.gate if stopped.result.sequential is not None else ""
 
 
@@ -129,12 +135,12 @@ def _place(data: DataInfo) -> str:
     return f"{kind}:{Path(path).name}" if colon else kind
 
 
-def right(sample: SampleRecord) -> bool:
+def is_correct(sample: SampleRecord) -> bool:
     """Whether the clean image is taken for what it is."""
     return sample.clean_prediction == sample.label
 
 
-def stands(sample: SampleRecord) -> bool:
+def is_robust(sample: SampleRecord) -> bool:
     """Whether no attack has fooled the model on it."""
     return sample.robust
 
@@ -145,14 +151,14 @@ def lost_and_gained(before: Sequence[bool], now: Sequence[bool]) -> tuple[int, i
     return pairs.count((True, False)), pairs.count((False, True))
 
 
-def flips(before: Evaluated, now: Evaluated) -> list[Flip]:
+def flips(before: EvaluatedResult, now: EvaluatedResult) -> list[Flip]:
     """Every sample that stands in one and falls in the other, those whose margin moved most first."""
     found = []
     for index, new in now.samples.items():
         old = before.samples[index]
         if old.robust != new.robust:
             fallen = new if old.robust else old
-            found.append(Flip(
-                index, new.label, now.class_name(new.label), old.robust, old.margin, new.margin, fallen.broken_by
-            ))
+            found.append(
+                Flip(index, new.label, now.class_name(new.label), old.robust, old.margin, new.margin, fallen.broken_by)
+            )
     return sorted(found, key=lambda flip: (-flip.moved, flip.index))

@@ -1,4 +1,5 @@
 """What is known of the suites without importing them: their hashes, and which of them is no weaker than which."""
+
 from __future__ import annotations
 
 from robustbench_local.errors import UserError, nearest

@@ -1,4 +1,5 @@
 """The result file: `schema: "robustbench-local/result/1"`. Rates are fractions, each beside its n and its interval."""
+
 from __future__ import annotations
 
 import json
@@ -16,38 +17,38 @@ from robustbench_local.io.safe_read import (
     printable,
     quoted,
     read_text,
+    reject_control_characters,
     require_plain_file,
-    require_seen,
 )
 from robustbench_local.specs import parse_number
 from robustbench_local.statistics.intervals import wilson
 from robustbench_local.statistics.sequential import finite_bounds
 
 SCHEMA: Literal["robustbench-local/result/1"] = "robustbench-local/result/1"
-Fraction = Field(ge=0, le=1)
+UnitInterval = Field(ge=0, le=1)
 LONGEST_LINE = 16_384
 """Characters of a line of the per-sample record, which has about 400."""
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Confidence(Part):
+class Confidence(StrictModel):
     level: float = Field(gt=0, lt=1)
     method: str
-    low: float = Fraction
-    high: float = Fraction
+    low: float = UnitInterval
+    high: float = UnitInterval
 
 
-class Accuracy(Part):
-    value: float = Fraction
+class Accuracy(StrictModel):
+    value: float = UnitInterval
     correct: NonNegativeInt
     n: int = Field(ge=1, le=2**53)
     confidence: Confidence
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Accuracy:
+    def check_consistency(self) -> Accuracy:
         if self.correct > self.n or abs(self.value - self.correct / self.n) > 1e-9:
             raise ValueError(f"the value is {self.value}, but {self.correct} of {self.n} are correct")
         if not self.confidence.low - 1e-9 <= self.value <= self.confidence.high + 1e-9:
@@ -61,7 +62,7 @@ class Accuracy(Part):
         return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
 
     @classmethod
-    def so_far(cls, correct: int, n: int, population: int, level: float = 0.95) -> Accuracy:
+    def anytime(cls, correct: int, n: int, population: int, level: float = 0.95) -> Accuracy:
         """Of the first n of a random order of `population` samples, with an interval for the accuracy of all of them
         that holds at whatever moment one stops."""
         low, high = finite_bounds(correct, n, population, (1 - level) / 2)
@@ -69,7 +70,7 @@ class Accuracy(Part):
         return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
 
 
-class ModelInfo(Part):
+class ModelInfo(StrictModel):
     name: str
     sha256: str
     classes: int
@@ -77,7 +78,7 @@ class ModelInfo(Part):
     normalization: dict[str, list[float]] | None
 
 
-class DataInfo(Part):
+class DataInfo(StrictModel):
     name: str
     split: str
     n: int = Field(ge=1)
@@ -87,12 +88,12 @@ class DataInfo(Part):
     lossy: bool = Field(description="pixels come from lossy files such as JPEG")
 
 
-class TargetedGoal(Part):
+class TargetedGoal(StrictModel):
     source: int | None
     target: int
 
 
-class ThreatModelInfo(Part):
+class ThreatModelInfo(StrictModel):
     norm: str
     eps: NonNegativeFloat
     eps_text: str
@@ -103,19 +104,19 @@ class ThreatModelInfo(Part):
     )
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> ThreatModelInfo:
+    def check_consistency(self) -> ThreatModelInfo:
         if not math.isclose(parse_number(self.eps_text), self.eps, rel_tol=1e-6):
             raise ValueError(f"eps is {self.eps:g}, but its text says {quoted(self.eps_text)}")
         return self
 
 
-class Protocol(Part):
+class Protocol(StrictModel):
     name: str
     version: int | None
     sha256: str
 
 
-class AttackReport(Part):
+class AttackReport(StrictModel):
     name: str
     parameters: dict[str, Any]
     restarts: int
@@ -130,13 +131,13 @@ class AttackReport(Part):
     low_precision_unconfirmed: NonNegativeInt = Field(
         default=0, description="successes in low precision that float32 did not confirm, and searched on"
     )
-    robust_accuracy_after: float = Fraction
+    robust_accuracy_after: float = UnitInterval
     forward_passes: NonNegativeInt
     backward_passes: NonNegativeInt
     seconds: NonNegativeFloat
 
 
-class Diagnostic(Part):
+class Diagnostic(StrictModel):
     check: str
     status: Literal["pass", "warn", "fail", "skipped"]
     value: float | str | None = None
@@ -145,12 +146,12 @@ class Diagnostic(Part):
     advice: str = ""
 
 
-class Verdict(Part):
+class Verdict(StrictModel):
     status: Literal["trusted", "doubtful", "not-trusted", "not-assessed"]
     reasons: list[str]
 
 
-class Cost(Part):
+class Cost(StrictModel):
     forward_passes: NonNegativeInt
     backward_passes: NonNegativeInt
     forward_passes_per_image: NonNegativeFloat
@@ -160,7 +161,7 @@ class Cost(Part):
     peak_memory_bytes: NonNegativeInt
 
 
-class Sequential(Part):
+class Sequential(StrictModel):
     """The samples are the first n of a seeded random order of the whole split, and were evaluated until a gate was
     decided. Tests of a fixed number of samples do not hold for them; anytime-valid ones for the finite split do."""
 
@@ -169,7 +170,7 @@ class Sequential(Part):
     looks: list[int] = Field(description="after how many samples the gate was looked at, the last being n")
 
 
-class ClassReport(Part):
+class ClassReport(StrictModel):
     label: int
     name: str | None
     clean_accuracy: Accuracy
@@ -201,7 +202,7 @@ class Result(BaseModel):
     sequential: Sequential | None = None
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Result:
+    def check_consistency(self) -> Result:
         if not self.clean_accuracy.n == self.robust_accuracy.n == self.data.n <= self.data.available:
             raise ValueError("its accuracies and its data speak of different numbers of samples")
         if self.robust_accuracy.correct > self.clean_accuracy.correct:
@@ -219,8 +220,10 @@ class Result(BaseModel):
         clean, robust = self.clean_accuracy, self.robust_accuracy
         fooled = sum(attack.fooled for attack in self.attacks)
         if clean.correct - fooled != robust.correct:
-            raise ValueError(f"{clean.correct} samples are correct and its attacks fooled {fooled} of them, but "
-                             f"{robust.correct} are robust")
+            raise ValueError(
+                f"{clean.correct} samples are correct and its attacks fooled {fooled} of them, but "
+                f"{robust.correct} are robust"
+            )
         for name, whole, parts in (
             ("clean", clean, [each.clean_accuracy for each in self.per_class]),
             ("robust", robust, [each.robust_accuracy for each in self.per_class]),
@@ -232,13 +235,13 @@ class Result(BaseModel):
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
-class Distance(Part):
+class Distance(StrictModel):
     linf: NonNegativeFloat
     l2: NonNegativeFloat
     l1: NonNegativeFloat
 
 
-class SampleRecord(Part):
+class SampleRecord(StrictModel):
     """One line of the per-sample record."""
 
     index: int
@@ -300,7 +303,7 @@ def read_samples(result: Result, path: Path) -> list[SampleRecord]:
     for number, line in enumerate(_lines(record), start=1):
         try:
             samples.append(SampleRecord.model_validate_json(line))
-            require_seen(samples[-1].broken_by or "")
+            reject_control_characters(samples[-1].broken_by or "")
         except ValidationError as error:
             first = error.errors()[0]
             told = printable(f"{'.'.join(map(str, first['loc']))} {first['msg']}")
@@ -326,8 +329,10 @@ def _lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8") as file:
             while line := file.readline(LONGEST_LINE + 1):
                 if len(line) > LONGEST_LINE:
-                    raise UserError(f"{path} has a line of more than {LONGEST_LINE:,} characters: it is not the record "
-                                    "that 'robust attack' wrote")
+                    raise UserError(
+                        f"{path} has a line of more than {LONGEST_LINE:,} characters: it is not the record "
+                        "that 'robust attack' wrote"
+                    )
                 yield line.rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"

@@ -1,4 +1,5 @@
 """Where a run computes, and how many images it takes at a time there."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,5 @@
 """Several processes on one evaluation: each searches its share, and all know what each has found."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +22,7 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def require_met(what: str) -> None:
+def require_process_group(what: str) -> None:
     """Raises UserError where torchrun has started several processes that each believe to be alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank_and_world()[1] == 1:
         raise UserError(
@@ -55,12 +56,12 @@ def _in_company() -> Iterator[None]:
         ) from None
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, for all of them."""
     return gather([value])[0][0]
 
 
-def refuse_together(refusal: str | None) -> None:
+def raise_on_all_ranks(refusal: str | None) -> None:
     """Raises UserError in every process where any of them has a reason to refuse."""
     for (each,) in gather([refusal]):
         if each is not None:
@@ -68,7 +69,7 @@ def refuse_together(refusal: str | None) -> None:
 
 
 @contextlib.contextmanager
-def held_by_first(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+def on_rank_zero(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
     """The context in the first process alone; what refuses that one refuses all of them."""
     with contextlib.ExitStack() as held:
         refusal = None
@@ -77,7 +78,7 @@ def held_by_first(context: contextlib.AbstractContextManager[object]) -> Iterato
                 held.enter_context(context)
             except UserError as error:
                 refusal = str(error)
-        refuse_together(refusal)
+        raise_on_all_ranks(refusal)
         yield
 
 

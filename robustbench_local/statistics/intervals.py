@@ -1,4 +1,5 @@
 """Intervals and tests for counts."""
+
 from __future__ import annotations
 
 import math
@@ -51,13 +52,13 @@ def drop_p_value(lost: int, gained: int, n: int, limit: float) -> float:
     if min(lost, gained) < 0 or n < 1 or lost + gained > n:
         raise ValueError(f"{lost} lost and {gained} gained are no counts of {n} samples")
     if limit > 0:
-        return _as_much(lost, gained, n, limit)
+        return _upper_tail(lost, gained, n, limit)
     even = mcnemar(lost, gained, mid_p=True)
     # A drop below zero is a gain: that so little is gained. It is never easier to believe than no drop at all.
-    return even if limit == 0 else min(even, _as_little(gained, lost, n, -limit))
+    return even if limit == 0 else min(even, _lower_tail(gained, lost, n, -limit))
 
 
-def _as_much(lost: int, gained: int, n: int, drop: float) -> float:
+def _upper_tail(lost: int, gained: int, n: int, drop: float) -> float:
     for_good, chance = _lost_for_good(n, drop)
     rest = np.maximum(lost - for_good, 0)
     tails = special.bdtr(gained, rest + gained, 0.5)
@@ -67,7 +68,7 @@ def _as_much(lost: int, gained: int, n: int, drop: float) -> float:
     return float(min(chance @ tails, 1.0))
 
 
-def _as_little(lost: int, gained: int, n: int, drop: float) -> float:
+def _lower_tail(lost: int, gained: int, n: int, drop: float) -> float:
     for_good, chance = _lost_for_good(n, drop)
     possible = for_good <= lost
     rest = lost - for_good[possible]
@@ -97,6 +98,7 @@ def drop_bounds(lost: int, gained: int, n: int, alpha: float = 0.05) -> tuple[fl
 
 def _least_drop(lost: int, gained: int, n: int, alpha: float) -> float:
     """The drop below which all are rejected: so much is lost."""
+
     def excess(drop: float) -> float:
         return drop_p_value(lost, gained, n, drop) - alpha
 

@@ -3,6 +3,7 @@
 The bounds may be looked at after every sample, and the drawing may stop because of what they say: over the whole
 course each of them is wrong with probability at most alpha (prior-posterior ratio of Waudby-Smith and Ramdas, 2020).
 """
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -26,8 +27,12 @@ def finite_bounds(correct: int, n: int, population: int, alpha: float = 0.05) ->
     wrong = population - totals
     table = _log_factorials(population + 1)
     posterior = np.exp(
-        table[totals] - table[totals - correct] - table[correct]
-        + table[wrong] - table[wrong - (n - correct)] - table[n - correct]
+        table[totals]
+        - table[totals - correct]
+        - table[correct]
+        + table[wrong]
+        - table[wrong - (n - correct)]
+        - table[n - correct]
         - (table[population + 1] - table[population - n] - table[n + 1])
     )
     # A total is refused where the mean likelihood of all larger totals (for the lower bound; of all smaller ones for

@@ -1,4 +1,5 @@
 """The curves of a training, for people: a picture, and TensorBoard's files where they are asked for."""
+
 from __future__ import annotations
 
 import io
@@ -11,8 +12,10 @@ from robustbench_local.training.metrics import EpochReport, best
 
 CURVES = "curves.png"
 ACCURACIES = {
-    "clean_accuracy": ("clean", "#1b6ca8"), "robust_accuracy": ("robust, PGD-10", "#c0392b"),
-    "fgsm_accuracy": ("robust, FGSM", "#e59866"), "noisy_accuracy": ("under noise", "#7d3c98"),
+    "clean_accuracy": ("clean", "#1b6ca8"),
+    "robust_accuracy": ("robust, PGD-10", "#c0392b"),
+    "fgsm_accuracy": ("robust, FGSM", "#e59866"),
+    "noisy_accuracy": ("under noise", "#7d3c98"),
 }
 
 

@@ -1,5 +1,6 @@
 """An average of the weights over training (EMA): flatter and more robust than any single step's (Rebuffi et al., "Data
 augmentation can improve robustness", NeurIPS 2021)."""
+
 from __future__ import annotations
 
 import copy
@@ -11,7 +12,7 @@ SETTLING = 50
 """Batches from which batch norm learns statistics anew: with its momentum of 0.1 old ones weigh 0.005 after them."""
 
 
-class Average:
+class WeightEMA:
     """Exponentially averaged weights in a network of their own, whose batch norm has statistics of its own.
 
     decay: the share of the average that a step leaves; lower in the first steps, (1 + n) / (10 + n), so that random
@@ -23,7 +24,8 @@ class Average:
         self.updates = updates
         self._decay = decay
         self._norms = [
-            part for part in self.network.modules()
+            part
+            for part in self.network.modules()
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats
         ]
 
@@ -34,7 +36,7 @@ class Average:
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
     @torch.no_grad()
-    def settle(self, points: Tensor) -> None:
+    def refresh_batch_norm(self, points: Tensor) -> None:
         if not self._norms:
             return
         for part in self._norms:

@@ -1,4 +1,5 @@
 """A small search over settings: every combination is trained, and the hold-out says which is best."""
+
 from __future__ import annotations
 
 import itertools
@@ -13,12 +14,12 @@ from rich.console import Console
 from robustbench_local.display.training import EpochTable
 from robustbench_local.errors import Diverged, UserError, nearest
 from robustbench_local.io.atomic_write import write_atomically
-from robustbench_local.results.schema import Part
+from robustbench_local.results.schema import StrictModel
 from robustbench_local.runtime.distributed import gather, rank_and_world
 from robustbench_local.training.metrics import EpochReport, best
 from robustbench_local.training.model_card import CARD, LAST, METRICS, WEIGHTS, last_of
 from robustbench_local.training.recipe import Recipe, resolve_recipe
-from robustbench_local.training.run import TEACHER, TRIALS, harden, require_free
+from robustbench_local.training.run import TEACHER, TRIALS, check_output_is_new, run_training
 from robustbench_local.training.setup import prepare
 from robustbench_local.training.snapshot import STATE
 
@@ -29,13 +30,23 @@ MOST = 64
 FIXED = ("seed", "suite", "data", "eval_data", "samples", "eval_samples", "holdout", "resize", "norm", "eps")
 """Settings whose values cannot be compared: the hold-out, or what it is attacked with, would be another."""
 LEARNING = {
-    "lr", "momentum", "weight_decay", "epochs", "freeze_epochs", "optimizer", "schedule", "warmup", "eps_warmup",
-    "clip_norm", "label_smoothing", "average",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "epochs",
+    "freeze_epochs",
+    "optimizer",
+    "schedule",
+    "warmup",
+    "eps_warmup",
+    "clip_norm",
+    "label_smoothing",
+    "average",
 }
 """Settings that fit all data and models alike."""
 
 
-class Trial(Part):
+class Trial(StrictModel):
     """One combination: what was set, and the epoch of it that stood best on the hold-out, or why there is none."""
 
     settings: dict[str, str]
@@ -48,11 +59,11 @@ class Trial(Part):
         return (True, self.chosen.rank) if self.chosen is not None else (False, (0.0, 0.0))
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         return ", ".join(f"{key.replace('_', '-')}={value}" for key, value in self.settings.items())
 
 
-class Search(Part):
+class Search(StrictModel):
     """The content of `search.json`, best trial first."""
 
     trials: list[Trial]
@@ -83,7 +94,7 @@ def combinations(searches: Sequence[str]) -> list[dict[str, str]]:
     return made
 
 
-def search(
+def grid_search(
     recipe: Recipe, searches: Sequence[str], output: Path, settings: dict[str, Any], *, screen: Console
 ) -> tuple[Recipe, dict[str, Any]]:
     """Train every combination in a folder of its own; the best one's training becomes that of `output`.
@@ -98,17 +109,17 @@ def search(
         winner = _taken_over(output, made)
         return recipes[made.index(winner.settings)], {**settings, "trained_by": None}
     if not settings["resume"]:
-        require_free(output)
+        check_output_is_new(output)
     _require_sense(recipes, settings)
     trials: list[Trial] = []
     for number, (each, asked) in enumerate(zip(made, recipes, strict=True), start=1):
         trial = Trial(settings=each, chosen=None)
-        screen.print(f"trial {number} of {len(made)}: {trial.told}", style="bold", markup=False, soft_wrap=True)
+        screen.print(f"trial {number} of {len(made)}: {trial.description}", style="bold", markup=False, soft_wrap=True)
         trials.append(_tried(trial, asked, output / TRIALS / str(number), settings, screen))
     order = sorted(range(len(made)), key=lambda position: trials[position].rank, reverse=True)
     for position in order:
         trial = trials[position]
-        screen.print(f"{_figure(trial)}   {trial.told}", markup=False, soft_wrap=True)
+        screen.print(f"{_figure(trial)}   {trial.description}", markup=False, soft_wrap=True)
     if trials[order[0]].chosen is None:
         raise UserError(f"every training of the search has failed, the first because {trials[0].failed}")
     if rank_and_world()[0] == 0:
@@ -124,7 +135,7 @@ def search(
 
 def _require_sense(recipes: Sequence[Recipe], settings: dict[str, Any]) -> None:
     """What is wrong with the last trial is not to be found after hours of the others. Raises UserError for it."""
-    judged_by = {asked.objective().judged_by for asked in recipes}
+    judged_by = {asked.objective().validation_metric for asked in recipes}
     if len(judged_by) > 1:
         raise UserError(
             f"--search: the methods are judged by different accuracies ({', '.join(sorted(judged_by))}), which "
@@ -143,7 +154,7 @@ def _tried(trial: Trial, asked: Recipe, folder: Path, settings: dict[str, Any], 
             return trial.model_copy(update={"failed": failed})
     try:
         with EpochTable(screen) as table:
-            hardened = harden(
+            hardened = run_training(
                 asked, folder, observer=table, **{**settings, "resume": (folder / STATE).exists(), "trained_by": None}
             )
     except Diverged as error:

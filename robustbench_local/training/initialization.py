@@ -1,4 +1,5 @@
 """Where training starts: an architecture with fresh weights, or a copy of a classifier that exists."""
+
 from __future__ import annotations
 
 import contextlib
@@ -41,7 +42,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class Trainee(nn.Module):
+class NormalizedModel(nn.Module):
     """A module behind its normalisation, all of its parameters to be trained."""
 
     mean: Tensor
@@ -59,14 +60,14 @@ class Trainee(nn.Module):
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """What is trained, and what has to be known to load it again.
 
     resize: how the network wants image files resized; None where it says nothing. Data of arrays keep their size
     whatever stands there.
     """
 
-    network: Trainee
+    network: NormalizedModel
     architecture: str
     normalization: Normalization | None
     class_names: list[str] | None
@@ -81,12 +82,16 @@ class Start:
         """The trained module, frozen and ready to be evaluated."""
         given = self.normalization or {}
         return Classifier(
-            self.network.module, name=name, mean=given.get("mean"), std=given.get("std"),
-            class_names=self.class_names, input_shape=input_shape,
+            self.network.module,
+            name=name,
+            mean=given.get("mean"),
+            std=given.get("std"),
+            class_names=self.class_names,
+            input_shape=input_shape,
         )
 
 
-def loaded_start(recipe: Recipe) -> Start:
+def from_checkpoint(recipe: Recipe) -> InitialModel:
     """A copy of the recipe's classifier.
 
     Raises UserError where it cannot be loaded or has no parameters to train.
@@ -98,7 +103,9 @@ def loaded_start(recipe: Recipe) -> Start:
         )
     _refuse_side_outputs(recipe.arch or recipe.model)
     classifier = load_classifier(
-        recipe.model, checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None, arch=recipe.arch,
+        recipe.model,
+        checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None,
+        arch=recipe.arch,
         normalize=recipe.normalize,
     )
     programs = (torch.fx.GraphModule, torch.jit.ScriptModule)
@@ -111,9 +118,12 @@ def loaded_start(recipe: Recipe) -> Start:
     module = copy.deepcopy(classifier.module)
     if not any(True for _ in module.parameters()):
         raise UserError(f"{recipe.model} has no weights that could be trained: give a network that has some")
-    return Start(
-        Trainee(module, classifier.normalization), recipe.arch or _described(recipe.model), classifier.normalization,
-        classifier.class_names, resize_of(recipe) or classifier.resize,
+    return InitialModel(
+        NormalizedModel(module, classifier.normalization),
+        recipe.arch or _described(recipe.model),
+        classifier.normalization,
+        classifier.class_names,
+        resize_of(recipe) or classifier.resize,
     )
 
 
@@ -138,7 +148,7 @@ def resize_of(recipe: Recipe) -> Resize | None:
     return published_resize(str(recipe.arch)) if zoo else None
 
 
-def fresh_start(recipe: Recipe, dataset: Dataset) -> Start:
+def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
     """The recipe's architecture for the classes of the data set, what is random in it drawn from the recipe's seed.
 
     `pretrained` keeps the published weights, or those of the recipe's checkpoint, with their normalisation, and draws
@@ -159,7 +169,9 @@ def fresh_start(recipe: Recipe, dataset: Dataset) -> Start:
             module = _random(architecture, classes, dataset.image_shape)
         scaling = parse_normalization(recipe.normalize or "none")
         normalization = {"mean": list(scaling[0]), "std": list(scaling[1])} if scaling else None
-    return Start(Trainee(module, normalization), architecture, normalization, dataset.class_names, resize_of(recipe))
+    return InitialModel(
+        NormalizedModel(module, normalization), architecture, normalization, dataset.class_names, resize_of(recipe)
+    )
 
 
 def _random(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -230,7 +242,7 @@ def require_seen(network: nn.Module, name: str, dataset: Dataset, *, trained_on:
     return _logits_of(network, name, dataset).shape[1]
 
 
-def require_fit(network: nn.Module, name: str, dataset: Dataset) -> int:
+def check_fits(network: nn.Module, name: str, dataset: Dataset) -> int:
     """The number of classes of a network that can be trained on the data set.
 
     Raises UserError where the two do not go together, or the data set cannot teach anything.

@@ -1,5 +1,6 @@
 """The training loop. There is one: what differs between methods is in their objective, what differs between runs in
 their recipe."""
+
 from __future__ import annotations
 
 import math
@@ -13,9 +14,9 @@ import torch.distributed as dist
 from torch import nn
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.attack import Model, spec
+from robustbench_local.attacks.attack import Model, spec_text
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.data.loader import Source, shuffled
+from robustbench_local.data.loader import BatchLoader, shuffled_batches
 from robustbench_local.defenses import Objective
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.models.metered import seconds_since
@@ -25,9 +26,9 @@ from robustbench_local.training.initialization import seeded
 from robustbench_local.training.metrics import EpochReport, TrainingObserver, is_catastrophic, overfitting
 from robustbench_local.training.precision import laid_out
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.snapshot import Snapshot
-from robustbench_local.training.step import Lesson
-from robustbench_local.training.validation import Judgement, judge
+from robustbench_local.training.snapshot import TrainingState
+from robustbench_local.training.step import TrainingStep
+from robustbench_local.training.validation import HoldoutMetrics, validate
 
 CONSTANT = 5
 """Epochs in a row that may answer one class for every image: the first ones of a hard training often do."""
@@ -35,13 +36,24 @@ SAVE_SECONDS = 600.0
 """How much work on an epoch may be lost to a kill."""
 
 Keep = Callable[[list[EpochReport], nn.Module], None]
-Save = Callable[[Snapshot], None]
+Save = Callable[[TrainingState], None]
 
 
 def train(
-    network: nn.Module, training: Dataset, holdout: Dataset, objective: Objective, threat_model: ThreatModel,
-    recipe: Recipe, *, teacher: Model | None = None, head: Sequence[str] = (), workers: int | None = None,
-    compiled: bool = False, keep: Keep | None = None, save: Save | None = None, resume: Snapshot | None = None,
+    network: nn.Module,
+    training: Dataset,
+    holdout: Dataset,
+    objective: Objective,
+    threat_model: ThreatModel,
+    recipe: Recipe,
+    *,
+    teacher: Model | None = None,
+    head: Sequence[str] = (),
+    workers: int | None = None,
+    compiled: bool = False,
+    keep: Keep | None = None,
+    save: Save | None = None,
+    resume: TrainingState | None = None,
     observer: TrainingObserver | None = None,
 ) -> list[EpochReport]:
     """Train the network in place, on the device it is on, and report every epoch.
@@ -59,13 +71,24 @@ def train(
     device = next(network.parameters()).device
     with seeded(recipe.seed + rank, device):
         batches = len(training) // recipe.batch_size
-        lesson = Lesson(
-            laid_out(network, device), objective, threat_model, recipe, steps=recipe.epochs * batches,
-            teacher=teacher, head=head, compiled=compiled,
+        step = TrainingStep(
+            laid_out(network, device),
+            objective,
+            threat_model,
+            recipe,
+            steps=recipe.epochs * batches,
+            teacher=teacher,
+            head=head,
+            compiled=compiled,
         )
         trainer = Trainer(
-            lesson, Source(training, device, workers=workers), Source(holdout, device, workers=workers), threat_model,
-            recipe, keep or (lambda *_: None), save or (lambda _: None),
+            step,
+            BatchLoader(training, device, workers=workers),
+            BatchLoader(holdout, device, workers=workers),
+            threat_model,
+            recipe,
+            keep or (lambda *_: None),
+            save or (lambda _: None),
             observer or TrainingObserver(),
         )
         trainer.begin(resume)
@@ -93,26 +116,33 @@ class Trainer:
     """Epochs: their order of images, their reports, and the watch over them."""
 
     def __init__(
-        self, lesson: Lesson, source: Source, held: Source, threat_model: ThreatModel, recipe: Recipe, keep: Keep,
-        save: Save, observer: TrainingObserver,
+        self,
+        step: TrainingStep,
+        source: BatchLoader,
+        held: BatchLoader,
+        threat_model: ThreatModel,
+        recipe: Recipe,
+        keep: Keep,
+        save: Save,
+        observer: TrainingObserver,
     ):
         self.reports: list[EpochReport] = []
-        self._lesson, self._source, self._held = lesson, source, held
-        self._threat_model, self._recipe, self._device = threat_model, recipe, next(lesson.network.parameters()).device
+        self._step, self._source, self._held = step, source, held
+        self._threat_model, self._recipe, self._device = threat_model, recipe, next(step.network.parameters()).device
         self._keep, self._save, self._observer = keep, save, observer
         self._order = torch.Generator().manual_seed(recipe.seed)
         self._order_then = self._order.get_state()
         # How far the running epoch is.
-        self._batch, self._seconds, self._rate = 0, 0.0, lesson.rate
+        self._batch, self._seconds, self._rate = 0, 0.0, step.rate
         self._totals: Counter[str] = Counter()
-        self._healthy: Snapshot | None = None
+        self._healthy: TrainingState | None = None
 
     @property
     def _finished(self) -> int:
         """Epochs that are done and stand."""
         return sum(not report.undone for report in self.reports)
 
-    def begin(self, resume: Snapshot | None) -> None:
+    def begin(self, resume: TrainingState | None) -> None:
         """From the snapshot, or from the start: whatever lies in the folder from now on can be gone on from."""
         if resume is None:
             self._save(self._snapshot())
@@ -123,23 +153,23 @@ class Trainer:
         recipe, size = self._recipe, self._recipe.batch_size
         self._observer.begin(recipe.epochs, len(self._source) // size * size, self._finished)
         while self._finished < recipe.epochs:
-            if self._healthy is None and self._lesson.objective.safer() is not None:
+            if self._healthy is None and self._step.objective.fallback() is not None:
                 self._healthy = self._snapshot()
             self._one_epoch(self._finished + 1)
         if self.reports and (told := overfitting(self.reports)):
             self._observer.warn(told)
 
     def _one_epoch(self, epoch: int) -> None:
-        recipe, lesson = self._recipe, self._lesson
+        recipe, step = self._recipe, self._step
         rank, world = rank_and_world()
-        lesson.freeze(epoch <= recipe.freeze_epochs)
+        step.freeze(epoch <= recipe.freeze_epochs)
         self._order_then = self._order.get_state()
-        parts = shuffled(len(self._source), recipe.batch_size, self._order)
+        parts = shuffled_batches(len(self._source), recipe.batch_size, self._order)
         began, saved = time.perf_counter() - self._seconds, time.monotonic()
-        self._rate = self._rate if self._batch else lesson.rate
+        self._rate = self._rate if self._batch else step.rate
         for batch in self._source.batches([positions[rank::world] for positions in parts[self._batch :]]):
             self._batch += 1
-            losses = lesson.learn(batch, epoch, self._batch, settle=self._batch > len(parts) - SETTLING)
+            losses = step.train_batch(batch, epoch, self._batch, settle=self._batch > len(parts) - SETTLING)
             self._totals.update(losses)
             self._observer.advance(recipe.batch_size, losses.get("loss", math.nan))
             if time.monotonic() - saved > SAVE_SECONDS and world == 1 and self._batch < len(parts):
@@ -147,8 +177,12 @@ class Trainer:
                 self._save(self._snapshot())
         learning = seconds_since(began)
         self._share_buffers()
-        judged = judge(
-            lesson.judged, self._held, lesson.objective, self._threat_model, seed=recipe.seed,
+        judged = validate(
+            step.validated_network,
+            self._held,
+            step.objective,
+            self._threat_model,
+            seed=recipe.seed,
             batch_size=recipe.batch_size,
         )
         if not judged.finite:
@@ -163,7 +197,7 @@ class Trainer:
         self._observer.epoch(self.reports[-1])
         self._refuse_constant(judged)
 
-    def _report(self, epoch: int, learning: float, judged: Judgement, *, images: int) -> EpochReport:
+    def _report(self, epoch: int, learning: float, judged: HoldoutMetrics, *, images: int) -> EpochReport:
         totals: Counter[str] = Counter()
         for (each,) in gather([self._totals]):
             totals.update(each)
@@ -175,34 +209,44 @@ class Trainer:
         if judged.only_class is not None:
             told.append(f"every held-out image is taken for class {judged.only_class}")
         report = EpochReport(
-            epoch=epoch, method=spec(self._lesson.objective), loss=means.pop("loss", math.nan), parts=means,
-            learning_rate=self._rate, clean_accuracy=judged.clean, robust_accuracy=judged.robust,
-            fgsm_accuracy=judged.fgsm, noisy_accuracy=judged.noisy, skipped=skipped,
-            images_per_second=images / learning, seconds=learning, chosen=False, warnings=told,
+            epoch=epoch,
+            method=spec_text(self._step.objective),
+            loss=means.pop("loss", math.nan),
+            parts=means,
+            learning_rate=self._rate,
+            clean_accuracy=judged.clean,
+            robust_accuracy=judged.robust,
+            fgsm_accuracy=judged.fgsm,
+            noisy_accuracy=judged.noisy,
+            skipped=skipped,
+            images_per_second=images / learning,
+            seconds=learning,
+            chosen=False,
+            warnings=told,
         )
         standing = [earlier for earlier in self.reports if not earlier.undone]
         return report.model_copy(update={"chosen": all(report.rank >= earlier.rank for earlier in standing)})
 
     def _enter(self, report: EpochReport) -> None:
         """The epoch stands, or is undone where its weights have overfitted to their own single step."""
-        lesson = self._lesson
-        safer = lesson.objective.safer() if is_catastrophic(report, self.reports) else None
+        step = self._step
+        safer = step.objective.fallback() if is_catastrophic(report, self.reports) else None
         if safer is not None and self._healthy is not None:
-            told = f"catastrophic overfitting: back to epoch {report.epoch - 1}, and on with {spec(safer)}"
+            told = f"catastrophic overfitting: back to epoch {report.epoch - 1}, and on with {spec_text(safer)}"
             report = report.model_copy(update={"undone": True, "chosen": False, "warnings": [*report.warnings, told]})
             reports = [*self.reports, report]
             self.restore(self._healthy)
-            lesson.objective, self.reports = safer, reports
+            step.objective, self.reports = safer, reports
         else:
             self.reports = [*self.reports, report]
         self._order_then = self._order.get_state()
-        self._keep(self.reports, lesson.judged)
+        self._keep(self.reports, step.validated_network)
         self._healthy = None  # a snapshot holds the one before it, and that one's would be held with it
-        if lesson.objective.safer() is not None:
+        if step.objective.fallback() is not None:
             self._healthy = self._snapshot()
         self._save(self._snapshot())
 
-    def _refuse_constant(self, judged: Judgement) -> None:
+    def _refuse_constant(self, judged: HoldoutMetrics) -> None:
         last = self.reports[-CONSTANT:]
         if judged.only_class is None or len(last) < CONSTANT:
             return
@@ -218,32 +262,36 @@ class Trainer:
         if world == 1:
             return
         # In the same order everywhere, which a set would not give.
-        for network in dict.fromkeys((self._lesson.network, self._lesson.judged)):
+        for network in dict.fromkeys((self._step.network, self._step.validated_network)):
             for buffer in network.buffers():
                 if buffer.is_floating_point():
                     dist.all_reduce(buffer)
                     buffer /= world
 
-    def _snapshot(self) -> Snapshot:
-        lesson, (_, world) = self._lesson.snapshot(), rank_and_world()
+    def _snapshot(self) -> TrainingState:
+        step, (_, world) = self._step.snapshot(), rank_and_world()
         random = torch.get_rng_state()
-        tensors = {"order": self._order_then, **lesson.tensors}
+        tensors = {"order": self._order_then, **step.tensors}
         tensors |= {f"random.{rank}": each for rank, (each,) in enumerate(gather([random]))}
         if self._device.type == "cuda" and world == 1:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
         facts: dict[str, Any] = {
-            "lesson": lesson.facts, "method": spec(self._lesson.objective), "batch": self._batch,
-            "rate": self._rate, "seconds": self._seconds, "totals": dict(self._totals),
+            "lesson": step.facts,
+            "method": spec_text(self._step.objective),
+            "batch": self._batch,
+            "rate": self._rate,
+            "seconds": self._seconds,
+            "totals": dict(self._totals),
             "reports": [report.model_dump(mode="json") for report in self.reports],
         }
-        return Snapshot(tensors, facts, self._healthy)
+        return TrainingState(tensors, facts, self._healthy)
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: TrainingState) -> None:
         """Go on as if nothing had happened since the snapshot. Raises UserError where it is another network's."""
         tensors, facts = snapshot.tensors, snapshot.facts
-        self._lesson.restore(Snapshot(tensors, facts["lesson"]))
-        if facts["method"] != spec(self._lesson.objective):
-            self._lesson.objective = self._recipe.model_copy(update={"method": facts["method"]}).objective()
+        self._step.restore(TrainingState(tensors, facts["lesson"]))
+        if facts["method"] != spec_text(self._step.objective):
+            self._step.objective = self._recipe.model_copy(update={"method": facts["method"]}).objective()
         self._order.set_state(tensors["order"])
         self._order_then = tensors["order"]
         rank, _ = rank_and_world()
@@ -254,4 +302,4 @@ class Trainer:
         self._batch, self._seconds, self._rate = facts["batch"], facts["seconds"], facts["rate"]
         self._totals = Counter(facts["totals"])
         self.reports = [EpochReport.model_validate(report) for report in facts["reports"]]
-        self._healthy = snapshot.healthy
+        self._healthy = snapshot.rollback

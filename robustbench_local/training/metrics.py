@@ -1,4 +1,5 @@
 """What is said of an epoch: to the file of metrics, to whoever watches, and to the watchers that step in."""
+
 from __future__ import annotations
 
 import math
@@ -6,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from robustbench_local.results.schema import Accuracy, Part
+from robustbench_local.results.schema import Accuracy, StrictModel
 
 GAP, FALLEN, LESSER_GAP = 0.20, 0.8, 0.10
 """Catastrophic overfitting shows in a robust accuracy so far below FGSM's; or below this share of its best while FGSM's
@@ -16,7 +17,7 @@ OVERFITTED = 0.02
 the hold-out is large enough to tell."""
 
 
-class EpochReport(Part):
+class EpochReport(StrictModel):
     """One line of `metrics.jsonl`. Accuracies are those on the hold-out; losses are means over the epoch's images."""
 
     epoch: int = Field(ge=1)

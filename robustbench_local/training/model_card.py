@@ -1,4 +1,5 @@
 """What training leaves behind: `model.safetensors`, and `model.json` that says what is in it and how it came about."""
+
 from __future__ import annotations
 
 import platform
@@ -9,7 +10,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from robustbench_local import __version__
@@ -17,7 +18,7 @@ from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.io.safe_read import parse_json, printable, reason, require_plain_file
-from robustbench_local.results.schema import Accuracy, Protocol, ThreatModelInfo
+from robustbench_local.results.schema import Accuracy, Protocol, StrictModel, ThreatModelInfo
 from robustbench_local.training.metrics import EpochReport
 from robustbench_local.training.recipe import Recipe
 
@@ -31,11 +32,7 @@ def last_of(path: Path) -> Path:
     return path.with_name("last.json" if path.name == CARD else f"last-{path.name}")
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class TrainingData(Part):
+class TrainingData(StrictModel):
     """sha256 is that of every image and label, in order; null for a set that is too large to be held in memory."""
 
     name: str
@@ -45,7 +42,7 @@ class TrainingData(Part):
     sha256: str | None
 
 
-class Judgement(Part):
+class EvaluationSummary(StrictModel):
     """The final evaluation, on images that neither training nor the choice of the epoch has seen."""
 
     data: str
@@ -56,7 +53,7 @@ class Judgement(Part):
     robust_accuracy: Accuracy
 
 
-class ModelCard(Part):
+class ModelCard(StrictModel):
     """The content of `model.json`."""
 
     schema_: Literal["robustbench-local/checkpoint/1"] = Field(default=SCHEMA, alias="schema")
@@ -71,8 +68,10 @@ class ModelCard(Part):
     seed: int
     data: TrainingData
     chosen: EpochReport | None = Field(default=None, description="the epoch whose weights these are")
-    evaluation: Judgement | None = None
-    last_evaluation: Judgement | None = Field(default=None, description="of the last epoch's weights, where others")
+    evaluation: EvaluationSummary | None = None
+    last_evaluation: EvaluationSummary | None = Field(
+        default=None, description="of the last epoch's weights, where others"
+    )
     versions: dict[str, str]
     commit: str | None = Field(default=None, description="of the checkout that this project ran from, if it was one")
 

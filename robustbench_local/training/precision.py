@@ -1,4 +1,5 @@
 """The arithmetic of training: bfloat16 where it pays, channels last where that is faster, float32 weights always."""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_local.attacks.attack import Model
-from robustbench_local.defenses.objective import held_still
+from robustbench_local.defenses.objective import frozen_eval
 from robustbench_local.engine.precision import Cast
-from robustbench_local.training.initialization import Trainee
+from robustbench_local.training.initialization import NormalizedModel
 
 WIDE = 32
 """Input channels from which a CPU's convolutions are faster with the channels last."""
@@ -32,7 +33,7 @@ def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
     return network
 
 
-class Attacked:
+class FrozenCopy:
     """The learner as inner attacks see it: standing still, in bfloat16 if asked for.
 
     The bfloat16 copy is brought up to date once for every state of the weights, which `stale` says has changed. Nothing
@@ -44,19 +45,19 @@ class Attacked:
         self._twin: nn.Module | None = None
         if bf16:
             self._twin = copy.deepcopy(network).eval().requires_grad_(False)
-            if isinstance(self._twin, Trainee):  # its normalisation stays in float32
+            if isinstance(self._twin, NormalizedModel):  # its normalisation stays in float32
                 self._twin.module = Cast(self._twin.module, torch.bfloat16)
             else:
                 self._twin = Cast(self._twin, torch.bfloat16)
         self._seen: Model = torch.compile(self._twin or network) if compiled else (self._twin or network)
 
-    def stale(self) -> None:
+    def invalidate(self) -> None:
         self._fresh = False
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Model]:
         if self._twin is None:
-            with held_still(self._network):
+            with frozen_eval(self._network):
                 yield self._seen
             return
         if not self._fresh:

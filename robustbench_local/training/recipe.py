@@ -1,4 +1,5 @@
 """What a training run is asked to do: defaults, then a recipe file, then the command line's flags."""
+
 from __future__ import annotations
 
 import importlib.resources
@@ -136,8 +137,22 @@ class Recipe(BaseModel):
 _SHOWN = 40  # what is wrong with a recipe, of which a message tells so much
 
 LOOP_SETTINGS = (
-    "epochs", "freeze_epochs", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "schedule",
-    "warmup", "eps_warmup", "clip_norm", "label_smoothing", "average", "precision", "holdout",
+    "epochs",
+    "freeze_epochs",
+    "batch_size",
+    "accumulate",
+    "optimizer",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "warmup",
+    "eps_warmup",
+    "clip_norm",
+    "label_smoothing",
+    "average",
+    "precision",
+    "holdout",
 )
 """What may be written among a method's own settings, as in `pgd-at:steps=7,epochs=20`."""
 

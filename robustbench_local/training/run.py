@@ -1,4 +1,5 @@
 """One defense from start to end: data, start, training, checkpoint, and an evaluation on images it has not seen."""
+
 from __future__ import annotations
 
 import datetime
@@ -10,20 +11,20 @@ from typing import Any
 import torch
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.attack import Model, spec
+from robustbench_local.attacks.attack import Model, spec_text
 from robustbench_local.data.dataset import Dataset, sample_sha256
-from robustbench_local.data.loader import is_resident
+from robustbench_local.data.loader import fits_in_memory
 from robustbench_local.defenses import Objective
 from robustbench_local.engine.journal import journals
 from robustbench_local.engine.ledger import summed_hash
 from robustbench_local.engine.observer import Observer
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.evaluation.run import Evaluation, evaluate
-from robustbench_local.io.atomic_write import alone_in, write_atomically
+from robustbench_local.io.atomic_write import exclusive_directory, write_atomically
 from robustbench_local.models import load_classifier
 from robustbench_local.runtime.device import enough_memory
-from robustbench_local.runtime.distributed import held_by_first, rank_and_world, require_met
-from robustbench_local.training.initialization import Start
+from robustbench_local.runtime.distributed import on_rank_zero, rank_and_world, require_process_group
+from robustbench_local.training.initialization import InitialModel
 from robustbench_local.training.loop import train
 from robustbench_local.training.metrics import EpochReport, TrainingObserver, best
 from robustbench_local.training.model_card import (
@@ -32,7 +33,7 @@ from robustbench_local.training.model_card import (
     METRICS,
     RESULT,
     WEIGHTS,
-    Judgement,
+    EvaluationSummary,
     ModelCard,
     TrainingData,
     commit,
@@ -43,8 +44,8 @@ from robustbench_local.training.model_card import (
     write_weights,
 )
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.setup import Prepared, prepare
-from robustbench_local.training.snapshot import STATE, Snapshot
+from robustbench_local.training.setup import TrainingSetup, prepare
+from robustbench_local.training.snapshot import STATE, TrainingState
 
 TEACHER = "teacher"
 """The subfolder of a teacher that was trained because none was given."""
@@ -53,23 +54,23 @@ TRIALS = "search"
 
 
 @dataclass(frozen=True)
-class Hardened:
+class TrainingRun:
     """A finished training: the folder with the checkpoint, what the checkpoint says, and what is to judge it."""
 
     folder: Path
     card: ModelCard
-    start: Start
-    judged: Dataset
+    start: InitialModel
+    eval_data: Dataset
     threat_model: ThreatModel
     reports: list[EpochReport]
 
-    def judge(self, observer: Observer | None = None) -> Evaluation:
+    def evaluate_checkpoints(self, observer: Observer | None = None) -> Evaluation:
         """Evaluate the chosen weights, write result.json, and put the outcome into model.json; where the last epoch's
         weights are others, the same for them, in last-result.json. Gives the evaluation of the chosen ones.
 
         The test images have had no say before. An evaluation that was interrupted goes on where it was.
         """
-        with held_by_first(alone_in(self.folder)):
+        with on_rank_zero(exclusive_directory(self.folder)):
             if (self.folder / LAST).exists():
                 self._record("last_evaluation", self._evaluated(LAST, last_of(self.folder / RESULT), observer))
             evaluation = self._evaluated(WEIGHTS, self.folder / RESULT, observer)
@@ -83,17 +84,29 @@ class Hardened:
         read_weights(self.folder / weights, self.start.network.module)
         name, device = f"{self.card.architecture} by {recipe.method}", next(self.start.network.parameters()).device
         return evaluate(
-            self.start.classifier(name, self.card.input_shape), self.judged, self.threat_model, suite=recipe.suite,
-            samples=recipe.eval_samples, seed=recipe.seed, device=device, precision=recipe.precision, output=output,
-            resume=bool(journals(output)) or output.exists(), observer=observer,
+            self.start.classifier(name, self.card.input_shape),
+            self.eval_data,
+            self.threat_model,
+            suite=recipe.suite,
+            samples=recipe.eval_samples,
+            seed=recipe.seed,
+            device=device,
+            precision=recipe.precision,
+            output=output,
+            resume=bool(journals(output)) or output.exists(),
+            observer=observer,
             config={"recipe": recipe.model_dump(), "trained_by": self.card.trained_by},
         )
 
     def _record(self, place: str, evaluation: Evaluation) -> None:
         result = evaluation.result
-        judgement = Judgement(
-            data=result.data.name, split=result.data.split, threat_model=result.threat_model, protocol=result.protocol,
-            clean_accuracy=result.clean_accuracy, robust_accuracy=result.robust_accuracy,
+        judgement = EvaluationSummary(
+            data=result.data.name,
+            split=result.data.split,
+            threat_model=result.threat_model,
+            protocol=result.protocol,
+            clean_accuracy=result.clean_accuracy,
+            robust_accuracy=result.robust_accuracy,
         )
         card = self.card.model_copy(update={place: judgement})
         object.__setattr__(self, "card", card)
@@ -109,11 +122,19 @@ def new_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{name}-{moment}"
 
 
-def harden(
-    recipe: Recipe, output: Path, *, trained_by: str | None = None, device: str | None = None,
-    data_dir: Path | None = None, download: bool = False, workers: int | None = None, compiled: bool = False,
-    resume: bool = False, observer: TrainingObserver | None = None,
-) -> Hardened:
+def run_training(
+    recipe: Recipe,
+    output: Path,
+    *,
+    trained_by: str | None = None,
+    device: str | None = None,
+    data_dir: Path | None = None,
+    download: bool = False,
+    workers: int | None = None,
+    compiled: bool = False,
+    resume: bool = False,
+    observer: TrainingObserver | None = None,
+) -> TrainingRun:
     """Train as the recipe says; `output` gets model.safetensors, model.json and metrics.jsonl, and while training lasts
     what it can be gone on from.
 
@@ -123,16 +144,26 @@ def harden(
     Raises UserError for that, and for an output folder that is taken, in use or cannot be written; Diverged where the
     training's numbers stop being finite or useful, after which there is nothing to go on from.
     """
-    require_met("harden")
-    with held_by_first(alone_in(output)):
+    require_process_group("harden")
+    with on_rank_zero(exclusive_directory(output)):
         if not resume:
-            require_free(output)
+            check_output_is_new(output)
         prepared = prepare(recipe, device=device, data_dir=data_dir, download=download)
         try:
-            return _harden(prepared, output, trained_by, resume, {
-                "device": device, "data_dir": data_dir, "download": download, "workers": workers, "compiled": compiled,
-                "observer": observer,
-            })
+            return _harden(
+                prepared,
+                output,
+                trained_by,
+                resume,
+                {
+                    "device": device,
+                    "data_dir": data_dir,
+                    "download": download,
+                    "workers": workers,
+                    "compiled": compiled,
+                    "observer": observer,
+                },
+            )
         except Diverged:
             # To go on from there would end there again.
             if rank_and_world()[0] == 0:
@@ -141,16 +172,16 @@ def harden(
 
 
 def _harden(
-    prepared: Prepared, output: Path, trained_by: str | None, resume: bool, settings: dict[str, Any]
-) -> Hardened:
+    prepared: TrainingSetup, output: Path, trained_by: str | None, resume: bool, settings: dict[str, Any]
+) -> TrainingRun:
     """settings: those of `harden` that a teacher is trained with too."""
     recipe, start, threat_model = prepared.recipe, prepared.start, prepared.threat_model
-    card = _card(recipe, start, prepared.classes, prepared.whole, len(prepared.holdout), trained_by)
+    card = _card(recipe, start, prepared.classes, prepared.all_data, len(prepared.holdout), trained_by)
     about = card.model_dump(mode="json", include={"recipe", "data", "num_classes", "input_shape"})
     snapshot = _interrupted(output, about) if resume else None
     teacher = prepared.teacher
     if teacher is None and (own := prepared.objective.own_teacher()) is not None:
-        teacher = _own_teacher(recipe, own, output, prepared.device, settings)
+        teacher = _train_teacher(recipe, own, output, prepared.device, settings)
     first = rank_and_world()[0] == 0
 
     def keep(reports: list[EpochReport], network: Any) -> None:
@@ -164,25 +195,34 @@ def _harden(
             write_weights(output / LAST, network.module, start.normalization)
             write_card(last_of(output / CARD), card.model_copy(update={"chosen": reports[-1]}))
 
-    def save(snapshot: Snapshot) -> None:
+    def save(snapshot: TrainingState) -> None:
         if first:
             snapshot.write(output / STATE, about)
 
     with enough_memory(prepared.device):
         reports = train(
-            start.network, prepared.training, prepared.holdout, prepared.objective, threat_model, recipe,
-            teacher=teacher, head=start.head, keep=keep, save=save, resume=snapshot,
+            start.network,
+            prepared.training,
+            prepared.holdout,
+            prepared.objective,
+            threat_model,
+            recipe,
+            teacher=teacher,
+            head=start.head,
+            keep=keep,
+            save=save,
+            resume=snapshot,
             **{name: settings[name] for name in ("workers", "compiled", "observer")},
         )
     card = card.model_copy(update={"chosen": best(reports)})
-    return Hardened(output, card, start, prepared.judged, threat_model, reports)
+    return TrainingRun(output, card, start, prepared.eval_data, threat_model, reports)
 
 
 def _is_over(reports: list[EpochReport], recipe: Recipe) -> bool:
     return sum(not report.undone for report in reports) == recipe.epochs
 
 
-def _interrupted(output: Path, about: dict[str, Any]) -> Snapshot | None:
+def _interrupted(output: Path, about: dict[str, Any]) -> TrainingState | None:
     """What the folder's training can be gone on from; None where it has not come so far.
 
     Raises UserError where it is another training.
@@ -193,7 +233,7 @@ def _interrupted(output: Path, about: dict[str, Any]) -> Snapshot | None:
         if (output / CARD).exists():
             raise UserError(f"{output} holds a checkpoint but nothing to go on from: name another folder with --output")
         return None
-    snapshot, then = Snapshot.read(output / STATE)
+    snapshot, then = TrainingState.read(output / STATE)
     if then != about:
         changed = [key for key in about["recipe"] if then.get("recipe", {}).get(key) != about["recipe"][key]]
         told = ", ".join(changed).replace("_", "-")
@@ -202,19 +242,19 @@ def _interrupted(output: Path, about: dict[str, Any]) -> Snapshot | None:
     return snapshot
 
 
-def _own_teacher(
+def _train_teacher(
     recipe: Recipe, own: Objective, output: Path, where: torch.device, settings: dict[str, Any]
 ) -> Model:
     """The classifier that the method learns from where none is named, trained first if that is not done yet."""
     folder = output / TEACHER
     if (folder / STATE).exists() or not (folder / CARD).exists():
-        taught = recipe.model_copy(update={"method": spec(own)})
-        harden(taught, folder, resume=(folder / STATE).exists(), **settings)
+        taught = recipe.model_copy(update={"method": spec_text(own)})
+        run_training(taught, folder, resume=(folder / STATE).exists(), **settings)
         (folder / STATE).unlink(missing_ok=True)
     return load_classifier(str(folder), arch=recipe.arch if recipe.model else None).to(where)
 
 
-def require_free(output: Path) -> None:
+def check_output_is_new(output: Path) -> None:
     """Hours of training are not overwritten by a command that is typed again."""
     if (output / STATE).exists():
         raise UserError(
@@ -231,17 +271,28 @@ def is_resumable(output: Path) -> bool:
 
 
 def _card(
-    recipe: Recipe, start: Start, classes: int, whole: Dataset, held: int, trained_by: str | None
+    recipe: Recipe, start: InitialModel, classes: int, whole: Dataset, held: int, trained_by: str | None
 ) -> ModelCard:
     """What is known of the checkpoint before its training begins."""
-    small = is_resident(whole)
+    small = fits_in_memory(whole)
     hashes = [sample_sha256(whole.images([position])[0]) for position in range(len(whole))] if small else []
     return ModelCard(
-        architecture=start.architecture, num_classes=classes, input_shape=whole.image_shape,
-        class_names=start.class_names or whole.class_names, normalization=start.normalization, resize=whole.resize,
-        trained_by=trained_by, recipe=recipe, seed=recipe.seed, versions=versions(), commit=commit(),
+        architecture=start.architecture,
+        num_classes=classes,
+        input_shape=whole.image_shape,
+        class_names=start.class_names or whole.class_names,
+        normalization=start.normalization,
+        resize=whole.resize,
+        trained_by=trained_by,
+        recipe=recipe,
+        seed=recipe.seed,
+        versions=versions(),
+        commit=commit(),
         data=TrainingData(
-            name=whole.name, split=whole.split, training=len(whole) - held, holdout=held,
+            name=whole.name,
+            split=whole.split,
+            training=len(whole) - held,
+            holdout=held,
             sha256=summed_hash(hashes, whole.labels) if small else None,
         ),
     )

@@ -1,4 +1,5 @@
 """Where a training stands, complete enough to go on from: tensors and facts, in one file that is data alone."""
+
 from __future__ import annotations
 
 import json
@@ -18,36 +19,36 @@ STATE = "training.safetensors"
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """tensors: by name. facts: whatever JSON holds. healthy: the snapshot to go back to, where there is one."""
+class TrainingState:
+    """tensors: by name. facts: whatever JSON holds. rollback: the snapshot to go back to, where there is one."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
-    healthy: Snapshot | None = field(default=None)
+    rollback: TrainingState | None = field(default=None)
 
     def write(self, path: Path, about: dict[str, Any]) -> None:
         """about: what the training is, to be compared before anybody goes on with it. Raises UserError when the file
         cannot be written; the one that was there is intact then."""
         tensors = {f"now.{name}": tensor for name, tensor in self.tensors.items()}
         facts = {"about": about, "now": self.facts}
-        if self.healthy is not None:
-            tensors |= {f"healthy.{name}": tensor for name, tensor in self.healthy.tensors.items()}
-            facts["healthy"] = self.healthy.facts
+        if self.rollback is not None:
+            tensors |= {f"rollback.{name}": tensor for name, tensor in self.rollback.tensors.items()}
+            facts["rollback"] = self.rollback.facts
         owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         write_atomically(path, safetensors.torch.save(owned, {"training": json.dumps(facts)}))
 
     @classmethod
-    def read(cls, path: Path) -> tuple[Snapshot, dict[str, Any]]:
+    def read(cls, path: Path) -> tuple[TrainingState, dict[str, Any]]:
         """What was written, and what it is about. Raises UserError for a file that is not one of these."""
         try:
             require_plain_file(path)
             with safetensors.safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            healthy = None
-            if "healthy" in facts:
-                healthy = cls(part(tensors, "healthy."), facts["healthy"])
-            return cls(part(tensors, "now."), facts["now"], healthy), facts["about"]
+            rollback = None
+            if "rollback" in facts:
+                rollback = cls(part(tensors, "rollback."), facts["rollback"])
+            return cls(part(tensors, "now."), facts["now"], rollback), facts["about"]
         except Exception as error:  # a file of another kind, or a damaged one, leads anywhere
             raise UserError(
                 f"{path} is not a training that could be gone on with ({reason(error)}): "

@@ -1,4 +1,5 @@
 """One step of training: what a batch does to the weights, whatever the method."""
+
 from __future__ import annotations
 
 import math
@@ -19,41 +20,49 @@ from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.data.augmentation import Augmentation
 from robustbench_local.data.loader import Batch
 from robustbench_local.defenses import Objective
-from robustbench_local.defenses.objective import Examples, Learner, Parts
+from robustbench_local.defenses.objective import Examples, Parts, TrainingContext
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.runtime.distributed import rank_and_world
-from robustbench_local.training.ema import Average
-from robustbench_local.training.precision import Attacked, uses_bf16
+from robustbench_local.training.ema import WeightEMA
+from robustbench_local.training.precision import FrozenCopy, uses_bf16
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.snapshot import Snapshot, part
+from robustbench_local.training.snapshot import TrainingState, part
 
-SKIPS = 5
+MAX_SKIPPED_BATCHES = 5
 """Batches in a row whose gradient may be no finite number before training is given up."""
 
 
-class Lesson:
+class TrainingStep:
     """The network and everything that a step changes with it. steps: of the whole training, for schedules.
 
     teacher: images -> logits, for methods that learn from one. head: names of the parameters that a frozen step trains.
     """
 
     def __init__(
-        self, network: nn.Module, objective: Objective, threat_model: ThreatModel, recipe: Recipe, *, steps: int,
-        teacher: Model | None = None, head: Sequence[str] = (), compiled: bool = False,
+        self,
+        network: nn.Module,
+        objective: Objective,
+        threat_model: ThreatModel,
+        recipe: Recipe,
+        *,
+        steps: int,
+        teacher: Model | None = None,
+        head: Sequence[str] = (),
+        compiled: bool = False,
     ):
         self.network, self.objective = network, objective
         self.done = 0
-        self.average = Average(network, recipe.average) if recipe.average else None
+        self.average = WeightEMA(network, recipe.average) if recipe.average else None
         self._threat_model, self._recipe, self._steps, self._teacher = threat_model, recipe, steps, teacher
         self._trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self._head = set(head)
         self._augment, self._awp = Augmentation.parse(recipe.augment), recipe.weight_perturbation()
         self._device, self._compiled, self._frozen, self._bad = next(network.parameters()).device, compiled, False, 0
         self._bf16 = uses_bf16(recipe.precision, self._device)
-        self._attacked = Attacked(network, bf16=self._bf16, compiled=compiled)
+        self._attacked = FrozenCopy(network, bf16=self._bf16, compiled=compiled)
         self._optimizer = _optimizer(list(self._trained.values()), recipe)
         self._schedule = _schedule(self._optimizer, recipe, steps)
-        self._model = self._met()
+        self._model = self._wrap_model()
 
     @property
     def rate(self) -> float:
@@ -66,9 +75,9 @@ class Lesson:
         self._frozen = frozen
         for name, parameter in self._trained.items():
             parameter.requires_grad_(not frozen or name in self._head)
-        self._model = self._met()
+        self._model = self._wrap_model()
 
-    def _met(self) -> Model:
+    def _wrap_model(self) -> Model:
         """The network as losses see it: through torchrun's processes, compiled if asked for."""
         model: nn.Module = self.network
         if rank_and_world()[1] > 1:
@@ -76,17 +85,20 @@ class Lesson:
             model = nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
         return torch.compile(model) if self._compiled else model
 
-    def _learner(self) -> Learner:
+    def _learner(self) -> TrainingContext:
         rising = self._recipe.eps_warmup * self._steps
         threat_model = self._threat_model
         if self.done < rising:
-            threat_model = threat_model.widened((self.done + 1) / (rising + 1))
-        return Learner(
-            self._model, threat_model, self._attacked, teacher=self._teacher,
+            threat_model = threat_model.scaled((self.done + 1) / (rising + 1))
+        return TrainingContext(
+            self._model,
+            threat_model,
+            self._attacked,
+            teacher=self._teacher,
             label_smoothing=self._recipe.label_smoothing,
         )
 
-    def learn(self, batch: Batch, epoch: int, number: int, *, settle: bool = False) -> dict[str, float]:
+    def train_batch(self, batch: Batch, epoch: int, number: int, *, settle: bool = False) -> dict[str, float]:
         """One batch, and as many steps as the method takes with it; the last one's loss and its parts.
 
         settle: the average's batch norm looks at the batch too. A gradient that is no finite number changes nothing and
@@ -101,8 +113,8 @@ class Lesson:
         chunks = [self.objective.examples(learner, *row) for row in rows]
         self.done += 1
         while chunks:
-            points = chunks[-1].points
-            with self._moved_weights(learner, chunks, epoch):
+            points = chunks[-1].adversarial
+            with self._perturbed_weights(learner, chunks, epoch):
                 found = self._differentiate(learner, chunks)
             stepped, losses = self._step(found)
             if not stepped:
@@ -111,7 +123,7 @@ class Lesson:
                 losses, settle = self._skipped(losses, epoch, number), False
                 break
             self._bad = 0
-            again = [self.objective.again(learner, chunk) for chunk in chunks]
+            again = [self.objective.next_replay(learner, chunk) for chunk in chunks]
             chunks = [chunk for chunk in again if chunk is not None]
         with warnings.catch_warnings():
             # A first batch that was skipped is no mistake in the order of calls.
@@ -120,30 +132,32 @@ class Lesson:
         if self.average is not None:
             self.average.update(self.network)
             if settle and not self._frozen:
-                self.average.settle(points.detach())
+                self.average.refresh_batch_norm(points.detach())
         return losses
 
-    def _differentiate(self, learner: Learner, chunks: list[Examples]) -> list[Parts]:
+    def _differentiate(self, learner: TrainingContext, chunks: list[Examples]) -> list[Parts]:
         """Every chunk's loss and its parts, still on the device; the mean's gradients lie with the parameters."""
         self._optimizer.zero_grad(set_to_none=True)
         found = []
         for number, chunk in enumerate(chunks, start=1):
-            with nullcontext() if number == len(chunks) else self._apart():
+            with nullcontext() if number == len(chunks) else self._no_sync():
                 loss, parts = self._loss(learner, chunk)
                 (loss / len(chunks)).backward()
             found.append({"loss": loss.detach(), **parts})
         return found
 
-    def _loss(self, learner: Learner, chunk: Examples) -> tuple[Tensor, Parts]:
+    def _loss(self, learner: TrainingContext, chunk: Examples) -> tuple[Tensor, Parts]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             return self.objective.loss(learner, chunk)
 
-    def _apart(self) -> AbstractContextManager[None]:
+    def _no_sync(self) -> AbstractContextManager[None]:
         """Inside, processes do not yet exchange gradients."""
         model = self._model
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
-    def _moved_weights(self, learner: Learner, chunks: list[Examples], epoch: int) -> AbstractContextManager[None]:
+    def _perturbed_weights(
+        self, learner: TrainingContext, chunks: list[Examples], epoch: int
+    ) -> AbstractContextManager[None]:
         if self._awp is None or epoch <= self._awp.warmup:
             return nullcontext()
         weights = [parameter for parameter in self._trained.values() if parameter.requires_grad]
@@ -180,25 +194,25 @@ class Lesson:
         if not math.isfinite(length):
             return False, losses
         self._optimizer.step()
-        self._attacked.stale()
+        self._attacked.invalidate()
         return True, losses
 
     def _skipped(self, losses: dict[str, float], epoch: int, number: int) -> dict[str, float]:
         self._bad += 1
-        if self._bad >= SKIPS:
+        if self._bad >= MAX_SKIPPED_BATCHES:
             raise Diverged(
-                f"the loss became {losses['loss']:g} in epoch {epoch}, batch {number}, and the gradient of {SKIPS} "
+                f"the loss became {losses['loss']:g} in epoch {epoch}, batch {number}, and the gradient of {MAX_SKIPPED_BATCHES} "
                 "batches in a row was no finite number: lower --lr, or look for damaged images; the checkpoint of the "
                 "best epoch so far, if there was one, is intact"
             )
         return {"skipped": 1.0}
 
     @property
-    def judged(self) -> nn.Module:
+    def validated_network(self) -> nn.Module:
         """The network whose weights are kept: the averaged one, where there is one."""
         return self.average.network if self.average is not None else self.network
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> TrainingState:
         """Where the lesson stands; the tensors are copies."""
         networks = {"network.": self.network} | ({"average.": self.average.network} if self.average else {})
         tensors = {
@@ -208,12 +222,14 @@ class Lesson:
         for number, values in state["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
         facts: dict[str, Any] = {
-            "groups": state["param_groups"], "schedule": _plain(self._schedule.state_dict()), "done": self.done,
+            "groups": state["param_groups"],
+            "schedule": _plain(self._schedule.state_dict()),
+            "done": self.done,
             "updates": self.average.updates if self.average else 0,
         }
-        return Snapshot({name: value.detach().clone() for name, value in tensors.items()}, facts)
+        return TrainingState({name: value.detach().clone() for name, value in tensors.items()}, facts)
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: TrainingState) -> None:
         """Raises UserError where the snapshot is of another network."""
         try:
             self.network.load_state_dict(part(snapshot.tensors, "network."))
@@ -232,7 +248,7 @@ class Lesson:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the training that is to be gone on with is of another network ({reason})") from None
         self.done = snapshot.facts["done"]
-        self._attacked.stale()
+        self._attacked.invalidate()
 
 
 def _optimizer(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -244,13 +260,9 @@ def _optimizer(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optim
     )
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=recipe.lr, total_steps=steps, cycle_momentum=False
-        )
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps, cycle_momentum=False)
     shapes = {
         "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
         "piecewise": lambda t: 0.1 ** ((t >= 0.5) + (t >= 0.75)),

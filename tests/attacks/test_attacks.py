@@ -1,11 +1,12 @@
 """FGSM and PGD against linear models, whose best adversarial example is known in closed form."""
+
 import pytest
 import torch
 from torch import nn
 
 from robustbench_local.attacks import APGD, ATTACKS, FAB, FGSM, PGD, ThreatModel, apgd, fgsm, pgd, run
 from robustbench_local.attacks.apgd import checkpoints
-from robustbench_local.attacks.attack import Rows, likeliest, runs, spec, target_of
+from robustbench_local.attacks.attack import Rows, number_of_runs, spec_text, target_for_run, top_wrong_classes
 from robustbench_local.attacks.losses import LOSSES, logit_margin
 
 SHAPE = (3, 6, 6)
@@ -49,8 +50,14 @@ def best_perturbation(norm, weight, images, eps):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     ("norm", "eps", "step_size", "share"),
-    [("linf", 0.1, None, 1.0), ("linf", 0.6, None, 1.0), ("l2", 0.4, None, 0.97), ("l2", 0.4, 0.1, 1.0),
-     ("l1", 3.0, None, 0.9), ("l1", 3.0, 0.1, 0.99)],
+    [
+        ("linf", 0.1, None, 1.0),
+        ("linf", 0.6, None, 1.0),
+        ("l2", 0.4, None, 0.97),
+        ("l2", 0.4, 0.1, 1.0),
+        ("l1", 3.0, None, 0.9),
+        ("l1", 3.0, 0.1, 0.99),
+    ],
 )
 def test_pgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, step_size, share, loss):
     model, images, labels = problem
@@ -66,15 +73,25 @@ def test_pgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, step_size, 
 @pytest.mark.parametrize("targets", [0, 1])
 def test_falling_steps_with_momentum_find_it_too(problem, norm, eps, share, loss, targets):
     model, images, labels = problem
-    found = pgd(model, images, labels, ThreatModel(norm, eps), steps=60, loss=loss, schedule="cosine", momentum=0.25,
-                targets=targets)
+    found = pgd(
+        model,
+        images,
+        labels,
+        ThreatModel(norm, eps),
+        steps=60,
+        loss=loss,
+        schedule="cosine",
+        momentum=0.25,
+        targets=targets,
+    )
     gain = ((found - images) * model.weight).flatten(1).sum(1)
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
     assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * (share - 1e-4)).all()
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=20, loss="margin", targets=3), APGD(steps=20, loss="dlr", targets=3),
-                                    FAB(steps=20, targets=3)])
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=20, loss="margin", targets=3), APGD(steps=20, loss="dlr", targets=3), FAB(steps=20, targets=3)]
+)
 @pytest.mark.parametrize("eps", [0.03, 0.1])
 def test_every_run_steers_to_a_class_of_its_own(attack, eps):
     """A linear model of four classes: a run succeeds exactly where its own target is within reach."""
@@ -85,10 +102,10 @@ def test_every_run_steers_to_a_class_of_its_own(attack, eps):
     logits = model(images)
     labels = logits.argmax(1)
     threat_model = ThreatModel("linf", eps)
-    rivals = likeliest(logits, labels, threat_model)
-    assert (logits.gather(1, rivals).diff(dim=1) <= 0).all() and runs(attack, 3) == 3
+    rivals = top_wrong_classes(logits, labels, threat_model)
+    assert (logits.gather(1, rivals).diff(dim=1) <= 0).all() and number_of_runs(attack, 3) == 3
     for number in range(3):
-        target = target_of(attack, number, rivals)
+        target = target_for_run(attack, number, rivals)
         state = attack.start(threat_model, Rows(images, labels, torch.arange(40), target))
         for _ in range(attack.steps):
             state = attack.step(model, threat_model, state)
@@ -172,11 +189,19 @@ def test_model_and_generators_come_back_as_they_were():
     net = small_net().train()
     net[1].eval()
     net[0].weight.requires_grad_(False)
-    before = ({name: tensor.clone() for name, tensor in net.state_dict().items() if "running" not in name},
-              [module.training for module in net.modules()], [p.requires_grad for p in net.parameters()])
+    before = (
+        {name: tensor.clone() for name, tensor in net.state_dict().items() if "running" not in name},
+        [module.training for module in net.modules()],
+        [p.requires_grad for p in net.parameters()],
+    )
     state = torch.get_rng_state()
-    pgd(net, torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64),
-        ThreatModel("linf", 0.1), steps=3)
+    pgd(
+        net,
+        torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(4, dtype=torch.int64),
+        ThreatModel("linf", 0.1),
+        steps=3,
+    )
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before[0].items())
     assert [module.training for module in net.modules()] == before[1]
     assert [p.requires_grad for p in net.parameters()] == before[2]
@@ -199,9 +224,16 @@ def test_a_model_without_gradients_is_survived_not_crashed():
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"loss": "cross"}, "ce, margin, scaled-ce"),
-     ({"step_size": -1}, "step_size"), ({"restarts": 2, "random_start": False}, "random start"),
-     ({"targets": -1}, "targets"), ({"schedule": "linear"}, "cosine"), ({"momentum": 1.0}, "below 1")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"restarts": 0}, "restarts"),
+        ({"loss": "cross"}, "ce, margin, scaled-ce"),
+        ({"step_size": -1}, "step_size"),
+        ({"restarts": 2, "random_start": False}, "random start"),
+        ({"targets": -1}, "targets"),
+        ({"schedule": "linear"}, "cosine"),
+        ({"momentum": 1.0}, "below 1"),
+    ],
 )
 def test_bad_settings_are_named(settings, word):
     with pytest.raises(ValueError, match=word):
@@ -209,9 +241,9 @@ def test_bad_settings_are_named(settings, word):
 
 
 def test_spec_is_what_the_command_line_writes():
-    assert spec(PGD()) == "pgd"
-    assert spec(PGD(steps=10, step_size=0.5)) == "pgd:steps=10,step-size=0.5"
-    assert spec(FGSM(loss="margin")) == "fgsm:loss=margin"
+    assert spec_text(PGD()) == "pgd"
+    assert spec_text(PGD(steps=10, step_size=0.5)) == "pgd:steps=10,step-size=0.5"
+    assert spec_text(FGSM(loss="margin")) == "fgsm:loss=margin"
 
 
 def test_inference_mode_is_refused_rather_than_blind():
@@ -222,6 +254,7 @@ def test_inference_mode_is_refused_rather_than_blind():
 
 def test_a_success_on_the_way_is_not_lost_at_the_end():
     """The gradient always points up, but only a window in the middle of the ball is misclassified."""
+
     def windowed(images):
         level = images.flatten(1).mean(1)
         inside = ((level > 0.55) & (level < 0.6)).float()
@@ -254,6 +287,7 @@ def test_apgds_checkpoints_are_the_papers():
 
 def test_apgd_halves_its_step_where_the_loss_swings():
     """The only maximum of -|level - 0.52| is nearer than the first step of 2 eps: the step must shrink to find it."""
+
     def valley(images):
         level = images.flatten(1).mean(1)
         return torch.stack([torch.ones_like(level), 0.9 - (level - 0.52).abs()], 1)
@@ -268,8 +302,10 @@ def test_apgd_treats_every_row_by_its_own_clock():
     net, threat_model = small_net().double(), ThreatModel("linf", 0.05)
     images = torch.rand((6, *SHAPE), generator=torch.Generator().manual_seed(2)).double()
     labels, attack = net(images).argmax(1), APGD(steps=12)
+
     def begin(rows):
         return attack.start(threat_model, Rows(images[rows], labels[rows], torch.arange(6)[rows], labels[rows]))
+
     early, late = begin(slice(0, 3)), begin(slice(3, 6))
     for _ in range(5):
         early = attack.step(net, threat_model, early)

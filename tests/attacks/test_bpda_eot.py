@@ -1,4 +1,5 @@
 """BPDA, EOT and random noise: linear models behind what stops gradients, whose optimum is known all the same."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -41,15 +42,16 @@ FRONTS = {
     "no_grad": unseen,
     "numpy": lambda images: torch.from_numpy(images.detach().numpy().copy()) + 0.0,
     "numpy bytes": lambda images: torch.from_numpy((images.detach().numpy() * 255).astype("uint8")).float() / 255,
-    "levels in numpy": lambda images: torch.from_numpy(
-        (images.detach() * 255).round().to(torch.uint8).cpu().numpy().copy()
-    ).to(images) / 255,
-    "image by image": lambda images: torch.from_numpy(
-        np.stack([np.asarray(image.detach().numpy() * 255, "uint8") for image in images])
-    ).float() / 255,
-    "levels image by image": lambda images: torch.stack(
-        [torch.from_numpy(image.numpy().copy()) for image in (images * 255).byte()]
-    ).float() / 255,
+    "levels in numpy": lambda images: (
+        torch.from_numpy((images.detach() * 255).round().to(torch.uint8).cpu().numpy().copy()).to(images) / 255
+    ),
+    "image by image": lambda images: (
+        torch.from_numpy(np.stack([np.asarray(image.detach().numpy() * 255, "uint8") for image in images])).float()
+        / 255
+    ),
+    "levels image by image": lambda images: (
+        torch.stack([torch.from_numpy(image.numpy().copy()) for image in (images * 255).byte()]).float() / 255
+    ),
     "comparisons": lambda images: sum((images > level / 50).float() for level in range(50)) / 50,
     "where": lambda images: torch.where(images > 0.5, torch.ones(()), torch.zeros(())) + 0 * images.detach(),
     "masked_fill": lambda images: torch.zeros_like(images).masked_fill(images > 0.5, 1.0),
@@ -104,10 +106,16 @@ def test_where_leads_to_the_side_that_is_taken(problem):
     assert ((gradient > 0) == (images > 0.5)).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("front", [
-    lambda x: (x * 255).round_() / 255, lambda x: torch.div(x * 255, 1, rounding_mode="floor") / 255,
-    lambda x: (x * 255).floor_() / 255, lambda x: torch.floor_divide(x * 255, 1) / 255,
-], ids=["round_", "div", "floor_", "floor_divide"])
+@pytest.mark.parametrize(
+    "front",
+    [
+        lambda x: (x * 255).round_() / 255,
+        lambda x: torch.div(x * 255, 1, rounding_mode="floor") / 255,
+        lambda x: (x * 255).floor_() / 255,
+        lambda x: torch.floor_divide(x * 255, 1) / 255,
+    ],
+    ids=["round_", "div", "floor_", "floor_divide"],
+)
 def test_other_spellings_of_staircases(problem, front):
     weight, images, _ = problem
     model, points = Hidden(front, weight), images.clone().requires_grad_(True)
@@ -234,8 +242,9 @@ def test_where_nothing_is_hidden_bpda_and_one_draw_are_pgd(ball, settings):
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
-@pytest.mark.parametrize("attack", [BPDA(steps=5), EOT(steps=5, draws=3, radius=0.5), Noise(steps=20)],
-                         ids=lambda attack: attack.name)
+@pytest.mark.parametrize(
+    "attack", [BPDA(steps=5), EOT(steps=5, draws=3, radius=0.5), Noise(steps=20)], ids=lambda attack: attack.name
+)
 @pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
 def test_points_stay_in_ball_and_box_whatever_their_batch(attack, ball):
     model, images = small_network(), (1.4 * torch.rand(7, *SHAPE) - 0.2).clamp(0, 1)
@@ -269,8 +278,9 @@ def test_looks_around_the_point_see_over_a_comb(problem):
     ball = ThreatModel("linf", EPS)
     agreement = {}
     for radius in (0.0, 1.0):
-        attack = EOT(steps=1, draws=300, radius=radius, loss="margin", schedule="constant", step_size=EPS,
-                     random_start=False)
+        attack = EOT(
+            steps=1, draws=300, radius=radius, loss="margin", schedule="constant", step_size=EPS, random_start=False
+        )
         moved = attack.step(comb, ball, attack.start(ball, Rows(images, labels, torch.arange(8), labels)))["points"]
         agreement[radius] = float(((moved - images).sign() == weight.sign()).float().mean())
     assert agreement[1.0] > agreement[0.0] + 0.1
@@ -287,10 +297,16 @@ def test_noise_is_uniform_and_reaches_the_edge():
     assert torch.allclose(edge.abs(), torch.tensor(0.2)) and abs(float(edge.mean())) < 0.01
 
 
-@pytest.mark.parametrize(("kind", "settings", "word"), [
-    (EOT, {"draws": 0}, "draws"), (EOT, {"radius": 1.5}, "radius"), (EOT, {"radius": -0.1}, "radius"),
-    (Noise, {"steps": 0}, "steps"), (BPDA, {"loss": "nll"}, "nll"),
-])
+@pytest.mark.parametrize(
+    ("kind", "settings", "word"),
+    [
+        (EOT, {"draws": 0}, "draws"),
+        (EOT, {"radius": 1.5}, "radius"),
+        (EOT, {"radius": -0.1}, "radius"),
+        (Noise, {"steps": 0}, "steps"),
+        (BPDA, {"loss": "nll"}, "nll"),
+    ],
+)
 def test_impossible_settings_are_refused(kind, settings, word):
     with pytest.raises(ValueError, match=word):
         kind(**settings)

@@ -1,4 +1,5 @@
 """The inner attack of TRADES: against a linear model, by its properties, and beside a loop written anew."""
+
 from __future__ import annotations
 
 import math
@@ -129,7 +130,7 @@ def test_it_agrees_with_a_plain_loop(model, rows, norm, momentum, schedule):
         length = 2.5 * eps / steps if schedule == "constant" else eps * (1 + math.cos(math.pi * step / steps))
         points = points.detach().requires_grad_(True)
         loss = F.kl_div(model(points).log_softmax(1), reference, reduction="sum")
-        gradient, = torch.autograd.grad(loss, points)
+        (gradient,) = torch.autograd.grad(loss, points)
         gradient = gradient.sign() if norm == "linf" else gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         ahead = back(points.detach() + length * gradient)
         # Croce and Hein, ICML 2020, equation (1) of APGD.
@@ -155,9 +156,14 @@ def test_it_costs_a_forward_and_a_backward_pass_a_step(rows):
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [({"steps": 0}, "steps is 0"), ({"step_size": -1.0}, "step_size is -1"), ({"momentum": 1.0}, "momentum is 1"),
-     ({"loss": "margin"}, "has one loss and one start"), ({"random_start": False}, "leave out loss, random_start"),
-     ({"targets": 2}, "and targets")],
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"step_size": -1.0}, "step_size is -1"),
+        ({"momentum": 1.0}, "momentum is 1"),
+        ({"loss": "margin"}, "has one loss and one start"),
+        ({"random_start": False}, "leave out loss, random_start"),
+        ({"targets": 2}, "and targets"),
+    ],
 )
 def test_settings_that_it_would_not_heed_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -1,4 +1,5 @@
 """FAB against what is known in closed form, against solvers, and against its authors' code."""
+
 import itertools
 
 import pytest
@@ -54,8 +55,11 @@ def least_length(norm, points, values, gradient, low=0.0, high=1.0):
         heavy = 1e4
         system = [*[[float(i == j) for j in range(count)] for i in range(count)], heavy * gradient]
         found = lsq_linear(
-            torch.tensor([list(map(float, row)) for row in system]).numpy(), [0.0] * count + [-heavy * values],
-            (low - points - 1e-12, high - points + 1e-12), method="bvls", tol=1e-14,
+            torch.tensor([list(map(float, row)) for row in system]).numpy(),
+            [0.0] * count + [-heavy * values],
+            (low - points - 1e-12, high - points + 1e-12),
+            method="bvls",
+            tol=1e-14,
         )
         return float((found.x**2).sum() ** 0.5) if abs(gradient @ found.x + values) < 1e-4 else None
     # Variables: the perturbation, then its pixels' sizes; for ℓ∞ one size for all.
@@ -66,8 +70,12 @@ def least_length(norm, points, values, gradient, low=0.0, high=1.0):
         row[i], row[count + (0 if norm == "linf" else i)] = sign, -1.0
         above.append(row)
     found = linprog(
-        [0.0] * count + [1.0] * sizes, A_ub=above, b_ub=[0.0] * len(above),
-        A_eq=[[*gradient, *[0.0] * sizes]], b_eq=[-values], bounds=bounds + [(0, None)] * sizes,
+        [0.0] * count + [1.0] * sizes,
+        A_ub=above,
+        b_ub=[0.0] * len(above),
+        A_eq=[[*gradient, *[0.0] * sizes]],
+        b_eq=[-values],
+        bounds=bounds + [(0, None)] * sizes,
     )
     return found.fun if found.status == 0 else None
 
@@ -153,10 +161,13 @@ def test_a_linear_model_is_fooled_just_beyond_its_least_distance(norm, classes, 
         logits = model(image[None])[0].double()
         least = min(
             least_distance(
-                norm, (model.weight[other] - model.weight[label]).double(), image.flatten().double(),
+                norm,
+                (model.weight[other] - model.weight[label]).double(),
+                image.flatten().double(),
                 float(logits[label] - logits[other]),
             )
-            for other in range(classes) if other != label
+            for other in range(classes)
+            if other != label
         )
         for share in (0.99, 1.01):
             found = fab(model, image[None], label[None], ThreatModel(norm, share * least), steps=12, targets=targets)
@@ -247,7 +258,7 @@ def test_the_nearest_boundary_is_that_of_a_loop(norm):
     labels = torch.arange(9) % 4
     _, values, slope = nearest_boundary(net, ThreatModel(norm, 0.1), images, labels)
     for row in range(9):
-        point, label = images[row: row + 1].requires_grad_(True), int(labels[row])
+        point, label = images[row : row + 1].requires_grad_(True), int(labels[row])
         ways = []
         for other in set(range(4)) - {label}:
             logits = net(point)[0]
@@ -290,8 +301,15 @@ def test_models_that_give_nothing_to_go_by_are_survived(targets):
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"targets": -1}, "targets"), ({"eta": 0.5}, "eta"),
-     ({"alpha_max": 1.5}, "alpha_max"), ({"beta": -0.1}, "beta"), ({"eta": float("nan")}, "eta")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"restarts": 0}, "restarts"),
+        ({"targets": -1}, "targets"),
+        ({"eta": 0.5}, "eta"),
+        ({"alpha_max": 1.5}, "alpha_max"),
+        ({"beta": -0.1}, "beta"),
+        ({"eta": float("nan")}, "eta"),
+    ],
 )
 def test_bad_settings_are_named(given, word):
     with pytest.raises(ValueError, match=word):

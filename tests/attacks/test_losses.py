@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.losses import LOSSES, logit_margin, towards
+from robustbench_local.attacks.losses import LOSSES, logit_margin, targeted_loss
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0]])
 CLASSES = torch.tensor([1, 0])
@@ -68,8 +68,8 @@ def test_ties_go_to_whoever_is_predicted():
     logits, labels = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]), torch.tensor([0, 1])
     margin = ThreatModel("linf", 0.1).margin(logits, labels)
     assert margin[0] == 0 and margin[1] < 0, "the first of the highest is predicted"
-    towards = ThreatModel("linf", 0.1, target=0).margin(logits, labels)
-    assert (towards < 0).all()
+    margins = ThreatModel("linf", 0.1, target=0).margin(logits, labels)
+    assert (margins < 0).all()
 
 
 def test_logits_that_are_not_numbers_predict_nothing():
@@ -89,9 +89,9 @@ def test_targeted_dlr_is_the_papers():
     logits = torch.tensor([[3.0, 1.0, 2.0, -1.0, 0.5]])
     labels, targets = torch.tensor([0]), torch.tensor([3])
     # (z_t - z_y) / (z_1 - (z_3 + z_4) / 2)
-    assert towards("dlr", logits, labels, targets).item() == pytest.approx((-1 - 3) / (3 - (1 + 0.5) / 2))
+    assert targeted_loss("dlr", logits, labels, targets).item() == pytest.approx((-1 - 3) / (3 - (1 + 0.5) / 2))
     for classes in (2, 3):
-        assert towards("dlr", logits[:, :classes], labels, torch.tensor([1])).item() == pytest.approx(1 - 3)
+        assert targeted_loss("dlr", logits[:, :classes], labels, torch.tensor([1])).item() == pytest.approx(1 - 3)
 
 
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"dlr"}))  # whose denominator may outweigh a far target
@@ -101,7 +101,7 @@ def test_climbing_towards_a_class_raises_it_over_the_label(loss, classes):
     logits = torch.randn(20, classes, requires_grad=True)
     labels = logits.argmax(1).detach()
     targets = (labels + 1) % classes
-    gradient = torch.autograd.grad(towards(loss, logits, labels, targets).sum(), logits)[0]
+    gradient = torch.autograd.grad(targeted_loss(loss, logits, labels, targets).sum(), logits)[0]
     ahead = (gradient.gather(1, targets[:, None]) - gradient.gather(1, labels[:, None])).squeeze(1)
     assert (ahead > 0).all()
 
@@ -111,7 +111,9 @@ def test_the_scale_of_the_logits_leaves_the_probability_margin_a_gradient(scale)
     torch.manual_seed(0)
     logits = (scale * torch.randn(20, 10)).requires_grad_(True)
     labels = logits.argmax(1).detach()
-    for values in (LOSSES["probability-margin"](logits, labels),
-                   towards("probability-margin", logits, labels, (labels + 1) % 10)):
+    for values in (
+        LOSSES["probability-margin"](logits, labels),
+        targeted_loss("probability-margin", logits, labels, (labels + 1) % 10),
+    ):
         gradient = torch.autograd.grad(values.sum(), logits)[0]
         assert (gradient.abs().amax(1) > 0).all() and gradient.isfinite().all()

@@ -1,7 +1,7 @@
 import torch
 from scipy import stats
 
-from robustbench_local.attacks.randomness import forked, hash_indices, normal, sample_keys, uniform
+from robustbench_local.attacks.randomness import fold_in, hash_indices, normal, sample_keys, uniform
 
 
 def test_numbers_never_change():
@@ -30,7 +30,11 @@ def test_seed_sample_attack_restart_and_draw_all_matter():
     keys = [
         sample_keys(seed, torch.tensor([sample]), attack, restart)
         for seed, sample, attack, restart in [
-            (0, 0, "pgd", 0), (1, 0, "pgd", 0), (0, 1, "pgd", 0), (0, 0, "fgsm", 0), (0, 0, "pgd", 1),
+            (0, 0, "pgd", 0),
+            (1, 0, "pgd", 0),
+            (0, 1, "pgd", 0),
+            (0, 0, "fgsm", 0),
+            (0, 0, "pgd", 1),
         ]
     ]
     draws = [uniform(key, (1000,)) for key in keys] + [uniform(keys[0], (1000,), draw=1)]
@@ -61,8 +65,8 @@ def test_hashes_of_neighbours_differ_in_half_their_bits():
 
 def test_every_step_of_every_row_has_numbers_of_its_own():
     keys, steps = sample_keys(0, torch.arange(40), "square", 0), torch.arange(40)
-    own = torch.stack([forked(keys, torch.full_like(keys, step)) for step in steps.tolist()], 1)
-    assert torch.equal(forked(keys, steps), own.diagonal()), "by its own step, whatever the steps of the others"
+    own = torch.stack([fold_in(keys, torch.full_like(keys, step)) for step in steps.tolist()], 1)
+    assert torch.equal(fold_in(keys, steps), own.diagonal()), "by its own step, whatever the steps of the others"
     assert len(own.unique()) == own.numel()
     draws = uniform(own.flatten(), (8,)).view(40, 40, 8)
     assert stats.kstest(draws.flatten().double(), "uniform").pvalue > 0.001

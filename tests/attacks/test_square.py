@@ -1,4 +1,5 @@
 """Square against models whose best answer is known, against its paper's numbers and against its authors' code."""
+
 import math
 
 import pytest
@@ -16,6 +17,7 @@ EPS = {"linf": 0.1, "l2": 0.4, "l1": 3.0}
 
 def linear(weight, bias=0.0):
     """Two classes; the margin of class 0 falls by 2 w·δ."""
+
     def model(images):
         score = (images * weight).flatten(1).sum(1) - bias
         return torch.stack([-score, score], 1)
@@ -80,6 +82,7 @@ def test_l2_and_l1_come_as_near_the_optimum_of_a_linear_model_as_bumps_can(norm,
 )
 def test_a_model_that_looks_at_one_pixel_is_broken_through_it(norm, place):
     """In corners too, which the authors' squares do not reach in the last line and column; bumps are low there."""
+
     def model(images):
         seen = images[(slice(None), *place)]
         return torch.stack([torch.full_like(seen, 0.55), seen], 1)
@@ -137,7 +140,7 @@ def test_rows_that_joined_at_different_times_give_what_they_give_alone(norm):
     attack = Square(steps=60, reschedule=True)
     alone = []
     for row in range(5):
-        state = begin(attack, threat_model, images[row:row + 1], labels[:1], torch.tensor([row]))
+        state = begin(attack, threat_model, images[row : row + 1], labels[:1], torch.tensor([row]))
         for _ in range(attack.steps):
             state = attack.step(model, threat_model, state)
         alone.append(state)
@@ -213,8 +216,13 @@ def test_the_l1_search_ends_where_a_projection_would():
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"steps": 0}, "steps"), ({"restarts": 0}, "restarts"), ({"share": 0.0}, "share"), ({"share": 1.1}, "share"),
-     ({"share": math.nan}, "share")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"restarts": 0}, "restarts"),
+        ({"share": 0.0}, "share"),
+        ({"share": 1.1}, "share"),
+        ({"share": math.nan}, "share"),
+    ],
 )
 def test_bad_settings_are_named(settings, word):
     with pytest.raises(ValueError, match=word):
@@ -245,7 +253,7 @@ def test_a_bump_stays_whole_wherever_its_square_lies():
     for row in range(40):
         top, left, tall, broad = (int(values[row]) for values in window)
         bump = SEARCHES["l2"].bump(tall, broad, turned=True)
-        assert torch.equal(cut[row, 0, top:top + tall, left:left + broad], bump)
+        assert torch.equal(cut[row, 0, top : top + tall, left : left + broad], bump)
     assert torch.equal((cut != 0).float() * window.mask(images), (cut != 0).float()), "and is 0 elsewhere"
 
 

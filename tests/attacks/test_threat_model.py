@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.attack import likeliest
+from robustbench_local.attacks.attack import top_wrong_classes
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5), ("1e-2", 0.01), ("0.5/255", 0.5 / 255),
-     (0, 0.0)],
+    [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5), ("1e-2", 0.01), ("0.5/255", 0.5 / 255), (0, 0.0)],
 )
 def test_eps_is_parsed(text, value):
     assert ThreatModel("linf", text).eps == value
@@ -26,9 +25,14 @@ def test_the_text_of_eps_is_kept():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (("l3", 0.1), "linf, l2, l1"), (("linf", "8"), "8/255"), (("linf", "-0.1"), "at least 0"),
-        (("linf", "nan"), "at least 0"), (("l2", "x"), "'x'"), (("l2", "1/0"), "1/0"),
-        (("l2", "8/"), "8/"), (("l2", float("inf")), "inf"),
+        (("l3", 0.1), "linf, l2, l1"),
+        (("linf", "8"), "8/255"),
+        (("linf", "-0.1"), "at least 0"),
+        (("linf", "nan"), "at least 0"),
+        (("l2", "x"), "'x'"),
+        (("l2", "1/0"), "1/0"),
+        (("l2", "8/"), "8/"),
+        (("l2", float("inf")), "inf"),
     ],
 )
 def test_bad_threat_models_are_refused(arguments, word):
@@ -42,9 +46,9 @@ def test_l2_may_be_longer_than_a_pixel_is_wide():
 
 def test_source_and_target():
     labels = torch.tensor([0, 1, 2, 1])
-    assert ThreatModel("linf", 0.1).attackable(labels).all()
-    assert ThreatModel("linf", 0.1, target=1).attackable(labels).tolist() == [True, False, True, False]
-    assert ThreatModel("linf", 0.1, target=1, source=2).attackable(labels).tolist() == [False, False, True, False]
+    assert ThreatModel("linf", 0.1).in_scope(labels).all()
+    assert ThreatModel("linf", 0.1, target=1).in_scope(labels).tolist() == [True, False, True, False]
+    assert ThreatModel("linf", 0.1, target=1, source=2).in_scope(labels).tolist() == [False, False, True, False]
     with pytest.raises(ValueError, match="needs a target"):
         ThreatModel("linf", 0.1, source=1)
     with pytest.raises(ValueError, match="both class 1"):
@@ -73,10 +77,10 @@ def test_a_refusal_is_no_success(reject):
     others = [[c for c in range(5) if c not in (int(label), reject)] for label in labels]
     best = torch.stack([row[other].max() for row, other in zip(logits, others, strict=True)])
     torch.testing.assert_close(ball.margin(logits, labels), hurdle - best)
-    torch.testing.assert_close(ball.climb("margin", logits, labels), best - hurdle)
-    likely = likeliest(logits, labels, ball)
+    torch.testing.assert_close(ball.attack_loss("margin", logits, labels), best - hurdle)
+    likely = top_wrong_classes(logits, labels, ball)
     assert likely.shape == (200, 3) and not (likely == reject).any() and not (likely == labels[:, None]).any()
-    aimed = ball.climb("margin", logits, labels, likely[:, 0])
+    aimed = ball.attack_loss("margin", logits, labels, likely[:, 0])
     torch.testing.assert_close(aimed, best - hurdle)
 
 

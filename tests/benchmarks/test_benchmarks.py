@@ -1,4 +1,5 @@
 """The comparison of strength runs, keeps what it has, and believes nobody who leaves the ball."""
+
 import importlib
 import json
 import os
@@ -43,8 +44,16 @@ def test_rows_are_written_as_they_come_and_kept(bench, digits, tmp_path, capsys)
 
 def test_the_picture_is_drawn(bench, tmp_path):
     pytest.importorskip("matplotlib", reason="the bench extra brings matplotlib")
-    row = {"subject": "net", "norm": "linf", "eps": "0.1", "images": 10, "clean": 9, "robust": 5,
-           "forward_passes": 90, "backward_passes": 80}
+    row = {
+        "subject": "net",
+        "norm": "linf",
+        "eps": "0.1",
+        "images": 10,
+        "clean": 9,
+        "robust": 5,
+        "forward_passes": 90,
+        "backward_passes": 80,
+    }
     rows = [{**row, "attacker": name} for name in bench.ATTACKERS] + [{**row, "attacker": "none", "error": "gone"}]
     importlib.import_module("plots").draw(rows, tmp_path / "strength.png")
     assert (tmp_path / "strength.png").read_bytes().startswith(b"\x89PNG")

@@ -46,7 +46,7 @@ def highest_by_enumeration(classifier, image, ahead, threat_model):
         under, most, place = [], [], 0
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             matrix, constant = weight @ matrix, weight @ constant + bias
-            active = np.array(signs[place:place + len(bias)])
+            active = np.array(signs[place : place + len(bias)])
             place += len(bias)
             under.append(np.where(active, -1, 1)[:, None] * matrix)
             most.append(np.where(active, 1, -1) * constant)
@@ -54,9 +54,13 @@ def highest_by_enumeration(classifier, image, ahead, threat_model):
         rows, shift = ahead @ weights[-1] @ matrix, ahead @ (weights[-1] @ constant + biases[-1])
         under.append(np.zeros((len(rows), 6)))
         under, column = np.concatenate(under), np.zeros((sum(map(len, biases[:-1])) + len(rows), 1))
-        under[-len(rows):], column[-len(rows):] = -rows, 1
-        result = linprog([0] * 6 + [-1], np.hstack([under, column]), np.concatenate([*most, shift]),
-                         bounds=[*zip(low, high, strict=True), (None, None)])
+        under[-len(rows) :], column[-len(rows) :] = -rows, 1
+        result = linprog(
+            [0] * 6 + [-1],
+            np.hstack([under, column]),
+            np.concatenate([*most, shift]),
+            bounds=[*zip(low, high, strict=True), (None, None)],
+        )
         if result.status == 0:
             best = max(best, -result.fun)
     return best
@@ -153,8 +157,10 @@ def test_reads_a_residual_network_and_leaves_it_as_it_was():
     images = torch.rand(20, 3, 4, 4)
     logits = network.forward(images.double().flatten(1).numpy())[-1]
     assert np.allclose(logits, classifier(images).numpy(), atol=1e-4)
-    assert all(value.dtype == before[key].dtype and torch.equal(value, before[key])
-               for key, value in classifier.state_dict().items())
+    assert all(
+        value.dtype == before[key].dtype and torch.equal(value, before[key])
+        for key, value in classifier.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Softmax(1), nn.GELU()])

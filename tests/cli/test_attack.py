@@ -32,9 +32,23 @@ def test_json_is_alone_on_stdout(robust, tmp_path):
 
 
 def test_attacks_by_name_are_recorded(robust, tmp_path):
-    ended = robust("attack", "digits-cnn-robust", "--samples", 50, "--attack", "fgsm", "--attack",
-                   "pgd:steps=5,restarts=2,step-size=2/255", "--norm", "l2", "--eps", "1/2", "--output", "r.json",
-                   "--no-diagnostics")
+    ended = robust(
+        "attack",
+        "digits-cnn-robust",
+        "--samples",
+        50,
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd:steps=5,restarts=2,step-size=2/255",
+        "--norm",
+        "l2",
+        "--eps",
+        "1/2",
+        "--output",
+        "r.json",
+        "--no-diagnostics",
+    )
     assert ended.code == 0
     result = read_result(tmp_path / "r.json")
     assert [attack.name for attack in result.attacks] == ["fgsm", f"pgd:steps=5,restarts=2,step-size={2 / 255}"]
@@ -56,8 +70,18 @@ def test_a_checkpoint_and_an_image_folder(robust, tmp_path):
         for number in range(3):
             pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
-    ended = robust("attack", "net.safetensors", "--arch", "cnn-small", "--data", "imagefolder:photos", "--eps", "8/255",
-                   "--output", "r.json")
+    ended = robust(
+        "attack",
+        "net.safetensors",
+        "--arch",
+        "cnn-small",
+        "--data",
+        "imagefolder:photos",
+        "--eps",
+        "8/255",
+        "--output",
+        "r.json",
+    )
     assert ended.code == 0, ended.err
     assert read_result(tmp_path / "r.json").data.n == 6
 
@@ -252,11 +276,28 @@ def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_keeps_what_was_decided(files):
-    command = [sys.executable, "-m", "robustbench_local", "attack", "f.py:slow", *GOOD, "--output", "r.json",
-               "--attack", "fgsm", "--attack", "pgd:steps=2000,step-size=0", "--batch-size", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "robustbench_local",
+        "attack",
+        "f.py:slow",
+        *GOOD,
+        "--output",
+        "r.json",
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd:steps=2000,step-size=0",
+        "--batch-size",
+        "5",
+    ]
     # A suite that runs in a shell's background ignores the signal, and so would its children.
     process = subprocess.Popen(
-        command, cwd=files, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=files,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     partial = files / "r.samples.jsonl.partial"

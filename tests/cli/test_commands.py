@@ -33,10 +33,13 @@ def test_unknown_commands_name_the_nearest(robust):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("models", ["digits-cnn", "digits-cnn-robust", "resnet18", "wide-resnet-28-10", "torchvision/resnet50"]),
-     ("datasets", ["digits", "cifar10", "imagefolder:PATH", "npz:PATH"]),
-     ("attacks", ["fgsm", "pgd", "art/DeepFool", "fast/1"]),
-     ("defenses", ["pgd-at", "standard"]), ("configs", ["digits-cnn-robust"])],
+    [
+        ("models", ["digits-cnn", "digits-cnn-robust", "resnet18", "wide-resnet-28-10", "torchvision/resnet50"]),
+        ("datasets", ["digits", "cifar10", "imagefolder:PATH", "npz:PATH"]),
+        ("attacks", ["fgsm", "pgd", "art/DeepFool", "fast/1"]),
+        ("defenses", ["pgd-at", "standard"]),
+        ("configs", ["digits-cnn-robust"]),
+    ],
 )
 def test_lists(robust, kind, expected):
     ended = robust("list", kind)
@@ -71,10 +74,14 @@ def test_gate_exit_codes(results):
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["gone.json", "--min-robust", "0.4"], "gone.json"), (["digits-cnn.json"], "--min-robust"),
-     (["digits-cnn.json", "--min-robust", "40"], "0.40"), (["digits-cnn.json", "--max-drop", "0.1"], "--baseline"),
-     (["digits-cnn.samples.jsonl", "--min-robust", "0.4"], "not JSON"),
-     (["digits-cnn.json", "--min-robust", "x"], "'x'")],
+    [
+        (["gone.json", "--min-robust", "0.4"], "gone.json"),
+        (["digits-cnn.json"], "--min-robust"),
+        (["digits-cnn.json", "--min-robust", "40"], "0.40"),
+        (["digits-cnn.json", "--max-drop", "0.1"], "--baseline"),
+        (["digits-cnn.samples.jsonl", "--min-robust", "0.4"], "not JSON"),
+        (["digits-cnn.json", "--min-robust", "x"], "'x'"),
+    ],
 )
 def test_gate_refuses_bad_input(results, arguments, word):
     ended = results("gate", *arguments)

@@ -28,8 +28,13 @@ def test_compare(compared):
     assert refused.code == 5 and "different samples" in refused.err and not json.loads(refused.out)["comparable"]
 
     Path("broken.json").write_text("{")
-    for arguments, word in ((["a.json"], "two results"), (["a.json", "a.json"], "given twice"), ([], "Missing"),
-                            (["a.json", "gone.json"], "gone.json"), (["a.json", "broken.json"], "not JSON"),
-                            (["a.json", "b.json", "--json", "--format", "terminal"], "give one of them")):
+    for arguments, word in (
+        (["a.json"], "two results"),
+        (["a.json", "a.json"], "given twice"),
+        ([], "Missing"),
+        (["a.json", "gone.json"], "gone.json"),
+        (["a.json", "broken.json"], "not JSON"),
+        (["a.json", "b.json", "--json", "--format", "terminal"], "give one of them"),
+    ):
         bad = compared(*arguments)
         assert bad.code == 2 and word in bad.err and "Traceback" not in bad.err and bad.out == ""

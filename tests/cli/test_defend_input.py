@@ -1,4 +1,5 @@
 """What people get wrong with `robust defend` and `robust train`: found before training, in one sentence that helps."""
+
 from __future__ import annotations
 
 import fcntl
@@ -8,13 +9,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-QUICK = ("--samples", "100", "--batch-size", "16", "--epochs", "1", "--suite", "fast", "--eval-samples", "10", "--arch",
-         "cnn-small", "--device", "cpu")
+QUICK = (
+    "--samples",
+    "100",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "1",
+    "--suite",
+    "fast",
+    "--eval-samples",
+    "10",
+    "--arch",
+    "cnn-small",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture
 def refused(robust, tmp_path):
     """The sentence that the command ends in; the folder that it was to fill is not there."""
+
     def run(*arguments, command="defend", output="out"):
         ended = robust(command, *arguments, "--output", output)
         assert ended.code == 2, ended.err
@@ -37,19 +53,31 @@ def npz(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (("--eval-samples", "99999"), "--eval-samples asks for 99,999 images, but digits has 360"),
-    (("--suite", "autoattack", "--norm", "l1", "--eps", "1"), "choose --suite standard"),
-    (("--method", "pgd-at", "--teacher", "digits-cnn"), "take a method that has one (hat, rslad"),
-    (("--method", "rslad"), "name one with --teacher"), (("--method", "PGD-AT"), "Did you mean 'pgd-at'"),
-    (("--batch-size", "500"), "fewer than one batch of 500"), (("--accumulate", "3"), "for 1 process and"),
-    (("--data", "digit"), "There is no data set 'digit'"), (("--norm", "L2"), "give --eps, such as 0.5"),
-    (("--eps", ""), "--eps is empty"), (("--method", ""), "--method is empty"), (("--arch", ""), "--arch is empty"),
-    (("--epochs", "1.5"), "must be a whole number"), (("--seed", "9" * 30), "less than 2^63"),
-    (("--augment", "crop=0.5"), "must be a whole number"), (("--holdout", "0.999"), "another --holdout"),
-    (("--momentum", "1"), "momentum is '1'"), (("--clip-norm", "-1"), "clip-norm is '-1'"),
-    (("--clip-norm", "nan"), "clip-norm is 'nan'"), (("--search", "eps=0.1,0.2"), "'eps' cannot be searched"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("--eval-samples", "99999"), "--eval-samples asks for 99,999 images, but digits has 360"),
+        (("--suite", "autoattack", "--norm", "l1", "--eps", "1"), "choose --suite standard"),
+        (("--method", "pgd-at", "--teacher", "digits-cnn"), "take a method that has one (hat, rslad"),
+        (("--method", "rslad"), "name one with --teacher"),
+        (("--method", "PGD-AT"), "Did you mean 'pgd-at'"),
+        (("--batch-size", "500"), "fewer than one batch of 500"),
+        (("--accumulate", "3"), "for 1 process and"),
+        (("--data", "digit"), "There is no data set 'digit'"),
+        (("--norm", "L2"), "give --eps, such as 0.5"),
+        (("--eps", ""), "--eps is empty"),
+        (("--method", ""), "--method is empty"),
+        (("--arch", ""), "--arch is empty"),
+        (("--epochs", "1.5"), "must be a whole number"),
+        (("--seed", "9" * 30), "less than 2^63"),
+        (("--augment", "crop=0.5"), "must be a whole number"),
+        (("--holdout", "0.999"), "another --holdout"),
+        (("--momentum", "1"), "momentum is '1'"),
+        (("--clip-norm", "-1"), "clip-norm is '-1'"),
+        (("--clip-norm", "nan"), "clip-norm is 'nan'"),
+        (("--search", "eps=0.1,0.2"), "'eps' cannot be searched"),
+    ],
+)
 def test_it_is_said_before_training(arguments, sentence, refused):
     assert sentence in refused(*QUICK, *arguments)
 

@@ -18,9 +18,12 @@ def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for name, arguments in (("weak", ["digits-cnn"]), ("strong", ["digits-cnn-robust"]),
-                                ("l2", ["digits-cnn-robust", "--norm", "l2", "--eps", "0.5"]),
-                                ("few", ["digits-cnn", "--samples", "50"])):
+        for name, arguments in (
+            ("weak", ["digits-cnn"]),
+            ("strong", ["digits-cnn-robust"]),
+            ("l2", ["digits-cnn-robust", "--norm", "l2", "--eps", "0.5"]),
+            ("few", ["digits-cnn", "--samples", "50"]),
+        ):
             patched.setattr(sys, "argv", ["robust", "attack", *arguments, "--output", f"{name}.json"])
             with pytest.raises(SystemExit) as ended:
                 main()
@@ -44,16 +47,29 @@ def listing():
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["strong.json", "--gate", "digits"], 0), (["weak.json", "--gate", "digits"], 3),
+        (["strong.json", "--gate", "digits"], 0),
+        (["weak.json", "--gate", "digits"], 3),
         (["strong.json", "--gate", "digits", "--min-robust", "0.88"], 4),
-        (["weak.json", "--gate", "digits", "--require", "standard"], 5), (["l2.json", "--gate", "digits"], 5),
+        (["weak.json", "--gate", "digits", "--require", "standard"], 5),
+        (["l2.json", "--gate", "digits"], 5),
         (["weak.json", "--baseline", "strong.json", "--max-drop", "2/100"], 3),
         (["strong.json", "--baseline", "weak.json", "--max-drop", "0"], 0),
         (["weak.json", "--baseline", "weak-copy.json", "--max-drop", "0"], 4),
         (["few.json", "--baseline", "weak.json", "--max-drop", "0.1"], 5),
         (["strong.json", "l2.json", "--min-clean", "0.9"], 0),
-        (["strong.json", "l2.json", "--max-drop", "0.05", "--baseline", "l2-copy.json",
-          "--baseline", "strong-copy.json"], 0),
+        (
+            [
+                "strong.json",
+                "l2.json",
+                "--max-drop",
+                "0.05",
+                "--baseline",
+                "l2-copy.json",
+                "--baseline",
+                "strong-copy.json",
+            ],
+            0,
+        ),
     ],
 )
 def test_exit_codes_and_nothing_is_written(gate, arguments, code):
@@ -67,7 +83,9 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ([], "Missing argument"), (["weak.json"], "gives no limit"), (["gone.json", "--min-clean", "0.1"], "gone.json"),
+        ([], "Missing argument"),
+        (["weak.json"], "gives no limit"),
+        (["gone.json", "--min-clean", "0.1"], "gone.json"),
         (["weak.json", "--gate", "nowhere"], "neither a file nor a shipped gate"),
         (["weak.json", "--max-drop", "0.1"], "names no baseline"),
         (["weak.json", "--baseline", "strong.json"], "--max-drop"),
@@ -80,8 +98,13 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
         (["weak.json", "weak.json", "--min-clean", "0.1"], "given twice"),
         (["weak.json", "--gate", "l2.json"], "this is a result file"),
         (["weak.json", "--baseline", "gone.json", "--max-drop", "0.1"], "--update-baseline"),
-        *((["weak.json", "--baseline", "strong.json", "--max-drop", "1", "--json", "--output", name], "the gate reads")
-          for name in ("weak.json", "./weak.samples.jsonl", "strong.json", "strong.samples.jsonl")),
+        *(
+            (
+                ["weak.json", "--baseline", "strong.json", "--max-drop", "1", "--json", "--output", name],
+                "the gate reads",
+            )
+            for name in ("weak.json", "./weak.samples.jsonl", "strong.json", "strong.samples.jsonl")
+        ),
         (["weak.json", "--min-clean", "0.1", "--json", "--format", "junit"], "give one of them"),
         (["weak.json", "--min-clean", "0.1", "--output", "x"], "--output needs --format"),
         (["weak.json", "--min-clean", "0.1", "--format", "junit", "--output", "."], "it is a folder"),
@@ -178,7 +201,11 @@ def test_the_first_baseline_is_made_of_the_result(gate):
     ended = gate(*results, "--update-baseline")
     assert ended.code == 0 and "nothing to compare with" in ended.err
     assert sorted(path.name for path in Path("base").iterdir()) == [
-        "l2.json", "l2.samples.jsonl", "linf.json", "linf.samples.jsonl"]
+        "l2.json",
+        "l2.samples.jsonl",
+        "linf.json",
+        "linf.samples.jsonl",
+    ]
     assert gate(*results).code == 0
 
 
@@ -209,9 +236,17 @@ def test_the_gate_needs_no_torch(evaluated):
         "heavy = {'torch', 'torchvision', 'art', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    for arguments in (["gate", "strong.json", "--gate", "digits", "--format", "sarif"],
-                      ["gate", "strong.json", "--baseline", "weak.json", "--max-drop", "0", "--format", "github"],
-                      ["compare", "strong.json", "weak.json", "--json"]):
-        ran = subprocess.run([sys.executable, "-c", code, *arguments], cwd=evaluated, capture_output=True, text=True,
-                             env={**os.environ, "GITHUB_STEP_SUMMARY": os.devnull}, check=False)
+    for arguments in (
+        ["gate", "strong.json", "--gate", "digits", "--format", "sarif"],
+        ["gate", "strong.json", "--baseline", "weak.json", "--max-drop", "0", "--format", "github"],
+        ["compare", "strong.json", "weak.json", "--json"],
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=evaluated,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GITHUB_STEP_SUMMARY": os.devnull},
+            check=False,
+        )
         assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,5 @@
 """`robust predict`: what a classifier sees in image files, and the sentence for every file it cannot read."""
+
 from __future__ import annotations
 
 import json
@@ -87,8 +88,14 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
     folder = tmp_path / "run"
     folder.mkdir()
     save_file(network.state_dict(), folder / "model.safetensors")
-    card = {"schema": "robustbench-local/checkpoint/1", "architecture": "cnn-medium", "input_shape": [3, 16, 16],
-            "class_names": ["apple", "leaf", "sky"], "normalization": None, "resize": {"resize": 20, "crop": 16}}
+    card = {
+        "schema": "robustbench-local/checkpoint/1",
+        "architecture": "cnn-medium",
+        "input_shape": [3, 16, 16],
+        "class_names": ["apple", "leaf", "sky"],
+        "normalization": None,
+        "resize": {"resize": 20, "crop": 16},
+    }
     (folder / "model.json").write_text(json.dumps(card))
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[2:18, 2:18] = 200
@@ -98,22 +105,27 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
     Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(tmp_path / "b.png")
     network.linear.bias.data[1] -= 50
     save_file(network.state_dict(), folder / "model.safetensors")
-    framed, whole = (json.loads(robust("predict", "run", file, "--json", *more).out)[0]["guesses"]
-                     for file, more in (("a.png", ()), ("b.png", ("--resize", "16"))))
+    framed, whole = (
+        json.loads(robust("predict", "run", file, "--json", *more).out)[0]["guesses"]
+        for file, more in (("a.png", ()), ("b.png", ("--resize", "16")))
+    )
     assert framed == whole
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (("absent.png",), "there is no image absent.png"),
-    (("photos/notes.txt",), "photos/notes.txt is corrupt"),
-    (("empty",), "the folder empty holds no pictures"),
-    (("deep.png",), "deep.png has more than 8 bits"),
-    (("photos/0.png", "--resize", "8:9"), "--resize is '8:9'"),
-    (("photos/0.png", "--resize", "30"), "cannot take images of 1×30×30"),
-    (("photos/0.png", "--device", "abacus"), "abacus"),
-    (("photos/0.png", "--normalize", "imagenet"), "normalised for 3"),
-    ((), "Missing argument 'IMAGE...'"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("absent.png",), "there is no image absent.png"),
+        (("photos/notes.txt",), "photos/notes.txt is corrupt"),
+        (("empty",), "the folder empty holds no pictures"),
+        (("deep.png",), "deep.png has more than 8 bits"),
+        (("photos/0.png", "--resize", "8:9"), "--resize is '8:9'"),
+        (("photos/0.png", "--resize", "30"), "cannot take images of 1×30×30"),
+        (("photos/0.png", "--device", "abacus"), "abacus"),
+        (("photos/0.png", "--normalize", "imagenet"), "normalised for 3"),
+        ((), "Missing argument 'IMAGE...'"),
+    ],
+)
 def test_what_cannot_be_read_is_one_sentence(robust, digits, tmp_path, arguments, said):
     (tmp_path / "empty").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")

@@ -1,11 +1,12 @@
 """Augmentation against plain implementations, image by image from the image's own key."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from small_trainings import Training, parts, same
 
-from robustbench_local.attacks.randomness import forked, sample_keys, uniform
+from robustbench_local.attacks.randomness import fold_in, sample_keys, uniform
 from robustbench_local.data.augmentation import KINDS, Augmentation
 from robustbench_local.errors import UserError
 
@@ -16,7 +17,7 @@ WRITTEN = [name if kind.default is not None else f"{name}=3" for name, kind in K
 
 
 def drawn(shape, step=0):
-    return uniform(forked(KEYS, torch.full_like(KEYS, step)), shape)
+    return uniform(fold_in(KEYS, torch.full_like(KEYS, step)), shape)
 
 
 def test_crop_moves_by_whole_pixels_and_black_comes_in():
@@ -105,13 +106,21 @@ def test_none_does_nothing():
     assert torch.equal(Augmentation.parse("none")(IMAGES, KEYS), IMAGES)
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("flop", "there is no 'flop'; there are crop, flip.*none. Did you mean 'flip'"), ("", "there is no ''"),
-    ("crop", r"crop needs a number \(pixels to move by\), as in crop=4"), ("crop=four", "crop: 'four' is not a number"),
-    ("crop=-1", "crop is -1"), ("flip=0", "flip is 0"), ("flip=1.5", "flip is 1.5 .* at most 1"),
-    ("flip,,crop=2", "no ''"),
-    ("flip=nan", "flip: 'nan'"), ("none,flip", "no 'none'"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("flop", "there is no 'flop'; there are crop, flip.*none. Did you mean 'flip'"),
+        ("", "there is no ''"),
+        ("crop", r"crop needs a number \(pixels to move by\), as in crop=4"),
+        ("crop=four", "crop: 'four' is not a number"),
+        ("crop=-1", "crop is -1"),
+        ("flip=0", "flip is 0"),
+        ("flip=1.5", "flip is 1.5 .* at most 1"),
+        ("flip,,crop=2", "no ''"),
+        ("flip=nan", "flip: 'nan'"),
+        ("none,flip", "no 'none'"),
+    ],
+)
 def test_what_cannot_be_is_one_sentence(text, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         Augmentation.parse(text)

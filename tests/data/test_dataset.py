@@ -1,4 +1,5 @@
 """What every data set promises the engine."""
+
 import hashlib
 import struct
 import subprocess

@@ -1,4 +1,5 @@
 """The embedded digits: facts about the set, and a cut that must never move."""
+
 import hashlib
 
 import pytest

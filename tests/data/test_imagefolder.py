@@ -1,4 +1,5 @@
 """`imagefolder:PATH`: order, class names, decoding on request, and files that cannot be used."""
+
 import numpy as np
 import pytest
 import torch
@@ -101,11 +102,7 @@ def test_resize_and_crop_are_those_of_torchvisions_weights(tmp_path):
     data = load_dataset(spec, resize=FromAnotherRoom())
     assert data.image_shape == (3, 16, 16)
     preset = ImageClassification(
-        crop_size=16,
-        resize_size=20,
-        interpolation=InterpolationMode.BICUBIC,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
+        crop_size=16, resize_size=20, interpolation=InterpolationMode.BICUBIC, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
     )
     assert torch.equal(data.images([2])[0], preset(Image.fromarray(pixels[2])))
 

@@ -1,4 +1,5 @@
 """Batches from memory and from worker processes, and the cut between training and hold-out."""
+
 from __future__ import annotations
 
 import itertools
@@ -12,13 +13,13 @@ from small_trainings import CPU, Training, parts, same
 from robustbench_local.data import load_dataset
 from robustbench_local.data.holdout import cut_holdout
 from robustbench_local.data.imagefolder import Resize
-from robustbench_local.data.loader import Source, is_resident, shuffled
+from robustbench_local.data.loader import BatchLoader, fits_in_memory, shuffled_batches
 from robustbench_local.errors import UserError
 
 
 def test_every_image_comes_once_an_epoch_in_full_batches_and_another_order():
     generator = torch.Generator().manual_seed(0)
-    first, second = (shuffled(165, 32, generator) for _ in range(2))
+    first, second = (shuffled_batches(165, 32, generator) for _ in range(2))
     assert all(len(positions) == 32 for positions in first) and len(first) == 5
     flat = torch.cat(first)
     assert len(flat.unique()) == 160 and set(flat.tolist()) <= set(range(165))
@@ -27,7 +28,7 @@ def test_every_image_comes_once_an_epoch_in_full_batches_and_another_order():
 
 def batches(dataset, workers=None):
     positions = torch.arange(len(dataset)).flip(0).split(7)
-    return list(Source(dataset, CPU, workers=workers).batches(positions))
+    return list(BatchLoader(dataset, CPU, workers=workers).batches(positions))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -37,7 +38,7 @@ def test_streamed_batches_are_those_from_memory(workers, monkeypatch):
     assert torch.equal(resident[0].images, data.images(range(29, 22, -1)))
     assert torch.equal(resident[0].indices, data.indices[23:].flip(0))
     monkeypatch.setattr("robustbench_local.data.loader.RESIDENT_BYTES", 0)
-    assert not is_resident(data)
+    assert not fits_in_memory(data)
     random = torch.get_rng_state()
     streamed = batches(data, workers)
     assert torch.equal(torch.get_rng_state(), random), "dropout and resuming rely on them"
@@ -98,7 +99,7 @@ def test_the_frames_of_one_film_stay_on_one_side():
 
 def test_groups_of_an_npz_file_reach_the_cut(tmp_path, monkeypatch):
     from robustbench_local.training.recipe import resolve_recipe
-    from robustbench_local.training.run import harden
+    from robustbench_local.training.run import run_training
 
     digits = load_dataset("digits", split="train").subset(range(120))
     images = (digits.images(range(120)) * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -113,8 +114,8 @@ def test_groups_of_an_npz_file_reach_the_cut(tmp_path, monkeypatch):
     settings = {"eps": "0.1", "samples": "100", "batch_size": "32"}
     recipe = resolve_recipe(None, {"data": f"npz:{tmp_path / 'films.npz'}", **settings})
     with pytest.raises(KeyboardInterrupt):
-        harden(recipe, tmp_path / "out", device="cpu")
-    (training, holdout), = seen
+        run_training(recipe, tmp_path / "out", device="cpu")
+    ((training, holdout),) = seen
     assert len(training) + len(holdout) == 100 and len(holdout) > 0
     films = [set((part.indices // 4).tolist()) for part in (training, holdout)]
     assert not films[0] & films[1]

@@ -1,4 +1,5 @@
 """`npz:PATH`: what it reads and what it refuses, each refusal naming the file."""
+
 import io
 import zipfile
 

@@ -1,4 +1,5 @@
 """The seeded subset: proportions, determinism, and golden draws that must hold on every machine for ever."""
+
 from fractions import Fraction
 
 import pytest

@@ -1,4 +1,5 @@
 """torchvision's sets: its own layouts on disk become arrays or file lists; missing files become sentences."""
+
 import gzip
 import os
 import shutil

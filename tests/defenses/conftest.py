@@ -1,4 +1,5 @@
 """Networks and batches that the tests of training methods share."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """Adversarial weight perturbation: where weights stand inside, and that they come back bit for bit."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,5 @@
 """Training methods against a linear model of two classes, whose worst points are known in closed form."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,9 +20,9 @@ from robustbench_local.defenses import (
     TRADES,
     FreeAT,
     Gaussian,
-    Learner,
     SmoothAdv,
     Standard,
+    TrainingContext,
 )
 
 EPS = 0.05
@@ -29,7 +30,7 @@ LINF = ThreatModel("linf", EPS)
 
 
 def points_of(objective, linear, batch, threat_model=LINF, teacher=None):
-    return objective.examples(Learner.of(linear, threat_model, teacher=teacher), *batch).points
+    return objective.examples(TrainingContext.of(linear, threat_model, teacher=teacher), *batch).adversarial
 
 
 def uphill(linear, images, labels):
@@ -50,7 +51,7 @@ def corners(linear, images, sides):
 
 
 @pytest.mark.parametrize(
-    "objective", [PGDAT(), PGDAT(steps=3, step_size=EPS), PGDAT(random_start=False), MART(), SmoothAdv()],
+    "objective", [PGDAT(), PGDAT(steps=3, step_size=EPS), PGDAT(random_start=False), MART(), SmoothAdv()]
 )
 def test_attacks_on_the_cross_entropy_end_at_the_worst_corner(linear, inner, objective):
     images, labels, _ = inner
@@ -70,14 +71,15 @@ def test_one_step_in_l2_ends_at_the_worst_point_of_the_sphere(linear, inner):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_pgd_at_is_cross_entropy_at_the_worst_corner(linear, inner, smoothing):
     images, labels, keys = inner
-    learner = Learner(linear, LINF, Learner.of(linear, LINF).attacked, label_smoothing=smoothing)
+    learner = TrainingContext(linear, LINF, TrainingContext.of(linear, LINF).frozen_model, label_smoothing=smoothing)
     loss, parts = PGDAT().loss(learner, PGDAT().examples(learner, images, labels, keys))
     worst = images + EPS * uphill(linear, images, labels).sign()
     expected = F.cross_entropy(linear(worst), labels, label_smoothing=smoothing)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     assert parts["adversarial"] == loss
     for ours, theirs in zip(
-        torch.autograd.grad(loss, list(linear.parameters())), torch.autograd.grad(expected, list(linear.parameters())),
+        torch.autograd.grad(loss, list(linear.parameters())),
+        torch.autograd.grad(expected, list(linear.parameters())),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -109,7 +111,7 @@ def test_fgsm_rs_is_one_step_from_uniform_noise_projected_back(linear, inner, ep
     images, labels, keys = inner
     ball = ThreatModel("linf", eps)
     # Without a step the noise itself shows.
-    start = PGDAT(steps=1, step_size=1e-30).examples(Learner.of(linear, ball), images, labels, keys).points
+    start = PGDAT(steps=1, step_size=1e-30).examples(TrainingContext.of(linear, ball), images, labels, keys).adversarial
     assert (start != images).any() and (start - images).abs().amax() <= eps + 1e-6
     for step in (1.25, 0.5):
         moved = start - images + step * eps * uphill(linear, images, labels).sign()
@@ -137,19 +139,19 @@ def test_noise_of_n_fgsm_fills_twice_the_ball(linear):
 
 def test_free_moves_points_by_the_gradient_that_the_weights_got_and_ends(linear, inner):
     images, labels, keys = inner
-    objective, learner = FreeAT(replays=4), Learner.of(linear, LINF)
+    objective, learner = FreeAT(replays=4), TrainingContext.of(linear, LINF)
     examples = objective.examples(learner, images, labels, keys)
-    expected = examples.points.detach()
+    expected = examples.adversarial.detach()
     assert 0.9 * EPS < (expected - images).abs().max() <= EPS + 1e-6
     for replay in range(4):
-        torch.testing.assert_close(examples.points.detach(), expected, rtol=0, atol=1e-6)
-        assert examples.replay == replay and examples.points.is_leaf and examples.points.requires_grad
+        torch.testing.assert_close(examples.adversarial.detach(), expected, rtol=0, atol=1e-6)
+        assert examples.replay == replay and examples.adversarial.is_leaf and examples.adversarial.requires_grad
         objective.loss(learner, examples)[0].backward()
         moved = expected + EPS * uphill(linear, images, labels).sign()
         expected = images + (moved - images).clamp(-EPS, EPS)
         with torch.no_grad():
             linear[1].weight.neg_()  # the step is that of the weights that were learnt with, not of those that are now
-        following = objective.again(learner, examples)
+        following = objective.next_replay(learner, examples)
         if replay < 3:
             assert following.images is images and following.labels is labels and following.keys is keys
             examples = following
@@ -157,9 +159,9 @@ def test_free_moves_points_by_the_gradient_that_the_weights_got_and_ends(linear,
 
 
 def test_only_free_learns_from_the_same_batch_again(linear, inner):
-    learner = Learner.of(linear, LINF)
+    learner = TrainingContext.of(linear, LINF)
     for objective in (Standard(), PGDAT(), NFGSM(), FGSMRS()):
-        assert objective.again(learner, objective.examples(learner, *inner)) is None
+        assert objective.next_replay(learner, objective.examples(learner, *inner)) is None
 
 
 def test_gaussian_adds_noise_of_its_deviation_and_nothing_else(linear):
@@ -172,7 +174,7 @@ def test_gaussian_adds_noise_of_its_deviation_and_nothing_else(linear):
 
 def test_standard_is_cross_entropy_at_the_images(linear, inner):
     images, labels, keys = inner
-    learner = Learner.of(linear, LINF)
+    learner = TrainingContext.of(linear, LINF)
     loss, parts = Standard().loss(learner, Standard().examples(learner, images, labels, keys))
     assert loss == F.cross_entropy(linear(images), labels) == parts["clean"]
 
@@ -180,12 +182,12 @@ def test_standard_is_cross_entropy_at_the_images(linear, inner):
 def test_temperature_softens_the_loss_and_leaves_its_gradient_as_long(linear, inner):
     images, labels, keys = inner
     logits = linear(images).detach().requires_grad_(True)
-    learner = Learner(lambda _: logits, LINF, Learner.of(linear, LINF).attacked)
+    learner = TrainingContext(lambda _: logits, LINF, TrainingContext.of(linear, LINF).frozen_model)
     objective = Standard(temperature=20)
     loss, _ = objective.loss(learner, objective.examples(learner, images, labels, keys))
     told = F.one_hot(labels, 2)
     torch.testing.assert_close(loss, -20 * (told * (logits / 20).log_softmax(1)).sum(1).mean())
-    gradient, = torch.autograd.grad(loss, logits)
+    (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, ((logits / 20).softmax(1) - told) / len(images))
 
 
@@ -198,13 +200,13 @@ def test_a_helper_lies_reach_times_as_far_out_in_the_box_and_is_named_by_the_tea
         return linear(points)
 
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    learner = Learner(model, LINF, Learner.of(linear, LINF).attacked, teacher)
+    learner = TrainingContext(model, LINF, TrainingContext.of(linear, LINF).frozen_model, teacher)
     objective = HAT(reach=6.0)
     examples = objective.examples(learner, images, labels, keys)
     _, parts = objective.loss(learner, examples)
-    helpers = (images + 6 * (examples.points - images)).clamp(0, 1)
-    assert ((examples.points - images).abs() > 0.99 * EPS).all() and (helpers == 0).any() and (helpers == 1).any()
+    helpers = (images + 6 * (examples.adversarial - images)).clamp(0, 1)
+    assert ((examples.adversarial - images).abs() > 0.99 * EPS).all() and (helpers == 0).any() and (helpers == 1).any()
     assert any(torch.equal(points, helpers) for points in seen)
-    told = teacher(examples.points).argmax(1)
+    told = teacher(examples.adversarial).argmax(1)
     assert (told != labels).any(), "the teacher has a mind of its own"
     torch.testing.assert_close(parts["helpers"], F.cross_entropy(linear(helpers), told).detach())

@@ -1,4 +1,5 @@
 """Training methods against plain loops, written anew from the papers' formulas and their authors' code."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +18,8 @@ from robustbench_local.defenses import (
     TRADES,
     DefensiveDistillation,
     Examples,
-    Learner,
     SmoothAdv,
+    TrainingContext,
 )
 
 EPS, STEP, STEPS = 0.03, 0.006, 7
@@ -31,7 +32,7 @@ def ascend(model, images, start, climb, *, step=STEP, steps=STEPS, eps=EPS):
     points = start.clone()
     for _ in range(steps):
         points = points.detach().requires_grad_(True)
-        gradient, = torch.autograd.grad(climb(points), points)
+        (gradient,) = torch.autograd.grad(climb(points), points)
         points = points.detach() + step * gradient.sign()
         points = torch.min(torch.max(points, images - eps), images + eps).clamp(0, 1)
     model.train()
@@ -106,8 +107,12 @@ ATTACK = {"steps": STEPS, "step_size": STEP}
 @pytest.mark.parametrize(
     ("objective", "formula"),
     [
-        (TRADES(**ATTACK), trades), (MART(**ATTACK), mart), (HAT(**ATTACK), hat), (RSLAD(**ATTACK), rslad),
-        (SmoothAdv(draws=3, **ATTACK), smooth_adv), (DefensiveDistillation(), distillation),
+        (TRADES(**ATTACK), trades),
+        (MART(**ATTACK), mart),
+        (HAT(**ATTACK), hat),
+        (RSLAD(**ATTACK), rslad),
+        (SmoothAdv(draws=3, **ATTACK), smooth_adv),
+        (DefensiveDistillation(), distillation),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -118,7 +123,7 @@ def test_loss_gradients_and_running_statistics_are_those_of_the_formula(network,
     recognised = network(seed=seed).eval()(images).argmax(1)
     labels = torch.where(torch.arange(12) < 6, recognised, labels)
     teacher = network(seed=7).eval().requires_grad_(False)
-    learner = Learner.of(ours, LINF, teacher=teacher)
+    learner = TrainingContext.of(ours, LINF, teacher=teacher)
     loss, _ = objective.loss(learner, objective.examples(learner, images, labels, keys))
     expected = formula(theirs, images, labels, keys, teacher)
     torch.testing.assert_close(loss, expected, rtol=2e-5, atol=1e-6)
@@ -133,14 +138,15 @@ def test_loss_gradients_and_running_statistics_are_those_of_the_formula(network,
 @pytest.mark.parametrize(
     ("objective", "parts", "weights"),
     [
-        (TRADES(beta=3.0), ("clean", "divergence"), (1, 3)), (MART(beta=2.0), ("boosted", "divergence"), (1, 2)),
+        (TRADES(beta=3.0), ("clean", "divergence"), (1, 3)),
+        (MART(beta=2.0), ("boosted", "divergence"), (1, 2)),
         (HAT(beta=1.5, gamma=0.25), ("clean", "divergence", "helpers"), (1, 1.5, 0.25)),
         (RSLAD(clean=0.4), ("clean", "adversarial"), (0.4, 0.6)),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_loss_is_the_weighted_sum_of_its_parts(network, batch, objective, parts, weights):
-    learner = Learner.of(network(), LINF, teacher=network(seed=7).eval())
+    learner = TrainingContext.of(network(), LINF, teacher=network(seed=7).eval())
     loss, named = objective.loss(learner, objective.examples(learner, *batch()))
     assert set(named) == set(parts)
     torch.testing.assert_close(loss.detach(), sum(named[p] * w for p, w in zip(parts, weights, strict=True)))
@@ -148,17 +154,17 @@ def test_loss_is_the_weighted_sum_of_its_parts(network, batch, objective, parts,
 
 def test_divergence_of_a_prediction_that_has_not_moved_is_0_and_never_less(network, batch):
     images, labels, keys = batch()
-    learner = Learner.of(network(), LINF)
+    learner = TrainingContext.of(network(), LINF)
     examples = TRADES().examples(learner, images, labels, keys)
     learner.model.eval()
-    _, still = TRADES().loss(learner, dataclasses.replace(examples, points=images))
+    _, still = TRADES().loss(learner, dataclasses.replace(examples, adversarial=images))
     _, moved = TRADES().loss(learner, examples)
     assert still["divergence"] == 0 and moved["divergence"] > 1e-4
 
 
 def test_mart_looks_at_the_strongest_rival_whether_or_not_the_point_is_recognised():
     probabilities = torch.tensor([[0.7, 0.2, 0.1]])
-    learner = Learner(lambda images: probabilities.log().expand(len(images), 3) + 5, LINF, None)
+    learner = TrainingContext(lambda images: probabilities.log().expand(len(images), 3) + 5, LINF, None)
     for label, own, rival in ((0, 0.7, 0.2), (1, 0.2, 0.7), (2, 0.1, 0.7)):
         image, labels = torch.zeros(1, 1), torch.tensor([label])
         loss, parts = MART().loss(learner, Examples(image, labels, labels, image))
@@ -169,10 +175,10 @@ def test_mart_looks_at_the_strongest_rival_whether_or_not_the_point_is_recognise
 @pytest.mark.parametrize("sure", [1.0, 1e4])
 def test_mart_costs_a_finite_amount_where_a_rival_is_certain(sure):
     logits = torch.tensor([[0.0, sure, -sure]], requires_grad=True)
-    learner = Learner(lambda _: logits, LINF, None)
+    learner = TrainingContext(lambda _: logits, LINF, None)
     image, label = torch.zeros(1, 1), torch.tensor([0])
     loss, parts = MART().loss(learner, Examples(image, label, label, image))
-    gradient, = torch.autograd.grad(loss, logits)
+    (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.isfinite() and gradient.isfinite().all()
     if sure > 1:
         assert parts["boosted"].item() == pytest.approx(sure - math.log(0.0001), abs=0.02)
@@ -180,7 +186,7 @@ def test_mart_costs_a_finite_amount_where_a_rival_is_certain(sure):
 
 def test_a_teacher_is_never_trained(network, batch):
     teacher = network(seed=7).eval()
-    learner = Learner.of(network(), LINF, teacher=teacher)
+    learner = TrainingContext.of(network(), LINF, teacher=teacher)
     for objective in (HAT(), RSLAD(), DefensiveDistillation()):
         loss, _ = objective.loss(learner, objective.examples(learner, *batch()))
         loss.backward()
@@ -190,9 +196,9 @@ def test_a_teacher_is_never_trained(network, batch):
 
 def test_attack_of_smooth_adv_fools_the_smoothed_classifier_more_than_noise_does(network, batch):
     images, labels, keys = batch(rows=40)
-    learner = Learner.of(network().eval(), LINF)
+    learner = TrainingContext.of(network().eval(), LINF)
     objective = SmoothAdv(draws=8)
     examples = objective.examples(learner, images, labels, keys)
     attacked, _ = objective.loss(learner, examples)
-    noisy, _ = objective.loss(learner, dataclasses.replace(examples, points=images))
+    noisy, _ = objective.loss(learner, dataclasses.replace(examples, adversarial=images))
     assert attacked > noisy + 0.04

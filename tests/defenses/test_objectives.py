@@ -1,4 +1,5 @@
 """What every training method keeps to, whatever its formula is."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,8 +10,8 @@ import torch
 from torch import nn
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.attack import settings, spec
-from robustbench_local.defenses import AWP, OBJECTIVES, Learner, Objective
+from robustbench_local.attacks.attack import settings, spec_text
+from robustbench_local.defenses import AWP, OBJECTIVES, Objective, TrainingContext
 from robustbench_local.training.recipe import Recipe
 
 BALLS = [ThreatModel("linf", 0.05), ThreatModel("linf", 0.6), ThreatModel("l2", 0.5), ThreatModel("l1", 2.0)]
@@ -30,7 +31,7 @@ def learner(network):
 
     def make(shape=(3, 4, 4), threat_model=LINF, **settings):
         teacher = network(shape, seed=7).eval().requires_grad_(False)
-        return Learner.of(network(shape, **settings), threat_model, teacher=teacher)
+        return TrainingContext.of(network(shape, **settings), threat_model, teacher=teacher)
 
     return make
 
@@ -45,10 +46,10 @@ def brief(name: str) -> Objective:
 def test_keys_alone_decide_where_points_are(learner, batch, name):
     who, (images, labels, keys) = learner(), batch()
     objective = brief(name)
-    once = objective.examples(who, images, labels, keys).points
+    once = objective.examples(who, images, labels, keys).adversarial
     torch.manual_seed(99)
-    assert torch.equal(objective.examples(who, images, labels, keys).points, once)
-    differs = not torch.equal(objective.examples(who, images, labels, keys + 1).points, once)
+    assert torch.equal(objective.examples(who, images, labels, keys).adversarial, once)
+    differs = not torch.equal(objective.examples(who, images, labels, keys + 1).adversarial, once)
     assert differs == (name not in PLAIN)
 
 
@@ -60,9 +61,9 @@ def test_points_do_not_depend_on_the_rest_of_the_batch(learner, batch, name, bal
     who.model.double()
     who = dataclasses.replace(who, teacher=who.teacher.double())
     images, objective = images.double(), OBJECTIVES[name]()
-    whole = objective.examples(who, images, labels, keys).points
+    whole = objective.examples(who, images, labels, keys).adversarial
     some = torch.tensor([5, 2])
-    alone = objective.examples(who, images[some], labels[some], keys[some]).points
+    alone = objective.examples(who, images[some], labels[some], keys[some]).adversarial
     torch.testing.assert_close(alone, whole[some], rtol=0, atol=1e-7)
 
 
@@ -71,11 +72,11 @@ def test_points_do_not_depend_on_the_rest_of_the_batch(learner, batch, name, bal
 def test_points_are_where_the_method_promises(learner, batch, name, ball):
     images, labels, keys = batch()
     examples = OBJECTIVES[name]().examples(learner(threat_model=ball), images, labels, keys)
-    points, low, high = examples.points.detach(), 0.0, 1.0
+    points, low, high = examples.adversarial.detach(), 0.0, 1.0
     far = ball.geometry.distance(points - images)
     assert points.isfinite().all() and examples.images is images and examples.labels is labels
     if name in PLAIN:
-        assert examples.points is images
+        assert examples.adversarial is images
     elif name == "gaussian":
         assert points.min() < low and points.max() > high, "the certificate's noise knows no box"
     else:
@@ -111,7 +112,7 @@ def test_examples_leave_network_teacher_images_and_random_state_as_they_were(lea
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pixels, state = images.clone(), torch.get_rng_state()
     examples = OBJECTIVES[name]().examples(who, images, labels, keys)
-    assert examples.points.grad_fn is None and examples.points.requires_grad == (name == "free")
+    assert examples.adversarial.grad_fn is None and examples.adversarial.requires_grad == (name == "free")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training and model.dropout.training and not model.norm.training, "every part keeps its own mode"
     assert model.first.weight.requires_grad and not model.scale.requires_grad
@@ -121,9 +122,18 @@ def test_examples_leave_network_teacher_images_and_random_state_as_they_were(lea
 
 
 COSTS = {  # in passes of the batch: forward and backward of the attack, forward of the loss, forward of the teacher
-    "standard": (0, 0, 1, 0), "pgd-at": (4, 4, 1, 0), "trades": (5, 4, 2, 0), "mart": (4, 4, 2, 0), "hat": (5, 4, 3, 1),
-    "fgsm-rs": (1, 1, 1, 0), "n-fgsm": (1, 1, 1, 0), "free": (0, 0, 1, 0), "rslad": (4, 4, 2, 1),
-    "defensive-distillation": (0, 0, 1, 1), "gaussian": (0, 0, 1, 0), "smooth-adv": (8, 8, 2, 0),
+    "standard": (0, 0, 1, 0),
+    "pgd-at": (4, 4, 1, 0),
+    "trades": (5, 4, 2, 0),
+    "mart": (4, 4, 2, 0),
+    "hat": (5, 4, 3, 1),
+    "fgsm-rs": (1, 1, 1, 0),
+    "n-fgsm": (1, 1, 1, 0),
+    "free": (0, 0, 1, 0),
+    "rslad": (4, 4, 2, 1),
+    "defensive-distillation": (0, 0, 1, 1),
+    "gaussian": (0, 0, 1, 0),
+    "smooth-adv": (8, 8, 2, 0),
 }
 
 
@@ -151,7 +161,7 @@ def test_images_may_have_any_rank(learner, batch, name, shape, ball):
     examples = objective.examples(who, images, labels, keys)
     loss, _ = objective.loss(who, examples)
     loss.backward()
-    assert examples.points.shape == images.shape and who.model.first.weight.grad.isfinite().all()
+    assert examples.adversarial.shape == images.shape and who.model.first.weight.grad.isfinite().all()
 
 
 class Broken(nn.Module):
@@ -183,17 +193,17 @@ def test_gradients_that_are_no_numbers_do_not_move_points_out_of_the_world(learn
     torch.manual_seed(3)
     crooked = nn.Sequential(Root(), nn.Linear(48, 5))
     black = images.clone().requires_grad_(True)
-    gradient, = torch.autograd.grad(crooked(black).logsumexp(1).sum(), black)
+    (gradient,) = torch.autograd.grad(crooked(black).logsumexp(1).sum(), black)
     assert gradient.isnan().any() and gradient.isinf().any()
 
-    who = Learner.of(crooked, ball, teacher=learner().teacher)
+    who = TrainingContext.of(crooked, ball, teacher=learner().teacher)
     objective = OBJECTIVES[name]()
     examples = objective.examples(who, images, labels, keys)
     loss, _ = objective.loss(who, examples)
     loss.backward()
-    again = objective.again(who, examples)
-    assert examples.points.isfinite().all() and loss.isfinite()
-    assert again is None or again.points.isfinite().all()
+    again = objective.next_replay(who, examples)
+    assert examples.adversarial.isfinite().all() and loss.isfinite()
+    assert again is None or again.adversarial.isfinite().all()
 
 
 @every_method
@@ -217,7 +227,7 @@ def test_smoothed_labels_change_losses_and_not_points(learner, batch, name):
     smooth = dataclasses.replace(who, label_smoothing=0.3)
     objective = OBJECTIVES[name]()
     hard, soft = (objective.examples(each, images, labels, keys) for each in (who, smooth))
-    assert torch.equal(hard.points, soft.points)
+    assert torch.equal(hard.adversarial, soft.adversarial)
     from_labels = name not in ("rslad", "defensive-distillation")
     assert (objective.loss(who, hard)[0] != objective.loss(smooth, soft)[0]) == from_labels
 
@@ -243,15 +253,22 @@ def _refuses_nonsense(kind: type) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
-        ("pgd-at", {"steps": 0}, "steps is 0"), ("smooth-adv", {"draws": 0}, "draws is 0"),
+        ("pgd-at", {"steps": 0}, "steps is 0"),
+        ("smooth-adv", {"draws": 0}, "draws is 0"),
         ("free", {"replays": 1}, "replays is 1, but must be at least 2"),
-        ("rslad", {"clean": 1.01}, "a share from 0 to 1"), ("standard", {"temperature": 0}, "temperature is 0"),
-        ("defensive-distillation", {"temperature": 0}, "temperature is 0"), ("gaussian", {"sigma": 0}, "sigma is 0"),
-        ("smooth-adv", {"sigma": 0}, "sigma is 0"), ("fgsm-rs", {"step": 0}, "step is 0"),
-        ("n-fgsm", {"step": 0}, "step is 0"), ("n-fgsm", {"noise": 0}, "noise is 0"),
+        ("rslad", {"clean": 1.01}, "a share from 0 to 1"),
+        ("standard", {"temperature": 0}, "temperature is 0"),
+        ("defensive-distillation", {"temperature": 0}, "temperature is 0"),
+        ("gaussian", {"sigma": 0}, "sigma is 0"),
+        ("smooth-adv", {"sigma": 0}, "sigma is 0"),
+        ("fgsm-rs", {"step": 0}, "step is 0"),
+        ("n-fgsm", {"step": 0}, "step is 0"),
+        ("n-fgsm", {"noise": 0}, "noise is 0"),
         *[(name, {"steps": 0}, "steps is 0") for name in ("trades", "mart", "hat", "rslad", "smooth-adv")],
-        *[(name, {"step_size": 0.0}, "step_size is 0, which would train on noise")
-          for name in ("pgd-at", "trades", "mart", "hat", "rslad", "smooth-adv")],
+        *[
+            (name, {"step_size": 0.0}, "step_size is 0, which would train on noise")
+            for name in ("pgd-at", "trades", "mart", "hat", "rslad", "smooth-adv")
+        ],
     ],
 )
 def test_impossible_settings_are_refused_with_a_sentence(name, settings, sentence):
@@ -260,11 +277,17 @@ def test_impossible_settings_are_refused_with_a_sentence(name, settings, sentenc
 
 
 WRITTEN = {
-    "standard": "temperature=1.0", "pgd-at": "steps=10,step_size=None,random_start=True",
-    "trades": "beta=6.0,steps=10,step_size=None", "mart": "beta=5.0,steps=10,step_size=None",
-    "hat": "beta=2.5,gamma=0.5,reach=2.0,steps=10,step_size=None", "fgsm-rs": "step=1.25",
-    "n-fgsm": "noise=2.0,step=1.0", "free": "replays=8", "rslad": f"clean={1 / 6},steps=10,step_size=None",
-    "defensive-distillation": "temperature=20.0", "gaussian": "sigma=0.25",
+    "standard": "temperature=1.0",
+    "pgd-at": "steps=10,step_size=None,random_start=True",
+    "trades": "beta=6.0,steps=10,step_size=None",
+    "mart": "beta=5.0,steps=10,step_size=None",
+    "hat": "beta=2.5,gamma=0.5,reach=2.0,steps=10,step_size=None",
+    "fgsm-rs": "step=1.25",
+    "n-fgsm": "noise=2.0,step=1.0",
+    "free": "replays=8",
+    "rslad": f"clean={1 / 6},steps=10,step_size=None",
+    "defensive-distillation": "temperature=20.0",
+    "gaussian": "sigma=0.25",
     "smooth-adv": "sigma=0.25,draws=2,steps=4,step_size=None",
 }
 
@@ -273,22 +296,29 @@ WRITTEN = {
 def test_settings_keep_their_names_order_and_defaults_which_written_recipes_rely_on(name):
     kind = OBJECTIVES[name]
     assert ",".join(f"{key}={value}" for key, value in settings(kind).items()) == WRITTEN[name]
-    assert spec(kind()) == name
+    assert spec_text(kind()) == name
 
 
 @pytest.mark.parametrize(
     "written",
-    ["pgd-at:steps=2,step-size=0.5,random-start=False", "trades:beta=1.0,steps=3,step-size=0.5",
-     "mart:beta=1.0,steps=3,step-size=0.5", "hat:beta=1.0,gamma=2.0,reach=3.0,steps=3,step-size=0.5",
-     "rslad:clean=0.5,steps=3,step-size=0.5", "smooth-adv:sigma=0.5,draws=1,steps=3,step-size=0.5"],
+    [
+        "pgd-at:steps=2,step-size=0.5,random-start=False",
+        "trades:beta=1.0,steps=3,step-size=0.5",
+        "mart:beta=1.0,steps=3,step-size=0.5",
+        "hat:beta=1.0,gamma=2.0,reach=3.0,steps=3,step-size=0.5",
+        "rslad:clean=0.5,steps=3,step-size=0.5",
+        "smooth-adv:sigma=0.5,draws=1,steps=3,step-size=0.5",
+    ],
 )
 def test_what_departs_from_the_defaults_is_written_in_that_order(written):
     objective = Recipe(method=written).objective()
-    assert spec(objective) == written and repr(objective).count("=") == written.count("=")
+    assert spec_text(objective) == written and repr(objective).count("=") == written.count("=")
 
 
-@pytest.mark.parametrize(("name", "key"), [("trades", "beta"), ("mart", "beta"), ("hat", "beta"), ("hat", "gamma"),
-                                           ("hat", "reach"), ("rslad", "clean")])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("trades", "beta"), ("mart", "beta"), ("hat", "beta"), ("hat", "gamma"), ("hat", "reach"), ("rslad", "clean")],
+)
 def test_nothing_is_a_possible_weight(name, key):
     assert getattr(OBJECTIVES[name](**{key: 0.0}), key) == 0
 
@@ -299,7 +329,7 @@ def test_registry_holds_objectives_by_their_names():
         objective = kind()
         assert kind.name == name and isinstance(objective, Objective) and kind.__doc__
         assert objective == kind() and hash(objective) == hash(kind())
-        assert objective.judged_by in ("clean", "robust", "noisy")
+        assert objective.validation_metric in ("clean", "robust", "noisy")
         with pytest.raises(dataclasses.FrozenInstanceError):
             objective.anything = 1
 
@@ -307,7 +337,7 @@ def test_registry_holds_objectives_by_their_names():
 @every_method
 def test_safer_methods_come_to_an_end_at_one_of_many_steps(name):
     chain = [OBJECTIVES[name]()]
-    while (safer := chain[-1].safer()) is not None:
+    while (safer := chain[-1].fallback()) is not None:
         chain.append(safer)
         assert len(set(chain)) == len(chain) <= 5, "a circle"
     assert len(chain) == {"fgsm-rs": 4, "free": 4, "n-fgsm": 3}.get(name, 1)
@@ -316,7 +346,7 @@ def test_safer_methods_come_to_an_end_at_one_of_many_steps(name):
 
 @pytest.mark.parametrize(("steps", "after"), [(1, 10), (3, 10), (4, None)])
 def test_pgd_of_few_steps_has_a_safer_one(steps, after):
-    safer = OBJECTIVES["pgd-at"](steps=steps, step_size=0.5).safer()
+    safer = OBJECTIVES["pgd-at"](steps=steps, step_size=0.5).fallback()
     assert (safer and (safer.steps, safer.step_size)) == (after and (after, None))
 
 
@@ -325,8 +355,8 @@ def test_methods_with_a_teacher_ask_it_and_can_train_their_own_or_say_not(learne
     who, (images, labels, keys) = learner(), batch()
     objective, alone = OBJECTIVES[name](), dataclasses.replace(who, teacher=None)
     own = objective.own_teacher()
-    assert own is None or (objective.taught and not own.taught)
-    if objective.taught:
+    assert own is None or (objective.needs_teacher and not own.needs_teacher)
+    if objective.needs_teacher:
         with pytest.raises(AssertionError, match="a teacher"):
             objective.loss(alone, objective.examples(alone, images, labels, keys))
     else:

@@ -1,4 +1,5 @@
 """What an evaluation says about itself: what each check sees, what it calls for, and what becomes of the number."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,8 +11,8 @@ from torch import nn
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
 from robustbench_local.diagnostics.adaptive_attacks import REASONS
-from robustbench_local.diagnostics.diagnose import PROBES, _told, verdict_of
-from robustbench_local.engine.cascade import Ran
+from robustbench_local.diagnostics.diagnose import PROBES, _probe_diagnostic, verdict_of
+from robustbench_local.engine.cascade import StageRun
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.protocol import custom
 from robustbench_local.results import checks
@@ -19,7 +20,12 @@ from robustbench_local.results.schema import Diagnostic
 
 THREAT = ThreatModel("linf", "0.1")
 AFTER = {value for name, value in vars(checks).items() if name.isupper()} - {
-    checks.DETERMINISTIC, checks.GRADIENTS, checks.LAYERS, checks.STATIC, checks.PROBES_AGREE, checks.ADAPTED,
+    checks.DETERMINISTIC,
+    checks.GRADIENTS,
+    checks.LAYERS,
+    checks.NO_TEST_TIME_OPTIMIZATION,
+    checks.PROBES_AGREE,
+    checks.ADAPTED,
 }
 
 
@@ -66,7 +72,10 @@ def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
     assert result.verdict.status == "trusted" and result.verdict.reasons == []
     assert found.keys() >= AFTER and all(found[check].status == "pass" for check in AFTER)
     assert [report.name.partition(":")[0] for report in result.attacks if report.role == "diagnostic"] == [
-        "noise", "square", "descent", "pgd",
+        "noise",
+        "square",
+        "descent",
+        "pgd",
     ]
     assert not any(report.role == "adaptive" for report in result.attacks)
     assert all(0 < found[check].n <= 32 for check in AFTER)
@@ -98,11 +107,11 @@ def test_a_masked_model_is_seen_and_attacked_through_its_mask(digits, short_squa
 def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
     """With no remedy at hand, the probes go on finding what the suite does not."""
     from robustbench_local.diagnostics import diagnose as diagnostics
-    from robustbench_local.diagnostics.adaptive_attacks import Remedy
+    from robustbench_local.diagnostics.adaptive_attacks import AdaptiveAttack
 
     (step,) = custom([PGD(steps=1, step_size=0.0, random_start=False)])[1]
     nothing = dataclasses.replace(step, stage=dataclasses.replace(step.stage, role="adaptive"))
-    monkeypatch.setattr(diagnostics, "remedies", lambda *given: [Remedy(nothing, checks.NOISE)])
+    monkeypatch.setattr(diagnostics, "select_adaptive_attacks", lambda *given: [AdaptiveAttack(nothing, checks.NOISE)])
     result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
     assert result.verdict.status == "not-trusted"
     failed = {finding.check for finding in result.diagnostics if finding.status == "fail"}
@@ -113,7 +122,7 @@ def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
     """FGSM alone on an undefended network: more steps find more, and what they find counts."""
     weak = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15"), attacks=[PGD(steps=1)]).result
     strong = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15")).result
-    assert by_check(weak)[checks.MORE].status == "warn" and weak.verdict.status == "doubtful"
+    assert by_check(weak)[checks.MORE_STEPS].status == "warn" and weak.verdict.status == "doubtful"
     assert weak.attacks[0].robust_accuracy_after > strong.robust_accuracy.value + 0.1
     assert abs(weak.robust_accuracy.value - strong.robust_accuracy.value) <= 0.02
 
@@ -136,19 +145,36 @@ def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digi
     assert resumed.result.diagnostics == whole.result.diagnostics
 
 
-@pytest.mark.parametrize(("fooled", "stood", "status"), [
-    (0, 300, "pass"), (1, 300, "pass"), (1, 3, "pass"), (2, 3, "warn"), (5, 500, "pass"), (20, 500, "warn"),
-    (3, 32, "warn"), (2, 32, "pass"),
-])
+@pytest.mark.parametrize(
+    ("fooled", "stood", "status"),
+    [
+        (0, 300, "pass"),
+        (1, 300, "pass"),
+        (1, 3, "pass"),
+        (2, 3, "warn"),
+        (5, 500, "pass"),
+        (20, 500, "warn"),
+        (3, 32, "warn"),
+        (2, 32, "pass"),
+    ],
+)
 def test_a_few_last_samples_are_no_alarm(fooled, stood, status):
     (step,) = custom([PGD()])[1]
-    assert _told(checks.MORE, [Ran(step, 0, stood, min(stood, 32), fooled, 0.0)]).status == status
+    assert (
+        _probe_diagnostic(checks.MORE_STEPS, [StageRun(step, 0, stood, min(stood, 32), fooled, 0.0)]).status == status
+    )
 
 
-@pytest.mark.parametrize(("statuses", "assessed", "expected"), [
-    (["pass", "skipped"], True, "trusted"), (["pass", "warn"], True, "doubtful"),
-    (["fail", "warn"], True, "not-trusted"), (["pass"], False, "not-assessed"), (["warn"], False, "doubtful"),
-])
+@pytest.mark.parametrize(
+    ("statuses", "assessed", "expected"),
+    [
+        (["pass", "skipped"], True, "trusted"),
+        (["pass", "warn"], True, "doubtful"),
+        (["fail", "warn"], True, "not-trusted"),
+        (["pass"], False, "not-assessed"),
+        (["warn"], False, "doubtful"),
+    ],
+)
 def test_the_verdict_is_the_gravest_finding(statuses, assessed, expected):
     findings = [Diagnostic(check=f"c{n}", status=status, advice="a") for n, status in enumerate(statuses)]
     verdict = verdict_of(findings, assessed=assessed)

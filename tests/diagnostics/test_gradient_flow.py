@@ -1,4 +1,5 @@
 """Which layers stop gradients, by name, and what a forward should not do."""
+
 import pytest
 import torch
 from torch import nn
@@ -30,17 +31,25 @@ def traced(function, wrap=lambda net: net):
     return trace(Metered(Classifier(wrap(net), copy=False)), IMAGES)
 
 
-@pytest.mark.parametrize(("function", "stops", "calls"), [
-    (lambda images: images * 2, {}, {}),
-    (lambda images: images.detach() * 2, {"defense.squeeze": "cuts the gradient off"}, {"defense.squeeze": "detach"}),
-    (lambda images: (images * 4).round() / 4, {"defense.squeeze": "has gradient 0"}, {"defense.squeeze": "round"}),
-    (lambda images: (images > 0.5).float(), {"defense.squeeze": "cuts the gradient off"}, {}),
-    (lambda images: images + images.sign().mean(), {}, {"defense.squeeze": "sign"}),
-], ids=["plain", "detached", "rounded", "compared", "beside the path"])
+@pytest.mark.parametrize(
+    ("function", "stops", "calls"),
+    [
+        (lambda images: images * 2, {}, {}),
+        (
+            lambda images: images.detach() * 2,
+            {"defense.squeeze": "cuts the gradient off"},
+            {"defense.squeeze": "detach"},
+        ),
+        (lambda images: (images * 4).round() / 4, {"defense.squeeze": "has gradient 0"}, {"defense.squeeze": "round"}),
+        (lambda images: (images > 0.5).float(), {"defense.squeeze": "cuts the gradient off"}, {}),
+        (lambda images: images + images.sign().mean(), {}, {"defense.squeeze": "sign"}),
+    ],
+    ids=["plain", "detached", "rounded", "compared", "beside the path"],
+)
 def test_the_innermost_layer_is_named(function, stops, calls):
     found = traced(function)
     assert found.stops == stops and found.functions == calls
-    assert all(name in found.told for name in {**stops, **calls})
+    assert all(name in found.description for name in {**stops, **calls})
 
 
 def test_differentiation_inside_forward_is_seen():

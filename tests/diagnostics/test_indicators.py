@@ -1,4 +1,5 @@
 """What is measured of a model: against linear models, where every measure is known, and models that break one rule."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,12 +17,12 @@ from robustbench_local.attacks.randomness import sample_keys, uniform
 from robustbench_local.diagnostics.active_test import INNER, Features, active_test
 from robustbench_local.diagnostics.indicators import (
     NOISE_RADIUS,
-    Looked,
+    ProbeSet,
+    convergence,
     gain_by_scale,
-    growth,
-    instability,
-    misled,
-    unfinished,
+    gradient_mismatch,
+    margin_instability,
+    success_by_radius,
 )
 
 SHAPE, EPS = (1, 4, 4), 0.1
@@ -43,7 +44,7 @@ class Linear(nn.Module):
 
 def looked(model, n=24):
     images = 0.3 + 0.4 * torch.rand((n, *SHAPE), generator=torch.Generator().manual_seed(1))
-    return Looked(model, ThreatModel("linf", EPS), images, Linear()(images).argmax(1), torch.arange(n), 0)
+    return ProbeSet(model, ThreatModel("linf", EPS), images, Linear()(images).argmax(1), torch.arange(n), 0)
 
 
 def noisy(images):
@@ -63,16 +64,16 @@ def test_instability_is_the_published_formula_on_margins():
         noise = NOISE_RADIUS * (2 * uniform(sample_keys(0, part.indices, "instability", draw), SHAPE) - 1)
         after = logit_margin(model(part.images + noise), part.labels)
         expected += [min(1.0, abs(float(a - b) / float(b))) for a, b in zip(after, before, strict=True)]
-    assert instability(part, draws=3) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert margin_instability(part, draws=3) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     torch.manual_seed(0)
-    assert instability(looked(Linear(front=noisy))) > 0.3 > 0.1 > instability(part)
+    assert margin_instability(looked(Linear(front=noisy))) > 0.3 > 0.1 > margin_instability(part)
 
 
 def test_a_linear_loss_rises_as_its_gradient_says_and_a_comb_does_not():
-    assert misled(looked(Linear())) < 1e-3
-    assert misled(looked(Linear(front=comb))) > 0.5
+    assert gradient_mismatch(looked(Linear())) < 1e-3
+    assert gradient_mismatch(looked(Linear(front=comb))) > 0.5
     torch.manual_seed(0)
-    assert misled(looked(Linear(front=noisy))) > 0.5
+    assert gradient_mismatch(looked(Linear(front=noisy))) > 0.5
 
 
 def test_the_scale_matters_where_the_softmax_saturates():
@@ -82,11 +83,12 @@ def test_the_scale_matters_where_the_softmax_saturates():
 
 
 def test_a_wide_ball_holds_every_image_unless_the_attack_is_blind():
-    everyone, blind = growth(looked(Linear()), ATTACK, (1e6,)), growth(
-        looked(Linear(front=lambda images: images.detach())), ATTACK, (2.0, 1e6)
+    everyone, blind = (
+        success_by_radius(looked(Linear()), ATTACK, (1e6,)),
+        success_by_radius(looked(Linear(front=lambda images: images.detach())), ATTACK, (2.0, 1e6)),
     )
     assert bool(everyone[0].all()) and not any(bool(each.any()) for each in blind)
-    narrow, wide = growth(looked(Linear()), ATTACK, (0.5, 2.0))
+    narrow, wide = success_by_radius(looked(Linear()), ATTACK, (0.5, 2.0))
     assert int(narrow.sum()) < int(wide.sum()) and bool((wide | ~narrow).all())
 
 
@@ -125,7 +127,7 @@ class Mean(nn.Module):
 def grey():
     """Four images of grey level 0.9: the levels of a scripted search are the course of its margin."""
     labels = torch.zeros(4, dtype=torch.int64)
-    return Looked(Mean(), ThreatModel("linf", 1), torch.full((4, *SHAPE), 0.9), labels, torch.arange(4), 0)
+    return ProbeSet(Mean(), ThreatModel("linf", 1), torch.full((4, *SHAPE), 0.9), labels, torch.arange(4), 0)
 
 
 def test_unfinished_and_lost_searches_are_told():
@@ -133,9 +135,9 @@ def test_unfinished_and_lost_searches_are_told():
     falling = tuple(0.9 - 0.01 * step for step in range(30))
     resting = tuple([0.9 - 0.03 * step for step in range(10)] + [0.6] * 20)
     found_and_lost = (0.9, 0.4, *[0.8] * 20)
-    assert unfinished(part, Scripted(falling)) == (1.0, 0)
-    assert unfinished(part, Scripted(resting)) == (0.0, 0)
-    assert unfinished(part, Scripted(found_and_lost)) == (0.0, 4)
+    assert convergence(part, Scripted(falling)) == (1.0, 0)
+    assert convergence(part, Scripted(resting)) == (0.0, 0)
+    assert convergence(part, Scripted(found_and_lost)) == (0.0, 4)
 
 
 def network():
@@ -165,7 +167,7 @@ def test_planted_points_are_found_with_gradients_and_not_without():
 def test_instability_and_misguidance_are_bounded_and_medians():
     """A margin that noise multiplies counts as 1, not more; and a few images that gradients mislead are no verdict."""
     torch.manual_seed(0)
-    assert instability(looked(Linear(front=lambda images: images + 50 * torch.randn_like(images)))) <= 1
+    assert margin_instability(looked(Linear(front=lambda images: images + 50 * torch.randn_like(images)))) <= 1
     part = looked(Linear())
 
     class Mostly(nn.Module):
@@ -175,12 +177,12 @@ def test_instability_and_misguidance_are_bounded_and_medians():
             rows = (torch.arange(len(images)) % 4 == 0).float()[:, None]
             return (1 - rows) * Linear()(images) + rows * Linear(front=comb)(images)
 
-    assert misled(dataclasses.replace(part, model=Mostly())) < 1e-3
+    assert gradient_mismatch(dataclasses.replace(part, model=Mostly())) < 1e-3
 
 
 def test_a_success_at_the_last_step_is_not_lost():
     part = grey()
-    assert unfinished(part, Scripted((0.9, *[0.4] * 20))) == (0.0, 0)
+    assert convergence(part, Scripted((0.9, *[0.4] * 20))) == (0.0, 0)
 
 
 def test_features_are_what_the_last_linear_layer_is_given():

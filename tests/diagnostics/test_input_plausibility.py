@@ -1,4 +1,5 @@
 """Labels in another order, and pixels that were meant otherwise, are recognised – and only then spoken of."""
+
 import pytest
 import torch
 from torch import nn
@@ -35,10 +36,14 @@ def finding(dataset, model=None):
     return clean, next(each for each in found if each.check == "clean accuracy is above chance")
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    (lambda images: images.flip(1), "reverse order"), (lambda images: images.transpose(2, 3), "transposed"),
-    (lambda images: 1 - images, "negatives"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda images: images.flip(1), "reverse order"),
+        (lambda images: images.transpose(2, 3), "transposed"),
+        (lambda images: 1 - images, "negatives"),
+    ],
+)
 def test_other_readings_of_the_pixels_are_recognised(change, word):
     clean, found = finding(pictures(change))
     assert clean.value < 0.9 and found.status == "warn", clean.value

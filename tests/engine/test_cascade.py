@@ -1,4 +1,5 @@
 """Suites: what each stage is run on, when the further ones run, and how many classes they work with."""
+
 import functools
 
 import pytest
@@ -25,6 +26,7 @@ def suite(monkeypatch):
     def make(*stages):
         monkeypatch.setitem(SUITES, "made-up", {1: stages})
         return "made-up"
+
     return make
 
 
@@ -45,8 +47,12 @@ def blobs(classes, n=24, seed=0):
 def test_suites_work_with_any_number_of_classes(monkeypatch, classes, name):
     """A linear model, so what can be broken is known: the margin against the ℓ1 distance of two weight rows."""
     short = tuple(
-        Stage(attack=stage.attack.replace("square:steps=5000", "square:steps=20"), share=stage.share,
-              least=stage.least, role=stage.role)
+        Stage(
+            attack=stage.attack.replace("square:steps=5000", "square:steps=20"),
+            share=stage.share,
+            least=stage.least,
+            role=stage.role,
+        )
         for stage in SUITES[name][1]
     )
     monkeypatch.setitem(SUITES, name, {1: short})
@@ -70,9 +76,9 @@ def test_a_share_takes_the_samples_of_smallest_margin(digits, suite):
     model, weak = load_classifier("digits-cnn-robust"), "pgd:steps=1,step-size=0.001,random-start=false"
     first = evaluate(model, digits, THREAT, attacks=[PGD(steps=1, step_size=0.001, random_start=False)])
     standing = sorted((sample for sample in first.samples if sample.robust), key=lambda sample: sample.margin)
-    share = evaluate(model, digits, THREAT, suite=suite(
-        Stage(attack=weak), Stage(attack="pgd:steps=30,loss=scaled-ce", share=0.1),
-    ))
+    share = evaluate(
+        model, digits, THREAT, suite=suite(Stage(attack=weak), Stage(attack="pgd:steps=30,loss=scaled-ce", share=0.1))
+    )
     report = share.result.attacks[1]
     assert report.attacked == -(-len(standing) // 10) and report.share == 0.1
     nearest = {sample.index for sample in standing[: report.attacked]}
@@ -85,10 +91,17 @@ def test_a_share_takes_the_samples_of_smallest_margin(digits, suite):
 def test_a_follow_up_needs_something_to_follow(digits, suite):
     model = load_classifier("digits-cnn-robust")
     nothing, much = "pgd:steps=1,step-size=0,random-start=false", "pgd:steps=10"
-    ran = evaluate(model, digits, THREAT, suite=suite(
-        Stage(attack=nothing), Stage(attack="fgsm", role="follow-up"), Stage(attack=much),
-        Stage(attack="pgd:steps=20,loss=scaled-ce", role="follow-up"),
-    )).result.attacks
+    ran = evaluate(
+        model,
+        digits,
+        THREAT,
+        suite=suite(
+            Stage(attack=nothing),
+            Stage(attack="fgsm", role="follow-up"),
+            Stage(attack=much),
+            Stage(attack="pgd:steps=20,loss=scaled-ce", role="follow-up"),
+        ),
+    ).result.attacks
     assert [report.name.partition(":")[0] for report in ran] == ["pgd", "pgd", "pgd"]
     assert ran[0].fooled == 0 < ran[1].fooled and ran[2].role == "follow-up"
 
@@ -114,27 +127,38 @@ class Rounded(nn.Module):
 
 def test_without_gradients_the_tail_runs_and_says_why(digits, monkeypatch):
     stages = tuple(
-        Stage(attack="square:steps=300" if stage.role == "tail" and "square" in stage.attack else stage.attack,
-              share=stage.share, least=stage.least, role=stage.role)
-        for stage in SUITES["standard"][1] if "apgd" not in stage.attack and "fab" not in stage.attack
+        Stage(
+            attack="square:steps=300" if stage.role == "tail" and "square" in stage.attack else stage.attack,
+            share=stage.share,
+            least=stage.least,
+            role=stage.role,
+        )
+        for stage in SUITES["standard"][1]
+        if "apgd" not in stage.attack and "fab" not in stage.attack
     )
     monkeypatch.setitem(SUITES, "standard", {1: stages})
     part = digits.subset(range(60))
     result = evaluate(Classifier(Rounded(), input_shape=(1, 8, 8)), part, THREAT, suite="standard").result
     assert result.attacks[-1].role == "tail" and result.attacks[-1].fooled > 5
     assert result.verdict.status == "doubtful"
-    assert any(each.check == "gradients lead to the weakest samples" and each.status == "warn"
-               for each in result.diagnostics)
+    assert any(
+        each.check == "gradients lead to the weakest samples" and each.status == "warn" for each in result.diagnostics
+    )
 
 
 def test_a_probe_that_wins_calls_the_tail(digits, suite):
     """A search that does nothing stands for a masked gradient: Square then does what it could not."""
     model = load_classifier("digits-cnn")
-    result = evaluate(model, digits.subset(range(60)), THREAT, suite=suite(
-        Stage(attack="pgd:steps=1,step-size=0,random-start=false"),
-        Stage(attack="square:steps=200", share=0.2, role="probe"),
-        Stage(attack="apgd:steps=20", role="tail"),
-    )).result
+    result = evaluate(
+        model,
+        digits.subset(range(60)),
+        THREAT,
+        suite=suite(
+            Stage(attack="pgd:steps=1,step-size=0,random-start=false"),
+            Stage(attack="square:steps=200", share=0.2, role="probe"),
+            Stage(attack="apgd:steps=20", role="tail"),
+        ),
+    ).result
     assert [each.role for each in result.attacks] == ["search", "probe", "tail"] and result.attacks[2].fooled > 0
     finding = next(each for each in result.diagnostics if each.check == "gradients lead to the weakest samples")
     assert finding.status == "warn" and finding.value > finding.threshold

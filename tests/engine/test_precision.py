@@ -1,11 +1,12 @@
 """Twins: near enough to search with, never believed, left out where they differ."""
+
 import pytest
 import torch
 from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
-from robustbench_local.engine.precision import check_precision, make_twins
+from robustbench_local.engine.precision import build_search_models, check_precision
 from robustbench_local.errors import UserError
 from robustbench_local.models import build_architecture
 from robustbench_local.models.metered import Metered
@@ -30,11 +31,11 @@ def test_batch_norm_is_folded_and_the_answers_stay():
     net[1].running_mean.uniform_(-1, 1)
     net[1].running_var.uniform_(0.3, 3)
     classifier, images = Classifier(net, mean=[0.3], std=[0.5]), torch.rand(16, 1, 8, 8)
-    twins = make_twins(Metered(classifier), images, "fp32")
-    assert twins.coarse is None and twins.fine.model is not classifier and twins.name == "fp32"
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in twins.fine.model.modules())
+    search_models = build_search_models(Metered(classifier), images, "fp32")
+    assert search_models.coarse is None and search_models.fine.model is not classifier and search_models.name == "fp32"
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in search_models.fine.model.modules())
     assert any(isinstance(part, nn.BatchNorm2d) for part in classifier.modules()), "the classifier is untouched"
-    assert torch.allclose(twins.fine.model(images), classifier(images), atol=1e-5)
+    assert torch.allclose(search_models.fine.model(images), classifier(images), atol=1e-5)
 
 
 class WithBranch(nn.Module):
@@ -64,7 +65,7 @@ class StraightThrough(nn.Module):
 def test_what_cannot_be_traced_still_gives_the_same_answers_and_gradients(kind):
     torch.manual_seed(0)
     classifier, images = Classifier(kind()), torch.rand(12, 1, 8, 8)
-    twin = make_twins(Metered(classifier), images, "fp32").fine.model
+    twin = build_search_models(Metered(classifier), images, "fp32").fine.model
     points = [images.clone().requires_grad_(True) for _ in range(2)]
     logits = [model(each) for model, each in zip((classifier, twin), points, strict=True)]
     assert torch.allclose(*logits, atol=1e-5)
@@ -85,18 +86,22 @@ class Fickle(nn.Module):
 
 def test_a_twin_that_differs_is_left_out():
     classifier = Classifier(Fickle())
-    twins = make_twins(Metered(classifier), torch.rand(12, 1, 8, 8), "bf16")
-    assert twins.coarse is None and twins.fine.model is classifier and twins.fine.slack == 0
+    search_models = build_search_models(Metered(classifier), torch.rand(12, 1, 8, 8), "bf16")
+    assert (
+        search_models.coarse is None
+        and search_models.fine.model is classifier
+        and search_models.fine.margin_tolerance == 0
+    )
 
 
 def test_networks_without_convolutions_search_as_they_are():
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-    assert make_twins(Metered(classifier), torch.rand(4, 1, 8, 8), "bf16").name == "fp32"
+    assert build_search_models(Metered(classifier), torch.rand(4, 1, 8, 8), "bf16").name == "fp32"
 
 
 def test_comparing_twins_is_counted():
     metered = Metered(Classifier(normalised_network()))
-    make_twins(metered, torch.rand(9, 1, 28, 28), "fp32")
+    build_search_models(metered, torch.rand(9, 1, 28, 28), "fp32")
     assert (metered.passes.forward, metered.passes.backward) == (2 * 9 + 2 * 8, 2 * 8)
 
 

@@ -1,4 +1,5 @@
 """Runs that are killed, continued, or spread over processes: the same result, nothing lost, nothing counted twice."""
+
 import json
 import os
 import random
@@ -62,8 +63,9 @@ def reference(model, digits, tmp_path_factory):
 
 def interrupted(model, digits, output, batches, **options):
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, observer=StopAfter(batches),
-                 **options)
+        evaluate(
+            model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, observer=StopAfter(batches), **options
+        )
 
 
 @pytest.mark.parametrize("batches", [0, 3, 8, 13, 20, 26])
@@ -83,8 +85,16 @@ def test_a_run_may_be_interrupted_again_and_again(model, digits, reference, tmp_
         before = journal_path(output).stat().st_size
         try:
             # What is read back is told to the observer too.
-            evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True,
-                     observer=StopAfter(4 + len(journal_path(output).read_text().splitlines())))
+            evaluate(
+                model,
+                digits,
+                THREAT,
+                attacks=ATTACKS,
+                batch_size=16,
+                output=output,
+                resume=True,
+                observer=StopAfter(4 + len(journal_path(output).read_text().splitlines())),
+            )
             break
         except KeyboardInterrupt:
             assert journal_path(output).stat().st_size > before
@@ -204,8 +214,20 @@ def test_a_complete_run_on_other_pixels_is_another_run(model, digits, tmp_path):
         evaluate(model, made[1], THREAT, attacks=ATTACKS[:1], output=output, resume=True)
 
 
-COMMAND = ["attack", "digits-cnn-robust", "--samples", "90", "--batch-size", "16", "--device", "cpu",
-           "--attack", "pgd:steps=10,loss=scaled-ce", "--attack", "apgd:steps=10,loss=dlr,targets=3"]
+COMMAND = [
+    "attack",
+    "digits-cnn-robust",
+    "--samples",
+    "90",
+    "--batch-size",
+    "16",
+    "--device",
+    "cpu",
+    "--attack",
+    "pgd:steps=10,loss=scaled-ce",
+    "--attack",
+    "apgd:steps=10,loss=dlr,targets=3",
+]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -217,13 +239,16 @@ def kill_and_resume(tmp_path, times, seed):
     """Kill the command at random moments and resume it until it has ended; how often it was killed."""
     output, moments, killed = tmp_path / "r.json", random.Random(seed), 0
     for attempt in range(times + 1):
-        process = subprocess.Popen(command(tmp_path, "r.json", *["--resume"] * (attempt > 0)), env=ENVIRONMENT,
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(tmp_path, "r.json", *["--resume"] * (attempt > 0)), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
         if attempt < times:
             began = journal_path(output).stat().st_size if journal_path(output).exists() else 0
             deadline = time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < deadline and not (
-                journal_path(output).exists() and journal_path(output).stat().st_size > began
+            while (
+                process.poll() is None
+                and time.monotonic() < deadline
+                and not (journal_path(output).exists() and journal_path(output).stat().st_size > began)
             ):
                 time.sleep(0.002)
             time.sleep(moments.uniform(0, 0.1))
@@ -259,9 +284,21 @@ def test_twenty_runs_killed_at_random_moments(tmp_path, uninterrupted, seed):
 
 
 def torchrun(tmp_path, name, *more, processes=2):
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port",
-            str(random.randint(20000, 60000)), "-m", "robustbench_local", *COMMAND, "--output", str(tmp_path / name),
-            *more]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        "--master-port",
+        str(random.randint(20000, 60000)),
+        "-m",
+        "robustbench_local",
+        *COMMAND,
+        "--output",
+        str(tmp_path / name),
+        *more,
+    ]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
@@ -283,8 +320,10 @@ def test_what_two_processes_began_one_can_end(model, tmp_path, uninterrupted):
     process = subprocess.Popen(torchrun(tmp_path, "r.json"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     output = tmp_path / "r.json"
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline and '"search"' not in (
-        journal_path(output, 1).read_text() if journal_path(output, 1).exists() else ""
+    while (
+        process.poll() is None
+        and time.monotonic() < deadline
+        and '"search"' not in (journal_path(output, 1).read_text() if journal_path(output, 1).exists() else "")
     ):
         time.sleep(0.002)
     process.terminate()  # torchrun passes it on to its workers, which do not catch it

@@ -1,4 +1,5 @@
 """The engine on the bundled digits classifiers: every claim verified, every sample counted once, no sample swayed."""
+
 import dataclasses
 import functools
 import hashlib
@@ -225,8 +226,15 @@ class Peak:
         self.bytes = highest
 
 
-@pytest.mark.parametrize("name", ["art/FastGradientMethod", "art/ProjectedGradientDescentPyTorch:max_iter=10",
-                                  "art/DeepFool:max_iter=5", "art/SquareAttack:max_iter=20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "art/FastGradientMethod",
+        "art/ProjectedGradientDescentPyTorch:max_iter=10",
+        "art/DeepFool:max_iter=5",
+        "art/SquareAttack:max_iter=20",
+    ],
+)
 def test_the_toolbox_is_verified_and_recorded_like_anyone(digits, name):
     import numpy as np
 
@@ -251,20 +259,28 @@ def test_apgd_agrees_with_the_toolbox(digits, model, loss):
 
     name = {"ce": "cross_entropy", "dlr": "difference_logits_ratio"}[loss]
     theirs = resolve_attack(f"art/AutoProjectedGradientDescent:max_iter=50,nb_random_init=1,loss_type={name}")
-    found = [evaluate(model, digits, THREAT, attacks=[attack]).robust_accuracy.value
-             for attack in (resolve_attack(f"apgd:steps=50,loss={loss}"), theirs)]
+    found = [
+        evaluate(model, digits, THREAT, attacks=[attack]).robust_accuracy.value
+        for attack in (resolve_attack(f"apgd:steps=50,loss={loss}"), theirs)
+    ]
     assert found[0] <= found[1] + 0.003 and found[0] == pytest.approx(found[1], abs=0.015), found
 
 
 def test_fgsm_and_pgd_agree_with_the_toolbox(digits, model):
     from robustbench_local.engine.protocol import resolve_attack
 
-    pairs = [("fgsm", "art/FastGradientMethod"),
-             ("pgd:steps=20,step-size=0.02,random-start=false",
-              "art/ProjectedGradientDescentPyTorch:max_iter=20,eps_step=0.02")]
+    pairs = [
+        ("fgsm", "art/FastGradientMethod"),
+        (
+            "pgd:steps=20,step-size=0.02,random-start=false",
+            "art/ProjectedGradientDescentPyTorch:max_iter=20,eps_step=0.02",
+        ),
+    ]
     for ours, theirs in pairs:
-        found = [evaluate(model, digits, THREAT, attacks=[resolve_attack(name)]).robust_accuracy.value
-                 for name in (ours, theirs)]
+        found = [
+            evaluate(model, digits, THREAT, attacks=[resolve_attack(name)]).robust_accuracy.value
+            for name in (ours, theirs)
+        ]
         assert found[0] == pytest.approx(found[1], abs=0.006), (ours, found)
 
 
@@ -288,8 +304,11 @@ def standing(twist, dataset, **options):
 def test_logits_of_any_type_and_scale_stand_for_the_same_verdicts(digits):
     part = digits.subset(range(100))
     expected, _ = standing(lambda logits, images: logits, part)
-    for twist in (lambda logits, images: logits.double(), lambda logits, images: logits * 1e-6,
-                  lambda logits, images: logits * 1e4):
+    for twist in (
+        lambda logits, images: logits.double(),
+        lambda logits, images: logits * 1e-6,
+        lambda logits, images: logits * 1e4,
+    ):
         assert standing(twist, part)[0] == expected
 
 
@@ -306,8 +325,9 @@ def test_nan_on_a_clean_image_stops_the_run_and_leaves_nothing(digits, tmp_path)
     first = digits.images([7])[0]
     poisoned = lambda images: (images == first).flatten(1).all(1)[:, None]  # noqa: E731
     with pytest.raises(UserError, match="sample 7"):
-        standing(lambda logits, images: torch.where(poisoned(images), torch.nan, logits), digits,
-                 output=tmp_path / "r.json")
+        standing(
+            lambda logits, images: torch.where(poisoned(images), torch.nan, logits), digits, output=tmp_path / "r.json"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -353,8 +373,10 @@ def test_pixels_a_hair_outside_the_box_do_not_protect(digits):
     images = digits.images(range(60))
     off = images + 5e-5 * torch.where(images > 0.5, 1.0, -1.0)
     model, threat_model = load_classifier("digits-cnn"), ThreatModel("l1", 3.0)
-    found = [evaluate(model, ArrayDataset(each, digits.labels[:60]), threat_model).robust_accuracy.correct
-             for each in (images, off)]
+    found = [
+        evaluate(model, ArrayDataset(each, digits.labels[:60]), threat_model).robust_accuracy.correct
+        for each in (images, off)
+    ]
     assert found[0] == found[1]
 
 

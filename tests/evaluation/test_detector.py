@@ -1,11 +1,12 @@
 """Feature squeezing as a detector: what it catches of an attack that knows nothing of it, and of one that does."""
+
 import pytest
 import torch
 
 from robustbench_local import ThreatModel, load_classifier, load_dataset
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.detector import Detector, _search, _verified, calibrate, evaluate_detector
-from robustbench_local.models.preprocessing import input_defense, transformed
+from robustbench_local.models.preprocessing import apply_defenses, input_defense
 
 THREAT = ThreatModel("linf", 0.1)
 BINARY = ("bit-depth:bits=1",)
@@ -28,7 +29,7 @@ def test_the_score_is_the_largest_l1_distance_of_probabilities(classifier, halve
     detector = Detector(classifier, tuple(map(input_defense, specs)), 1.0)
     logits = classifier(images)
     expected = [
-        (logits.softmax(1) - classifier(transformed(images, [input_defense(spec)])).softmax(1)).abs().sum(1)
+        (logits.softmax(1) - classifier(apply_defenses(images, [input_defense(spec)])).softmax(1)).abs().sum(1)
         for spec in specs
     ]
     assert torch.equal(detector.score(images, logits), torch.maximum(*expected))
@@ -81,8 +82,12 @@ def test_a_ball_without_room_leaves_the_clean_accuracy(classifier, halves):
 def test_bad_input_is_refused(classifier, halves):
     calibration, data = halves
     for arguments, word in [
-        ({"calibration": data}, "same images"), ({"fpr": 0.0}, "fpr"), ({"fpr": 0.001}, "fpr"),
-        ({"squeezers": ()}, "squeezer"), ({"squeezers": ("bits",)}, "bit-depth"), ({"steps": 0}, "step"),
+        ({"calibration": data}, "same images"),
+        ({"fpr": 0.0}, "fpr"),
+        ({"fpr": 0.001}, "fpr"),
+        ({"squeezers": ()}, "squeezer"),
+        ({"squeezers": ("bits",)}, "bit-depth"),
+        ({"steps": 0}, "step"),
         ({"threat_model": ThreatModel("linf", 0.1, target=3)}, "target"),
     ]:
         given = {"calibration": calibration, "threat_model": THREAT, **arguments}

@@ -18,6 +18,7 @@ def expected(tmp_path_factory):
 @pytest.fixture
 def scene(expected, tmp_path):
     """Makes scenes; what a command prints is kept beside its folder."""
+
     def make(seed):
         folder = tmp_path / str(seed) / "run"
         folder.mkdir(parents=True)

@@ -1,4 +1,5 @@
 """Disks that fill up, folders that may not be written to or are gone, and files that cannot be opened."""
+
 from __future__ import annotations
 
 import functools
@@ -86,9 +87,13 @@ def folder_becomes_read_only(scene: Scene) -> None:
 
 
 def folder_is_deleted(scene: Scene) -> None:
-    command = ended(scene.folder, *COMMAND, "--output", "o/r.json", prepare=[
-        functools.partial(deleted_at, scene.folder / "o", scene.moments.randint(1, 12))
-    ])
+    command = ended(
+        scene.folder,
+        *COMMAND,
+        "--output",
+        "o/r.json",
+        prepare=[functools.partial(deleted_at, scene.folder / "o", scene.moments.randint(1, 12))],
+    )
     assert command.process.exitcode == 0, command.err
     for path in (scene.folder / "o").iterdir():
         path.rename(scene.folder / path.name)
@@ -97,9 +102,7 @@ def folder_is_deleted(scene: Scene) -> None:
 
 
 def record_in_the_way(scene: Scene) -> None:
-    kinds = {
-        "loop": lambda path: path.symlink_to(path.name), "folder": lambda path: path.mkdir(), "pipe": os.mkfifo,
-    }
+    kinds = {"loop": lambda path: path.symlink_to(path.name), "folder": lambda path: path.mkdir(), "pipe": os.mkfifo}
     words = {"loop": "symbolic links", "folder": "it is a folder", "pipe": "a device or a pipe"}
     for path in (scene.output, record_path(scene.output), journal_path(scene.output)):
         for kind, make in kinds.items():

@@ -3,6 +3,7 @@
 They are forked from a server that has imported everything, so each begins at once; what is done to a process before
 its command starts is a function of `fault_injections` or of here, because it has to be found again over there.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,16 +28,39 @@ OUT, ERR = "stdout.txt", "stderr.txt"
 CLOCKED = ("created", "seconds", "image_steps_per_second", "peak_memory_bytes")
 COMMAND = ["attack", "--samples", "60", "--suite", "fast", "--batch-size", "16", "--device", "cpu", "--no-diagnostics"]
 TRAINING = [
-    "defend", "--samples", "160", "--epochs", "3", "--batch-size", "32", "--method", "n-fgsm", "--suite", "fast",
-    "--eval-samples", "20", "--device", "cpu", "--output", "t",
+    "defend",
+    "--samples",
+    "160",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "32",
+    "--method",
+    "n-fgsm",
+    "--suite",
+    "fast",
+    "--eval-samples",
+    "20",
+    "--device",
+    "cpu",
+    "--output",
+    "t",
 ]
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([
-    "fault_commands", "robustbench_local.cli.attack", "robustbench_local.cli.gate", "robustbench_local.cli.defend",
-    "robustbench_local.training.run", "robustbench_local.display.evaluation", "robustbench_local.display.training",
-    "robustbench_local.models.loaders.user_code", "robustbench_local.runtime.distributed",
-])
+_server.set_forkserver_preload(
+    [
+        "fault_commands",
+        "robustbench_local.cli.attack",
+        "robustbench_local.cli.gate",
+        "robustbench_local.cli.defend",
+        "robustbench_local.training.run",
+        "robustbench_local.display.evaluation",
+        "robustbench_local.display.training",
+        "robustbench_local.models.loaders.user_code",
+        "robustbench_local.runtime.distributed",
+    ]
+)
 
 
 def _child(arguments: list[str], folder: Path, log: Path, environment: dict[str, str], prepare: list[Prepare]) -> None:
@@ -59,8 +83,14 @@ def _child(arguments: list[str], folder: Path, log: Path, environment: dict[str,
 class Command:
     """`robust ARGUMENTS` in a folder, under way."""
 
-    def __init__(self, folder: Path, *arguments: object, prepare: list[Prepare] | None = None, log: Path | None = None,
-                 **environment: str):
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: object,
+        prepare: list[Prepare] | None = None,
+        log: Path | None = None,
+        **environment: str,
+    ):
         self._log = log or folder.with_name(f"{folder.name}-log")
         self._log.mkdir(exist_ok=True)
         told = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
@@ -186,8 +216,10 @@ def trained(folder: Path) -> dict[str, object]:
         report.pop("seconds")
         report.pop("images_per_second")
     return {
-        "files": sorted(path.name for path in folder.iterdir()), "metrics": metrics,
-        "weights": (folder / "model.safetensors").read_bytes(), "result": told(folder / "result.json"),
+        "files": sorted(path.name for path in folder.iterdir()),
+        "metrics": metrics,
+        "weights": (folder / "model.safetensors").read_bytes(),
+        "result": told(folder / "result.json"),
     }
 
 

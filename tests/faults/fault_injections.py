@@ -1,4 +1,5 @@
 """What is done to a process before its command starts, and undone after it."""
+
 from __future__ import annotations
 
 import contextlib
@@ -120,6 +121,7 @@ def jumping_clocks(seed: int) -> Iterator[None]:
             if moments.random() < 0.2:
                 hours[0] = moments.uniform(-5000, 5000)
             return clock() + 3600 * hours[0]
+
         return now
 
     for name, clock in kept.items():

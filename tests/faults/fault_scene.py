@@ -1,4 +1,5 @@
 """The scene of a fault: a folder, random moments, and what an undisturbed run would have found."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,5 @@
 """Journals that were cut off, garbled, copied together or are another run's."""
+
 from __future__ import annotations
 
 import re

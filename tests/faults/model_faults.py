@@ -1,4 +1,5 @@
 """Models and machines that fail half-way: memory that runs out, logits that stop being numbers, clocks that jump."""
+
 from __future__ import annotations
 
 import functools
@@ -46,8 +47,18 @@ def healthy(images, logits, calls):
 
 def evaluated(scene: Scene, fail, *, name: str = "r.json", resume: bool = False, batch_size: int = 16):
     output = scene.folder / name
-    evaluate(classifier(fail), load_dataset("digits"), ThreatModel("linf", 0.1), suite="fast", samples=60,
-             batch_size=batch_size, device="cpu", output=output, resume=resume, assess=False)
+    evaluate(
+        classifier(fail),
+        load_dataset("digits"),
+        ThreatModel("linf", 0.1),
+        suite="fast",
+        samples=60,
+        batch_size=batch_size,
+        device="cpu",
+        output=output,
+        resume=resume,
+        assess=False,
+    )
     return told(output)
 
 

@@ -1,4 +1,5 @@
 """Processes that are killed, interrupted, robbed of their fellows, their readers or their exclusiveness."""
+
 from __future__ import annotations
 
 import functools
@@ -93,8 +94,15 @@ def dead_worker(scene: Scene) -> None:
 
     def workers(*more: str) -> list[Command]:
         return [
-            scene.start(*more, log=scene.folder.with_name(f"rank{rank}"), RANK=str(rank), LOCAL_RANK=str(rank),
-                        WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            scene.start(
+                *more,
+                log=scene.folder.with_name(f"rank{rank}"),
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
             for rank in range(2)
         ]
 

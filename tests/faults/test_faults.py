@@ -1,4 +1,5 @@
 """Faults of the world around a run: nothing is lost, nothing is counted twice, and a sentence says what happened."""
+
 import sys
 
 import disk_faults
@@ -10,7 +11,11 @@ from fault_injections import may_mount
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits, mounts and /proc of Linux")
 FAULTS = {
-    **process_faults.FAULTS, **disk_faults.FAULTS, **disk_faults.MOUNTED, **journal_faults.FAULTS, **model_faults.FAULTS
+    **process_faults.FAULTS,
+    **disk_faults.FAULTS,
+    **disk_faults.MOUNTED,
+    **journal_faults.FAULTS,
+    **model_faults.FAULTS,
 }
 TIMES = 20
 MOUNTS = may_mount()

@@ -1,17 +1,18 @@
 """Files that belong together are replaced together, or none of them is."""
+
 import errno
 import os
 
 import pytest
 
 from robustbench_local.errors import UserError
-from robustbench_local.io.atomic_write import write_together
+from robustbench_local.io.atomic_write import write_all_or_none
 
 
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_a_disk_that_fills_up_leaves_the_old_files(tmp_path, monkeypatch, fails):
     paths = [tmp_path / name for name in "abc"]
-    write_together({path: "old" for path in paths})
+    write_all_or_none({path: "old" for path in paths})
     calls, sync = [], os.fsync
 
     def full(handle):
@@ -22,7 +23,7 @@ def test_a_disk_that_fills_up_leaves_the_old_files(tmp_path, monkeypatch, fails)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="make room there"):
-        write_together({path: "new" for path in paths})
+        write_all_or_none({path: "new" for path in paths})
     assert [path.read_text() for path in paths] == ["old"] * 3
     assert sorted(tmp_path.iterdir()) == paths
 
@@ -32,7 +33,7 @@ def test_what_a_killed_process_left_unfinished_goes_with_the_next_write(tmp_path
     others = [".a.json.x1y2z3w4.unfinished", ".b.x1y2z3w4.unfinished"]
     for name in others:
         (tmp_path / name).write_text("half of another")
-    write_together({tmp_path / "a": "new"})
+    write_all_or_none({tmp_path / "a": "new"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [*others, "a"]
 
 
@@ -40,7 +41,7 @@ def test_names_that_begin_alike_do_not_sweep_each_other(tmp_path):
     for name in ("eps-0.1", "sub"):
         paths = [tmp_path / f"{name}.samples.jsonl", tmp_path / name]
         for content in ("old", "new"):
-            write_together({path: content for path in paths})
+            write_all_or_none({path: content for path in paths})
             assert [path.read_text() for path in paths] == [content] * 2
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -53,10 +54,10 @@ def test_what_waits_for_its_move_is_not_swept_by_another_write(tmp_path, monkeyp
         sync(handle)
         if not again and any(tmp_path.glob(".other.*")):
             again.append(None)
-            write_together({one: "of another process"})
+            write_all_or_none({one: "of another process"})
 
     monkeypatch.setattr(os, "fsync", and_another)
-    write_together({one: "mine", other: "mine"})
+    write_all_or_none({one: "mine", other: "mine"})
     assert again and one.read_text() == other.read_text() == "mine"
 
 

@@ -1,4 +1,5 @@
 """The examples of docs/ci.md and action.yml: their YAML against the services' schemas, their shell parts run."""
+
 import importlib.resources
 import json
 import os
@@ -49,8 +50,12 @@ def parsed(text):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(".github/workflows/robust.yml", "github-workflows"), (".github/workflows/robust-by-hand.yml", "github-workflows"),
-     (".gitlab-ci.yml", "gitlab-ci"), ("action.yml", "github-actions")],
+    [
+        (".github/workflows/robust.yml", "github-workflows"),
+        (".github/workflows/robust-by-hand.yml", "github-workflows"),
+        (".gitlab-ci.yml", "gitlab-ci"),
+        ("action.yml", "github-actions"),
+    ],
 )
 def test_the_yaml_is_what_the_services_take(name, kind):
     text = (ROOT / "action.yml").read_text() if name == "action.yml" else example(name)
@@ -134,7 +139,7 @@ def run_action(folder, **given):
     assert install["run"] == 'python -m pip install --quiet "$GITHUB_ACTION_PATH"'
     files = {name: str(folder / name.lower()) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     for step in steps:
-        variables = {name: inputs[value[len("${{ inputs."):-3]] for name, value in step["env"].items()}
+        variables = {name: inputs[value[len("${{ inputs.") : -3]] for name, value in step["env"].items()}
         ran = run(step["run"], folder, **variables, **files)
         if ran.returncode:
             break

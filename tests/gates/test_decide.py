@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decide import ClassFloors, Gate, Limits, Threat, decide
+from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector, decide
 from robustbench_local.gates.limits import Drop, Floor, Outcome, failing
 from robustbench_local.results.pairing import threat_name
 from robustbench_local.results.protocol_order import SUITE_HASHES, require_known, weaker
@@ -13,8 +13,8 @@ from robustbench_local.statistics.intervals import drop_bounds, exact_bounds, ho
 from robustbench_local.statistics.sequential import finite_bounds
 
 FAST = {"protocol": {"name": "fast", "version": 1, "sha256": SUITE_HASHES["fast", 1]}}
-LINF = Threat("linf", 0.1, "0.1")
-L2 = Threat("l2", 0.5, "0.5")
+LINF = ThreatSelector("linf", 0.1, "0.1")
+L2 = ThreatSelector("l2", 0.5, "0.5")
 AS_L2 = {"threat_model.norm": "l2", "threat_model.eps": 0.5, "threat_model.eps_text": "0.5"}
 STOPPED = {"gate": "g.yaml", "order_seed": 0, "looks": [100, 1000]}
 
@@ -26,8 +26,13 @@ def judge(path, *more, baseline=None, alpha=0.05, **limits):
 
 @pytest.mark.parametrize(
     ("robust", "outcome"),
-    [(527, Outcome.PASS), (525, Outcome.UNDECIDED), (500, Outcome.UNDECIDED), (475, Outcome.UNDECIDED),
-     (473, Outcome.FAIL)],
+    [
+        (527, Outcome.PASS),
+        (525, Outcome.UNDECIDED),
+        (500, Outcome.UNDECIDED),
+        (475, Outcome.UNDECIDED),
+        (473, Outcome.FAIL),
+    ],
 )
 def test_a_floor_is_cleared_by_the_bound_not_by_the_value(make_result, tmp_path, robust, outcome):
     decision = judge(make_result(tmp_path / "r.json", robust), min_robust=0.5)
@@ -55,28 +60,37 @@ def test_undecided_says_how_many_samples_would_decide(make_result, tmp_path):
 
 def test_as_many_samples_as_are_named_do_decide():
     for limit in (Floor("r", "a", 515, 1000, 0.5, 1000), Drop("r", "a", 20, 5, 1000, 0.01, 1000)):
-        enough = limit.enough(0.05, 1, 10**7)
-        larger, smaller = limit.like_these(enough), limit.like_these(round(0.9 * enough))
+        enough = limit.samples_to_decide(0.05, 1, 10**7)
+        larger, smaller = limit.with_sample_size(enough), limit.with_sample_size(round(0.9 * enough))
         assert larger.passes(0.05) or larger.fails(0.05)
         assert not smaller.passes(0.05) and not smaller.fails(0.05)
 
 
 def test_a_fail_among_many_limits_takes_more_samples():
     floor = Floor("r", "a", 473, 1000, 0.5, 1000)
-    assert floor.enough(0.05, 1, 10**7) == 1000 < floor.enough(0.05, 20, 10**7)
-    assert floor.like_these(floor.enough(0.05, 20, 10**7)).fails(0.05 / 20)
+    assert floor.samples_to_decide(0.05, 1, 10**7) == 1000 < floor.samples_to_decide(0.05, 20, 10**7)
+    assert floor.with_sample_size(floor.samples_to_decide(0.05, 20, 10**7)).fails(0.05 / 20)
 
 
 @pytest.mark.parametrize(
     ("lost", "gained", "limit", "outcome"),
     [
-        (0, 0, 0.02, Outcome.PASS), (5, 5, 0.02, Outcome.PASS), (0, 30, 0.0, Outcome.PASS),
+        (0, 0, 0.02, Outcome.PASS),
+        (5, 5, 0.02, Outcome.PASS),
+        (0, 30, 0.0, Outcome.PASS),
         # The drop that was measured is within the limit, but a larger one could well be the truth.
-        (20, 0, 0.02, Outcome.UNDECIDED), (15, 0, 0.02, Outcome.UNDECIDED), (0, 0, 0.0, Outcome.UNDECIDED),
+        (20, 0, 0.02, Outcome.UNDECIDED),
+        (15, 0, 0.02, Outcome.UNDECIDED),
+        (0, 0, 0.0, Outcome.UNDECIDED),
         # More than the limit was measured and chance does not explain a drop of 0, but it does explain one of 2 points.
-        (30, 5, 0.02, Outcome.UNDECIDED), (50, 29, 0.02, Outcome.UNDECIDED), (60, 39, 0.02, Outcome.UNDECIDED),
-        (60, 5, 0.02, Outcome.FAIL), (45, 0, 0.02, Outcome.FAIL), (300, 278, 0.02, Outcome.UNDECIDED),
-        (15, 5, 0.0, Outcome.FAIL), (12, 6, 0.0, Outcome.UNDECIDED),
+        (30, 5, 0.02, Outcome.UNDECIDED),
+        (50, 29, 0.02, Outcome.UNDECIDED),
+        (60, 39, 0.02, Outcome.UNDECIDED),
+        (60, 5, 0.02, Outcome.FAIL),
+        (45, 0, 0.02, Outcome.FAIL),
+        (300, 278, 0.02, Outcome.UNDECIDED),
+        (15, 5, 0.0, Outcome.FAIL),
+        (12, 6, 0.0, Outcome.UNDECIDED),
     ],
 )
 def test_a_drop_is_judged_in_pairs_and_by_bounds(make_result, tmp_path, lost, gained, limit, outcome):
@@ -152,13 +166,19 @@ def test_holm_is_that_of_the_p_values():
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"threat_model.eps": 0.2, "threat_model.eps_text": "0.2"}, "threat models differ: L∞ 0.2 in before.json"),
-     ({"threat_model.norm": "l2"}, "threat models differ"), ({"protocol.sha256": "b"}, "protocols differ"),
-     ({"protocol.version": 2}, "protocols differ"), ({"threat_model.reject": 10}, "threat models differ"),
-     ({"threat_model.goal": {"source": 1, "target": 2}}, "threat models differ"), ({"data.name": "e"}, "data differ"),
-     ({"data.split": "train"}, "data differ"), ({"data.sha256": "1" * 64}, "different samples"),
-     ({"sequential": STOPPED}, "was stopped when its gate g.yaml was decided"),
-     ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "before.json is not to be trusted: masked")],
+    [
+        ({"threat_model.eps": 0.2, "threat_model.eps_text": "0.2"}, "threat models differ: L∞ 0.2 in before.json"),
+        ({"threat_model.norm": "l2"}, "threat models differ"),
+        ({"protocol.sha256": "b"}, "protocols differ"),
+        ({"protocol.version": 2}, "protocols differ"),
+        ({"threat_model.reject": 10}, "threat models differ"),
+        ({"threat_model.goal": {"source": 1, "target": 2}}, "threat models differ"),
+        ({"data.name": "e"}, "data differ"),
+        ({"data.split": "train"}, "data differ"),
+        ({"data.sha256": "1" * 64}, "different samples"),
+        ({"sequential": STOPPED}, "was stopped when its gate g.yaml was decided"),
+        ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "before.json is not to be trusted: masked"),
+    ],
 )
 def test_other_settings_are_not_comparable(make_result, tmp_path, changes, word):
     before = make_result(tmp_path / "before.json", 500, changes=changes)
@@ -206,9 +226,13 @@ def suite(name, version=1, sha256=None):
 @pytest.mark.parametrize(
     ("required", "protocol", "word"),
     [
-        ("fast/1", suite("fast"), ""), ("fast", suite("standard"), ""), ("fast/1", suite("autoattack"), ""),
-        ("standard/1", suite("standard"), ""), ("standard/1", suite("exhaustive"), ""),
-        ("autoattack/1", suite("autoattack"), ""), ("autoattack", suite("exhaustive"), ""),
+        ("fast/1", suite("fast"), ""),
+        ("fast", suite("standard"), ""),
+        ("fast/1", suite("autoattack"), ""),
+        ("standard/1", suite("standard"), ""),
+        ("standard/1", suite("exhaustive"), ""),
+        ("autoattack/1", suite("autoattack"), ""),
+        ("autoattack", suite("exhaustive"), ""),
         ("exhaustive/1", suite("exhaustive"), ""),
         ("standard/1", suite("fast"), "requires standard/1, but the result is of fast/1"),
         ("exhaustive", suite("standard"), "requires exhaustive/1"),
@@ -244,7 +268,8 @@ def test_the_known_hashes_are_those_of_the_suites():
 
     assert {
         (name, version): resolve_suite(f"{name}/{version}")[0].sha256
-        for name, versions in SUITES.items() for version in versions
+        for name, versions in SUITES.items()
+        for version in versions
     } == SUITE_HASHES
 
 
@@ -263,8 +288,10 @@ CLASSES = ["stop", "yield", "14", None]
     [
         (ClassFloors(0.3), {0: Outcome.PASS, 1: Outcome.PASS, 2: Outcome.PASS, 3: Outcome.PASS}),
         (ClassFloors(None, {"stop": 0.7}), {0: Outcome.FAIL}),
-        (ClassFloors(None, {0: 0.7}), {0: Outcome.FAIL}), (ClassFloors(None, {"0": 0.7}), {0: Outcome.FAIL}),
-        (ClassFloors(None, {"14": 0.3}), {2: Outcome.PASS}), (ClassFloors(None, {3: 0.3}), {3: Outcome.PASS}),
+        (ClassFloors(None, {0: 0.7}), {0: Outcome.FAIL}),
+        (ClassFloors(None, {"0": 0.7}), {0: Outcome.FAIL}),
+        (ClassFloors(None, {"14": 0.3}), {2: Outcome.PASS}),
+        (ClassFloors(None, {3: 0.3}), {3: Outcome.PASS}),
         (ClassFloors(0.3, {"yield": 0.5}), {0: Outcome.PASS, 1: Outcome.UNDECIDED, 2: Outcome.PASS, 3: Outcome.PASS}),
     ],
 )
@@ -282,8 +309,12 @@ def test_floors_of_classes(make_result, tmp_path, floors, outcomes):
 
 @pytest.mark.parametrize(
     ("single", "word"),
-    [({"halt": 0.5}, "'halt'"), ({14: 0.5}, "no samples of such a class"), ({"stop": 0.5, 0: 0.5}, "another line"),
-     ({"twin": 0.5}, "2 classes of that name")],
+    [
+        ({"halt": 0.5}, "'halt'"),
+        ({14: 0.5}, "no samples of such a class"),
+        ({"stop": 0.5, 0: 0.5}, "another line"),
+        ({"twin": 0.5}, "2 classes of that name"),
+    ],
 )
 def test_a_class_that_is_not_there_is_refused(make_result, tmp_path, single, word):
     path = make_result(tmp_path / "r.json", 500, classes=[*CLASSES, "twin", "twin"])
@@ -298,7 +329,9 @@ def test_results_go_to_the_limits_of_their_threat_model(make_result, tmp_path):
     gate = Gate((Limits(LINF, min_robust=0.5), Limits(L2, min_robust=0.4)))
     decision = decide(gate, [l2, linf])
     assert [(each.threat, each.checks[0].outcome) for each in decision.judged] == [
-        ("L2 0.5", Outcome.FAIL), ("L∞ 0.1", Outcome.PASS)]
+        ("L2 0.5", Outcome.FAIL),
+        ("L∞ 0.1", Outcome.PASS),
+    ]
     missing = decide(gate, [linf])
     assert missing.outcome is Outcome.NOT_COMPARABLE and "no result for L2 0.5" in missing.checks[-1].sentence
     spare = decide(Gate((Limits(LINF, min_robust=0.5),)), [linf, l2])
@@ -310,25 +343,29 @@ def test_results_go_to_the_limits_of_their_threat_model(make_result, tmp_path):
 def test_eps_is_the_number_however_it_is_written(make_result, tmp_path):
     changes = {"threat_model.eps": 8 / 255, "threat_model.eps_text": "8/255"}
     result = read_result(make_result(tmp_path / "r.json", 600, changes=changes))
-    assert Threat("linf", 0.03137254901960784, "0.0313…").speaks_of(result.threat_model)
-    assert not Threat("linf", 0.0314, "0.0314").speaks_of(result.threat_model)
-    assert not Threat("linf", 8 / 255, "8/255", target=1).speaks_of(result.threat_model)
-    assert not Threat("linf", 8 / 255, "8/255", reject=1).speaks_of(result.threat_model)
+    assert ThreatSelector("linf", 0.03137254901960784, "0.0313…").matches(result.threat_model)
+    assert not ThreatSelector("linf", 0.0314, "0.0314").matches(result.threat_model)
+    assert not ThreatSelector("linf", 8 / 255, "8/255", target=1).matches(result.threat_model)
+    assert not ThreatSelector("linf", 8 / 255, "8/255", reject=1).matches(result.threat_model)
 
 
 def test_a_threat_model_has_one_name_in_gates_and_results(make_result, tmp_path):
     changes = {"threat_model.goal": {"source": 14, "target": 5}, "threat_model.reject": 43}
     result = read_result(make_result(tmp_path / "r.json", 600, changes=changes))
-    threat = Threat("linf", 0.1, "0.1", target=5, source=14, reject=43)
-    assert threat.speaks_of(result.threat_model)
+    threat = ThreatSelector("linf", 0.1, "0.1", target=5, source=14, reject=43)
+    assert threat.matches(result.threat_model)
     assert threat.name == threat_name(result.threat_model) == "L∞ 0.1, 14 → 5, class 43 rejects"
 
 
 def test_baselines_go_to_their_threat_model(make_result, tmp_path):
-    results = [make_result(tmp_path / "now" / "a.json", 600),
-               make_result(tmp_path / "now" / "b.json", 300, changes=AS_L2)]
-    before = (make_result(tmp_path / "old" / "b.json", 300, changes=AS_L2),
-              make_result(tmp_path / "old" / "a.json", 600))
+    results = [
+        make_result(tmp_path / "now" / "a.json", 600),
+        make_result(tmp_path / "now" / "b.json", 300, changes=AS_L2),
+    ]
+    before = (
+        make_result(tmp_path / "old" / "b.json", 300, changes=AS_L2),
+        make_result(tmp_path / "old" / "a.json", 600),
+    )
     assert decide(Gate((Limits(max_drop=0.02, baselines=before),)), results).outcome is Outcome.PASS
     one = decide(Gate((Limits(max_drop=0.02, baselines=before),)), results[:1])
     assert one.outcome is Outcome.NOT_COMPARABLE and "no result to compare with the baseline" in one.checks[-1].sentence
@@ -376,8 +413,13 @@ def test_the_decision_as_json(make_result, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("", "not JSON"), ("{", "not JSON"), ("[1]", "not a result file"), ('{"schema": "other/1"}', "other/1"),
-     ('{"schema": "robustbench-local/result/1"}', "Field required")],
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[1]", "not a result file"),
+        ('{"schema": "other/1"}', "other/1"),
+        ('{"schema": "robustbench-local/result/1"}', "Field required"),
+    ],
 )
 def test_other_files_are_refused_with_a_sentence(tmp_path, text, word):
     path = tmp_path / "r.json"
@@ -395,12 +437,21 @@ def test_unknown_fields_and_impossible_rates_are_refused(make_result, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"robust_accuracy.n": 100}, {"robust_accuracy.correct": 600}, {"robust_accuracy.value": 0.99},
-     {"robust_accuracy.n": 10**30}, {"data.available": -4}, {"data.n": 999}, {"threat_model.eps_text": "0.2"},
-     {"threat_model.eps_text": "little"}, {"attacks": []}, {"per_class": []},
-     {"diagnostics": [{"check": "c", "status": "fail"}]},
-     {"diagnostics": [{"check": "c", "status": "fail"}], "verdict": {"status": "doubtful", "reasons": []}},
-     {"diagnostics": [{"check": "c", "status": "warn"}]}],
+    [
+        {"robust_accuracy.n": 100},
+        {"robust_accuracy.correct": 600},
+        {"robust_accuracy.value": 0.99},
+        {"robust_accuracy.n": 10**30},
+        {"data.available": -4},
+        {"data.n": 999},
+        {"threat_model.eps_text": "0.2"},
+        {"threat_model.eps_text": "little"},
+        {"attacks": []},
+        {"per_class": []},
+        {"diagnostics": [{"check": "c", "status": "fail"}]},
+        {"diagnostics": [{"check": "c", "status": "fail"}], "verdict": {"status": "doubtful", "reasons": []}},
+        {"diagnostics": [{"check": "c", "status": "warn"}]},
+    ],
 )
 def test_results_that_contradict_themselves_are_refused(make_result, tmp_path, changes):
     with pytest.raises(UserError, match="not a valid result file"):

@@ -12,7 +12,7 @@ from rich.console import Console
 from robustbench_local.display.gate import show_decision
 from robustbench_local.errors import UserError
 from robustbench_local.gates import decide as gate
-from robustbench_local.gates.decide import ClassFloors, Gate, Limits, Threat, decide
+from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector, decide
 from robustbench_local.gates.github import markdown, summary, workflow_commands, write_step_summary
 from robustbench_local.gates.sarif import junit, sarif
 from robustbench_local.io.escape import plain
@@ -21,10 +21,23 @@ from robustbench_local.results.schema import Result, read_result
 
 HERE = Path(__file__).parent
 HOSTILE = [
-    "<script>alert(1)</script>", "]]>", "%0A::error::", "a|b", "\n::error title=x::y\n", "##[error]z",
-    "**b** _i_ `c` [l](http://x) ![i](y) www.z.com", '"><img src=x onerror=1>', "&amp;&#60;",
-    "\x1b[31mred\x07", "\u202ereversed", "\x00\x85\u2028", "@someone :smile: #1",
-    "[red]rich[/red]", "\r\n| x | y |\n---", "a,b=c:d", "日本 é ✓",
+    "<script>alert(1)</script>",
+    "]]>",
+    "%0A::error::",
+    "a|b",
+    "\n::error title=x::y\n",
+    "##[error]z",
+    "**b** _i_ `c` [l](http://x) ![i](y) www.z.com",
+    '"><img src=x onerror=1>',
+    "&amp;&#60;",
+    "\x1b[31mred\x07",
+    "\u202ereversed",
+    "\x00\x85\u2028",
+    "@someone :smile: #1",
+    "[red]rich[/red]",
+    "\r\n| x | y |\n---",
+    "a,b=c:d",
+    "日本 é ✓",
 ]
 
 
@@ -34,11 +47,24 @@ def decision(make_result, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     classes = ["stop", "yield"]
     before = make_result(Path("before.json"), 500, classes=classes)
-    now = make_result(Path("runs/now.json"), 500, flipped=[*range(80), 700], classes=classes,
-                      changes={"verdict": {"status": "doubtful", "reasons": ["noisy"]}})
-    limits = Limits(Threat("linf", 0.1, "0.1"), min_clean=0.8, min_robust=0.42, max_drop=0.02, baselines=(before,),
-                    min_class_robust=ClassFloors(None, {"stop": 0.5}))
-    return decide(Gate((limits, Limits(Threat("l2", 0.5, "0.5"), min_robust=0.5)), source=Path("ci/gate.yaml")), [now])
+    now = make_result(
+        Path("runs/now.json"),
+        500,
+        flipped=[*range(80), 700],
+        classes=classes,
+        changes={"verdict": {"status": "doubtful", "reasons": ["noisy"]}},
+    )
+    limits = Limits(
+        ThreatSelector("linf", 0.1, "0.1"),
+        min_clean=0.8,
+        min_robust=0.42,
+        max_drop=0.02,
+        baselines=(before,),
+        min_class_robust=ClassFloors(None, {"stop": 0.5}),
+    )
+    return decide(
+        Gate((limits, Limits(ThreatSelector("l2", 0.5, "0.5"), min_robust=0.5)), source=Path("ci/gate.yaml")), [now]
+    )
 
 
 @pytest.fixture(params=HOSTILE, ids=lambda name: hashlib.sha256(name.encode()).hexdigest()[:6])
@@ -49,10 +75,18 @@ def hostile(make_result, tmp_path, request, monkeypatch):
         monkeypatch.setattr(module, "read_result", lambda path: Result.model_validate_json(path.read_text()))
     changes = {"model.name": name, "data.name": name}
     before = make_result(tmp_path / "before.json", 50, n=100, clean=90, classes=[name], changes=changes)
-    now = make_result(tmp_path / "now.json", 50, n=100, clean=90, flipped=range(20), classes=[name],
-                      changes={**changes, "verdict": {"status": "doubtful", "reasons": [name]}})
-    limits = Limits(min_robust=0.6, max_drop=0.02, baselines=(before,),
-                    min_class_robust=ClassFloors(0.4, {f"{name}?": 0.5}))
+    now = make_result(
+        tmp_path / "now.json",
+        50,
+        n=100,
+        clean=90,
+        flipped=range(20),
+        classes=[name],
+        changes={**changes, "verdict": {"status": "doubtful", "reasons": [name]}},
+    )
+    limits = Limits(
+        min_robust=0.6, max_drop=0.02, baselines=(before,), min_class_robust=ClassFloors(0.4, {f"{name}?": 0.5})
+    )
     return name, decide(Gate((limits,)), [now])
 
 
@@ -80,8 +114,11 @@ def test_junit(decision):
     assert (l2.get("tests"), l2.get("failures"), l2.get("errors")) == ("1", "0", "1")
     cases = {case.get("name"): case for case in linf.iter("testcase")}
     assert list(cases) == [
-        "robust accuracy ≥ 42.0%", "clean accuracy ≥ 80.0%", "robust accuracy of class stop (0) ≥ 50.0%",
-        "drop in robust accuracy ≤ 2.0%"]
+        "robust accuracy ≥ 42.0%",
+        "clean accuracy ≥ 80.0%",
+        "robust accuracy of class stop (0) ≥ 50.0%",
+        "drop in robust accuracy ≤ 2.0%",
+    ]
     assert cases["robust accuracy ≥ 42.0%"].find("failure").get("type") == "undecided"
     failure = cases["drop in robust accuracy ≤ 2.0%"].find("failure")
     assert failure.get("type") == "fail" and failure.text.startswith("fail: drop in robust accuracy ≤ 2.0%: robust")
@@ -94,11 +131,20 @@ def test_junit(decision):
 def test_sarif(decision):
     run = checked_sarif(sarif(decision))
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == [
-        "min_robust/linf-0.1", "min_clean/linf-0.1", "min_class_robust:0/linf-0.1", "max_drop/linf-0.1",
-        "doubts/linf-0.1", "threat_model/l2-0.5"]
+        "min_robust/linf-0.1",
+        "min_clean/linf-0.1",
+        "min_class_robust:0/linf-0.1",
+        "max_drop/linf-0.1",
+        "doubts/linf-0.1",
+        "threat_model/l2-0.5",
+    ]
     assert [(result["ruleId"].split("/")[0], result["level"]) for result in run["results"]] == [
-        ("min_robust", "warning"), ("min_class_robust:0", "error"), ("max_drop", "error"), ("doubts", "note"),
-        ("threat_model", "error")]
+        ("min_robust", "warning"),
+        ("min_class_robust:0", "error"),
+        ("max_drop", "error"),
+        ("doubts", "note"),
+        ("threat_model", "error"),
+    ]
     assert run["results"][3]["message"]["text"] == "m on d, L∞ 0.1 (runs/now.json): doubtful: noisy"
     location = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
     assert location == {"uri": "ci/gate.yaml"}
@@ -129,7 +175,13 @@ def test_locations_outside_the_folder_and_odd_names(make_result, tmp_path, monke
 def test_github_workflow_commands(decision):
     lines = workflow_commands(decision).splitlines()
     assert [line.partition(" ")[0] for line in lines] == [
-        "::error", "::error", "::error", "::warning", "::warning", "::error"]
+        "::error",
+        "::error",
+        "::error",
+        "::warning",
+        "::warning",
+        "::error",
+    ]
     assert lines[-2] == "::warning file=ci/gate.yaml,title=robust gate%3A doubtful::L∞ 0.1: noisy"
     assert lines[0].startswith("::error file=ci/gate.yaml,title=robust gate%3A not comparable::L2 0.5: there is no")
     assert "%25" in lines[1] and "%" not in lines[1].replace("%25", "").replace("%3A", "")
@@ -169,7 +221,16 @@ def test_hostile_names_stay_text_in_junit(hostile):
     assert [suite.tag for suite in root] == ["testsuite"]
     assert root.find("testsuite/properties/property[@name='model']").get("value") == plain(name)
     assert {element.tag for element in root.iter()} <= {
-        "testsuites", "testsuite", "properties", "property", "testcase", "failure", "error", "system-out", "system-err"}
+        "testsuites",
+        "testsuite",
+        "properties",
+        "property",
+        "testcase",
+        "failure",
+        "error",
+        "system-out",
+        "system-err",
+    }
 
 
 def test_hostile_names_stay_text_in_sarif_and_json(hostile):

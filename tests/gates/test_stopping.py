@@ -1,4 +1,5 @@
 """Evaluating until a gate is decided."""
+
 from __future__ import annotations
 
 import itertools
@@ -13,7 +14,7 @@ from robustbench_local.errors import UserError
 from robustbench_local.evaluation.build_result import threat_model_info
 from robustbench_local.gates.config import read_gate
 from robustbench_local.gates.decide import decide
-from robustbench_local.gates.stopping import FIRST, Until, blocks, until_decided
+from robustbench_local.gates.stopping import FIRST, GateStoppingRule, blocks, stopping_rule
 
 THREAT = ThreatModel("linf", "0.1")
 
@@ -29,7 +30,7 @@ def model():
 
 
 def until(min_robust, min_clean=None):
-    return Until("made up", 0.05, min_clean, min_robust)
+    return GateStoppingRule("made up", 0.05, min_clean, min_robust)
 
 
 def gate(tmp_path, text):
@@ -65,8 +66,9 @@ def test_a_close_floor_takes_more_blocks_and_the_whole_set_decides_it(model, dig
 
 
 def test_a_hopeless_floor_fails_at_once(digits, tmp_path):
-    result = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.2"), until=until(0.7),
-                      output=tmp_path / "r.json").result
+    result = evaluate(
+        load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.2"), until=until(0.7), output=tmp_path / "r.json"
+    ).result
     assert result.data.n == 100
     assert decide(read_gate(str(gate(tmp_path, "min_robust: 0.7\n"))), [tmp_path / "r.json"]).outcome.name == "FAIL"
 
@@ -99,15 +101,19 @@ def test_block_by_block_every_stage_is_reported_once(model, digits):
     assert result.attacks[-1].robust_accuracy_after == pytest.approx(result.robust_accuracy.value)
 
 
-@pytest.mark.parametrize(("text", "word"), [
-    ("max_drop: 0.02\nmin_robust: 0.4\nbaseline: b.json\n", "drops"), ("min_class_robust: 0.2\n", "no floor"),
-    ("min_robust: 0.4\nmin_class_robust: 0.2\n", "single classes"),
-    ("threat_models:\n  - {norm: l2, eps: 0.5, min_robust: 0.4}\n", "no floor for L∞ 0.1"),
-])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("max_drop: 0.02\nmin_robust: 0.4\nbaseline: b.json\n", "drops"),
+        ("min_class_robust: 0.2\n", "no floor"),
+        ("min_robust: 0.4\nmin_class_robust: 0.2\n", "single classes"),
+        ("threat_models:\n  - {norm: l2, eps: 0.5, min_robust: 0.4}\n", "no floor for L∞ 0.1"),
+    ],
+)
 def test_what_cannot_be_decided_on_the_way_is_refused(tmp_path, text, word):
     path = gate(tmp_path, text)
     with pytest.raises(UserError, match=word):
-        until_decided(read_gate(str(path)), path.name, threat_model_info(THREAT))
+        stopping_rule(read_gate(str(path)), path.name, threat_model_info(THREAT))
 
 
 def test_samples_and_until_exclude_each_other(model, digits):

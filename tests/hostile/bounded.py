@@ -1,4 +1,5 @@
 """Run by a test: reads every hostile file of a folder with little memory left, and prints what became of each."""
+
 from __future__ import annotations
 
 import resource

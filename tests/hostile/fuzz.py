@@ -1,8 +1,9 @@
 """Every parser, fed with inputs that are nearly right. Whatever it raises other than UserError is a bug.
 
-    python tests/hostile/fuzz.py TARGET --runs 10000                 # mutations at random
-    python tests/hostile/fuzz.py TARGET --runs 10000 --guided DIR    # those that reach new code go on (needs atheris)
+python tests/hostile/fuzz.py TARGET --runs 10000                 # mutations at random
+python tests/hostile/fuzz.py TARGET --runs 10000 --guided DIR    # those that reach new code go on (needs atheris)
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,11 +27,30 @@ import valid_files as valid
 from mutations import Mutation, bytes_of, header_of, json_of, lines_of, one_of, summed_of, words_of, zip_of
 
 CORPUS = Path(__file__).with_name("corpus")
-INSTRUMENTED = [f"robustbench_local.{name}" for name in (
-    "reading", "result", "journal", "record", "numbers", "options", "recipes", "gate_file", "gate", "checkpoint",
-    "training_state", "cli.options", "data.npz", "data.folder", "models.checkpoint", "models.state_dict",
-    "models.exported", "models.programs", "models.shipped",
-)] + ["yaml"]
+INSTRUMENTED = [
+    f"robustbench_local.{name}"
+    for name in (
+        "reading",
+        "result",
+        "journal",
+        "record",
+        "numbers",
+        "options",
+        "recipes",
+        "gate_file",
+        "gate",
+        "checkpoint",
+        "training_state",
+        "cli.options",
+        "data.npz",
+        "data.folder",
+        "models.checkpoint",
+        "models.state_dict",
+        "models.exported",
+        "models.programs",
+        "models.shipped",
+    )
+] + ["yaml"]
 
 
 @dataclass(frozen=True)
@@ -64,25 +84,46 @@ def _samples(path: Path) -> object:
 
 
 def _binding() -> Any:
-    from robustbench_local.engine.journal import Binding
+    from robustbench_local.engine.journal import RunFingerprint
 
-    return Binding(model="a", samples="b", threat_model="c", protocol="d", seed=0, arithmetic="e")
+    return RunFingerprint(model="a", samples="b", threat_model="c", protocol="d", seed=0, arithmetic="e")
 
 
 def _journal_seed() -> bytes:
     """As the journal itself writes it."""
     from robustbench_local.engine.journal import Journal, journal_path
-    from robustbench_local.engine.ledger import Break, CleanEvent, SearchEvent
+    from robustbench_local.engine.ledger import AdversarialExample, CleanEvent, SearchEvent
     from robustbench_local.results.schema import Distance
 
     told = {"rank": 0, "forward": 3, "backward": 3, "seconds": 0.1}
-    found = Break(position=1, step=3, prediction=2, margin=-0.5, distance=Distance(linf=0.1, l2=0.2, l1=0.3))
+    found = AdversarialExample(
+        position=1, step=3, prediction=2, margin=-0.5, distance=Distance(linf=0.1, l2=0.2, l1=0.3)
+    )
     with scratch() as folder:
         journal = Journal(folder / "journal.json", _binding())
-        journal.add(CleanEvent(positions=[0, 1, 2], hashes=["x", "y", "z"], predictions=[0, 1, 2],
-                               margins=[1.0, 0.5, 2.0], rivals=[[1], [2], [0]], **told))
-        journal.add(SearchEvent(positions=[0, 1], stage=0, run=0, margins=[0.2, None], breaks=[found], unconfirmed=0,
-                                low_precision_unconfirmed=0, not_numbers=0, **told))
+        journal.add(
+            CleanEvent(
+                positions=[0, 1, 2],
+                hashes=["x", "y", "z"],
+                predictions=[0, 1, 2],
+                margins=[1.0, 0.5, 2.0],
+                rivals=[[1], [2], [0]],
+                **told,
+            )
+        )
+        journal.add(
+            SearchEvent(
+                positions=[0, 1],
+                stage=0,
+                run=0,
+                margins=[0.2, None],
+                breaks=[found],
+                unconfirmed=0,
+                low_precision_unconfirmed=0,
+                not_numbers=0,
+                **told,
+            )
+        )
         journal.close()
         return journal_path(folder / "journal.json").read_bytes()
 
@@ -141,14 +182,14 @@ def _card_seed() -> bytes:
 
 def _card(path: Path) -> object:
     from robustbench_local.errors import UserError
-    from robustbench_local.models.loaders.bundled import describe, description_beside
-    from robustbench_local.models.loaders.loaded_model import Loaded
+    from robustbench_local.models.loaders.bundled import apply_metadata, description_beside
+    from robustbench_local.models.loaders.loaded_model import LoadedModel
     from robustbench_local.training.model_card import read_card
 
     with contextlib.suppress(UserError):
         read_card(path.read_bytes())
     described = description_beside(path.with_suffix(".safetensors"))
-    return described and describe(Loaded(valid.network()), described)
+    return described and apply_metadata(LoadedModel(valid.network()), described)
 
 
 def _checkpoint(path: Path) -> object:
@@ -159,9 +200,9 @@ def _checkpoint(path: Path) -> object:
 
 
 def _snapshot(path: Path) -> object:
-    from robustbench_local.training.snapshot import Snapshot
+    from robustbench_local.training.snapshot import TrainingState
 
-    return Snapshot.read(path)
+    return TrainingState.read(path)
 
 
 def _npz(path: Path) -> object:
@@ -202,13 +243,25 @@ TARGETS: dict[str, tuple[str, Callable[[], list[bytes]], Mutation, Callable[[Pat
     "recipe": (".yaml", lambda: [valid.RECIPE.encode()], TEXT, _recipe),
     "gate": (".yaml", lambda: [valid.GATE.encode()], TEXT, _gate),
     "options": (".txt", lambda: [b"pgd:steps=50,step-size=2/255,loss=ce", b"256:224", b"1e-3"], TEXT, _options),
-    "model-json": (".json", lambda: [json.dumps(valid.card()).encode(), _card_seed()], one_of(json_of, bytes_of),
-                   _card),
-    "checkpoint-pt": (".pt", lambda: [valid.torch_zip(), valid.torch_zip({"model": valid.state(), "epoch": 3})],
-                      ARCHIVE, _checkpoint),
+    "model-json": (
+        ".json",
+        lambda: [json.dumps(valid.card()).encode(), _card_seed()],
+        one_of(json_of, bytes_of),
+        _card,
+    ),
+    "checkpoint-pt": (
+        ".pt",
+        lambda: [valid.torch_zip(), valid.torch_zip({"model": valid.state(), "epoch": 3})],
+        ARCHIVE,
+        _checkpoint,
+    ),
     "checkpoint-legacy": (".pt", lambda: [valid.torch_legacy()], bytes_of, _checkpoint),
-    "checkpoint-safetensors": (".safetensors", lambda: [valid.safetensors_file()], one_of(header_of, bytes_of),
-                               _checkpoint),
+    "checkpoint-safetensors": (
+        ".safetensors",
+        lambda: [valid.safetensors_file()],
+        one_of(header_of, bytes_of),
+        _checkpoint,
+    ),
     "snapshot": (".safetensors", lambda: [valid.snapshot()], one_of(header_of, bytes_of), _snapshot),
     "npz": (".npz", lambda: [valid.npz(), valid.npz(groups=[0, 0, 1])], ARCHIVE, _npz),
     "image": (".png", lambda: [valid.picture(kind) for kind in PICTURES], bytes_of, _image),

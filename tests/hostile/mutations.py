@@ -1,4 +1,5 @@
 """Changes to valid files: of their bytes, and of what the bytes mean, which get far deeper."""
+
 from __future__ import annotations
 
 import io
@@ -14,14 +15,85 @@ from typing import Any
 Mutation = Callable[[bytes, Random], bytes]
 
 VALUES = (
-    None, True, False, 0, 1, -1, 2, 255, 2**31, 2**63, -(2**63), 10**30, 0.0, -0.0, 0.5, 1.0, 1e308, -1e-308, "", "a",
-    "0", "linf", "nan", "1/0", "1e99999", "../x", "/dev/zero", "\x00", "\x1b[2J", "\ud800", "ü" * 50, [], {}, [[]], [0],
-    {"": 0}, ["a", 1, None], {"a": {"b": []}},
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    255,
+    2**31,
+    2**63,
+    -(2**63),
+    10**30,
+    0.0,
+    -0.0,
+    0.5,
+    1.0,
+    1e308,
+    -1e-308,
+    "",
+    "a",
+    "0",
+    "linf",
+    "nan",
+    "1/0",
+    "1e99999",
+    "../x",
+    "/dev/zero",
+    "\x00",
+    "\x1b[2J",
+    "\ud800",
+    "ü" * 50,
+    [],
+    {},
+    [[]],
+    [0],
+    {"": 0},
+    ["a", 1, None],
+    {"a": {"b": []}},
 )
 TOKENS = (
-    b"NaN", b"Infinity", b"-", b"1e999", b"9" * 400, b"null", b"true", b"[", b"]", b"{", b"}", b'"', b"'", b":", b",",
-    b"&a ", b"*a", b"<<: ", b"!!int ", b"!!python/name:os.system ", b"? ", b"- ", b"|", b">", b"%", b"@", b"\\u0000",
-    b"\\ud800", b"\n", b"\t", b" ", b"#", b"---\n", b"2001-01-01", b"0x", b"1:2:3", b"~", b"\xff", b"\xef\xbb\xbf",
+    b"NaN",
+    b"Infinity",
+    b"-",
+    b"1e999",
+    b"9" * 400,
+    b"null",
+    b"true",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b'"',
+    b"'",
+    b":",
+    b",",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!int ",
+    b"!!python/name:os.system ",
+    b"? ",
+    b"- ",
+    b"|",
+    b">",
+    b"%",
+    b"@",
+    b"\\u0000",
+    b"\\ud800",
+    b"\n",
+    b"\t",
+    b" ",
+    b"#",
+    b"---\n",
+    b"2001-01-01",
+    b"0x",
+    b"1:2:3",
+    b"~",
+    b"\xff",
+    b"\xef\xbb\xbf",
 )
 
 
@@ -92,6 +164,7 @@ def json_of(content: bytes, random: Random) -> bytes:
 
 def lines_of(inner: Mutation) -> Mutation:
     """One line of the text mutated, doubled or left out."""
+
     def mutate(content: bytes, random: Random) -> bytes:
         lines = content.splitlines(keepends=True) or [b""]
         at = random.randrange(len(lines))
@@ -124,6 +197,7 @@ def words_of(content: bytes, random: Random) -> bytes:
 
 def zip_of(inner: Mutation) -> Mutation:
     """An archive in which one part is mutated, renamed or left out, with sums that agree."""
+
     def mutate(content: bytes, random: Random) -> bytes:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as old:
@@ -168,6 +242,7 @@ def header_of(content: bytes, random: Random) -> bytes:
 
 def one_of(*mutations: Mutation) -> Mutation:
     """The first mostly, the others now and then."""
+
     def mutate(content: bytes, random: Random) -> bytes:
         chosen = mutations[0] if random.random() < 0.6 else random.choice(mutations)
         return chosen(content, random)

@@ -1,4 +1,5 @@
 """Checkpoints, programs and arrays that were made to run code, reach for files, or fill the memory."""
+
 from __future__ import annotations
 
 import collections
@@ -26,7 +27,7 @@ from robustbench_local.models.loaders.checkpoint_file import read_state_dict
 from robustbench_local.models.loaders.state_dict import LONGEST_NAME, MOST_CLASSES, infer_size
 from robustbench_local.models.loaders.torch_export import load_exported
 from robustbench_local.models.loaders.torchscript_onnx import load_torchscript
-from robustbench_local.training.snapshot import Snapshot
+from robustbench_local.training.snapshot import TrainingState
 
 ZEROS = MOST_UNPACKED + 2**20
 
@@ -76,8 +77,11 @@ def bomb() -> bytes:
 def test_zip_bombs(tmp_path, bomb, name):
     path = put(tmp_path / name, bomb)
     assert len(bomb) < ZEROS / 500
-    read = {".npz": lambda path: load_dataset(f"npz:{path}"), ".pt": read_state_dict,
-            ".pt2": lambda path: load_classifier(str(path))}[path.suffix]
+    read = {
+        ".npz": lambda path: load_dataset(f"npz:{path}"),
+        ".pt": read_state_dict,
+        ".pt2": lambda path: load_classifier(str(path)),
+    }[path.suffix]
     refused(read, path, "would unpack to 269,")
     if name == "w.pt":
         refused(lambda path: load_classifier(str(path)), path, "would unpack to 269,")
@@ -124,16 +128,20 @@ def doubled(levels: int):
     return content
 
 
-@pytest.mark.parametrize("content, said", [
-    ({"weight": stretched(10**6, 10**6)}, "claims 1,000,000,000,000 values"),
-    ({f"w{i}": stretched(2**24) for i in range(9)}, "far more than the file holds"),
-    ({"weight": torch.zeros(2, 2).to_sparse()}, "tensor of another kind"),
-    ({"weight": torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)}, "tensor of another kind"),
-    ({"weight": torch.zeros(2, device="meta")}, "tensor of another kind"),
-    ({"w" * (LONGEST_NAME + 1): torch.zeros(2)}, "name has 1,001 characters"),
-    ({"\x1b[2J": {1, 2}, "w": torch.zeros(2)}, r"'\\x1b\[2J' is a set"),
-    ({"\x1b[2J" * 10**5: 1}, r"a dict of '\\x1b\[2J"),
-], ids=range(8))
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"weight": stretched(10**6, 10**6)}, "claims 1,000,000,000,000 values"),
+        ({f"w{i}": stretched(2**24) for i in range(9)}, "far more than the file holds"),
+        ({"weight": torch.zeros(2, 2).to_sparse()}, "tensor of another kind"),
+        ({"weight": torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)}, "tensor of another kind"),
+        ({"weight": torch.zeros(2, device="meta")}, "tensor of another kind"),
+        ({"w" * (LONGEST_NAME + 1): torch.zeros(2)}, "name has 1,001 characters"),
+        ({"\x1b[2J": {1, 2}, "w": torch.zeros(2)}, r"'\\x1b\[2J' is a set"),
+        ({"\x1b[2J" * 10**5: 1}, r"a dict of '\\x1b\[2J"),
+    ],
+    ids=range(8),
+)
 @pytest.mark.parametrize("write", [valid_files.torch_zip, valid_files.torch_legacy])
 def test_tensors_that_claim_more_than_there_is(tmp_path, content, said, write):
     refused(read_state_dict, put(tmp_path / "w.pt", write(content)), said)
@@ -168,10 +176,17 @@ def test_a_large_refused_file_is_not_read_whole(tmp_path, write):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: {"weights": Evil(Path("executed"))}, lambda: collections.defaultdict(os.getcwd), lambda: np.array([None]),
-    lambda: np.zeros(3, [("a", "O")])[0], lambda: torch.load, lambda: os.system,
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"weights": Evil(Path("executed"))},
+        lambda: collections.defaultdict(os.getcwd),
+        lambda: np.array([None]),
+        lambda: np.zeros(3, [("a", "O")])[0],
+        lambda: torch.load,
+        lambda: os.system,
+    ],
+)
 def test_pickles_that_call(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     for write in (valid_files.torch_zip, valid_files.torch_legacy, pickle.dumps):
@@ -193,19 +208,25 @@ def header(length: int, **tensors) -> bytes:
     return struct.pack("<Q", length or len(text)) + text
 
 
-@pytest.mark.parametrize("content", [
-    header(2**60), header(2**26), b"\xff" * 8,
-    header(0, w={"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}),
-    header(0, w={"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}),
-    header(0, w={"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}) + bytes(4),
-    header(0, w={"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}),
-    header(0, __metadata__={"a": 1}),
-    struct.pack("<Q", 10**5) + b"[" * 10**5,
-], ids=range(9))
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(2**60),
+        header(2**26),
+        b"\xff" * 8,
+        header(0, w={"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}),
+        header(0, w={"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}),
+        header(0, w={"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}) + bytes(4),
+        header(0, w={"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}),
+        header(0, __metadata__={"a": 1}),
+        struct.pack("<Q", 10**5) + b"[" * 10**5,
+    ],
+    ids=range(9),
+)
 def test_safetensors_headers(tmp_path, content):
     path = put(tmp_path / "w.safetensors", content)
     refused(read_state_dict, path, "is not a readable safetensors file|holds no weights")
-    refused(Snapshot.read, path, "is not a training that could be gone on with")
+    refused(TrainingState.read, path, "is not a training that could be gone on with")
 
 
 def member(shape: str, descr: str = "'|u1'", body: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
@@ -214,21 +235,25 @@ def member(shape: str, descr: str = "'|u1'", body: bytes = b"", version: bytes =
     return b"\x93NUMPY" + version + size + text + body
 
 
-@pytest.mark.parametrize("content, said", [
-    (member("(1000000, 1000, 1000, 3)"), "says it has 3,000,000,000,000 bytes"),
-    (member("(9223372036854775807, 9223372036854775807, 9)"), "says it has|is not a plain array"),
-    (member("(2, 4, 4, 3)", body=bytes(95)), "says it has 96 bytes .* but 95 are there"),
-    (member("(-2, 4, -4, 3)", body=bytes(96)), "says it has 96 bytes"),
-    (member("(2, 4, 4, 3)", "'|O'", bytes(96)), "pickled objects are never loaded"),
-    (member("(" * 3000 + ")" * 3000), "the header of `images` .* is damaged"),
-    (member("-" * 9000 + "1"), "the header of `images` .* is damaged"),
-    (member("(1,)", "'" + "x" * 20_000 + "'"), "the header of `images` .* is damaged"),
-    (member("(1,", "'|u1'"), "the header of `images` .* is damaged"),
-    (member("__import__('os').system('touch executed')"), "the header of `images` .* is damaged"),
-    (member("(2, 4, 4, 3)", body=bytes(96), version=b"\x09\x00"), "cannot be read and may be damaged|not a plain"),
-    (b"\x93NUMPY", "cannot be read and may be damaged"),
-    (b"", "is not a numpy array"),
-], ids=range(13))
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (member("(1000000, 1000, 1000, 3)"), "says it has 3,000,000,000,000 bytes"),
+        (member("(9223372036854775807, 9223372036854775807, 9)"), "says it has|is not a plain array"),
+        (member("(2, 4, 4, 3)", body=bytes(95)), "says it has 96 bytes .* but 95 are there"),
+        (member("(-2, 4, -4, 3)", body=bytes(96)), "says it has 96 bytes"),
+        (member("(2, 4, 4, 3)", "'|O'", bytes(96)), "pickled objects are never loaded"),
+        (member("(" * 3000 + ")" * 3000), "the header of `images` .* is damaged"),
+        (member("-" * 9000 + "1"), "the header of `images` .* is damaged"),
+        (member("(1,)", "'" + "x" * 20_000 + "'"), "the header of `images` .* is damaged"),
+        (member("(1,", "'|u1'"), "the header of `images` .* is damaged"),
+        (member("__import__('os').system('touch executed')"), "the header of `images` .* is damaged"),
+        (member("(2, 4, 4, 3)", body=bytes(96), version=b"\x09\x00"), "cannot be read and may be damaged|not a plain"),
+        (b"\x93NUMPY", "cannot be read and may be damaged"),
+        (b"", "is not a numpy array"),
+    ],
+    ids=range(13),
+)
 def test_headers_of_arrays(tmp_path, content, said):
     for name in ("images", "groups"):
         path = tmp_path / "a.npz"
@@ -300,7 +325,7 @@ def exported_with(change) -> bytes:
     return valid_files.rezipped(valid_files.exported(), {"models/model.json": changed})
 
 
-HIDDEN = 'w", None) or exec("import builtins;(open)(chr(46)+\'executed\',\'w\')") or getattr(self, "w'
+HIDDEN = "w\", None) or exec(\"import builtins;(open)(chr(46)+'executed','w')\") or getattr(self, \"w"
 
 
 def name_as_code(model):
@@ -309,8 +334,10 @@ def name_as_code(model):
 
 def operator(name):
     def change(model):
-        model["graph_module"]["graph"]["nodes"][0].update(target=name, inputs=[
-            {"name": "command", "arg": {"as_string": "touch executed"}, "kind": 1}])
+        model["graph_module"]["graph"]["nodes"][0].update(
+            target=name, inputs=[{"name": "command", "arg": {"as_string": "touch executed"}, "kind": 1}]
+        )
+
     return change
 
 
@@ -318,17 +345,36 @@ def tree_of(kind):
     def change(model):
         spec = json.dumps([1, {"type": kind, "context": "null", "children_spec": []}])
         model["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = spec
+
     return change
 
 
-@pytest.mark.parametrize("change", [
-    name_as_code, *(operator(name) for name in (
-        "torch.os.system", "torch.load", "torch.hub.load", "_operator.call", "_operator.methodcaller",
-        "torch.ops.aten.from_file.default", "torch.ops.aten.save", "torch.ops.image.write_file.default",
-        "torch.ops.debugprims.load_tensor.default", "torch.ops.higher_order.triton_kernel_wrapper_mutation",
-        "torch.utils.cpp_extension.load_inline", "math.__loader__.load_module", "#python.evil")),
-    tree_of("collections.defaultdict"), tree_of("collections.namedtuple"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        name_as_code,
+        *(
+            operator(name)
+            for name in (
+                "torch.os.system",
+                "torch.load",
+                "torch.hub.load",
+                "_operator.call",
+                "_operator.methodcaller",
+                "torch.ops.aten.from_file.default",
+                "torch.ops.aten.save",
+                "torch.ops.image.write_file.default",
+                "torch.ops.debugprims.load_tensor.default",
+                "torch.ops.higher_order.triton_kernel_wrapper_mutation",
+                "torch.utils.cpp_extension.load_inline",
+                "math.__loader__.load_module",
+                "#python.evil",
+            )
+        ),
+        tree_of("collections.defaultdict"),
+        tree_of("collections.namedtuple"),
+    ],
+)
 def test_exported_programs_that_call_more_than_operators(tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
     refused(load_exported, put(tmp_path / "m.pt2", exported_with(change)), "was not loaded: its")
@@ -337,9 +383,10 @@ def test_exported_programs_that_call_more_than_operators(tmp_path, monkeypatch, 
 
 def test_the_key_of_a_weight_is_no_code_either(tmp_path):
     hidden = json.dumps(HIDDEN).encode()
-    evil = valid_files.rezipped(valid_files.exported(), {
-        "data/weights/model_weights_config.json": lambda content: content.replace(b'"0.weight"', hidden)
-    })
+    evil = valid_files.rezipped(
+        valid_files.exported(),
+        {"data/weights/model_weights_config.json": lambda content: content.replace(b'"0.weight"', hidden)},
+    )
     refused(load_exported, put(tmp_path / "m.pt2", evil), "was not loaded: its 'key'")
 
 
@@ -351,8 +398,8 @@ def two_directories(shown: bytes, hidden: bytes) -> bytes:
 
 def patched_end(hidden: bytes, shown: bytes) -> bytes:
     """The record at the end: the size of the shown directory, the offset of the hidden one."""
-    *_, count, size, _, _ = struct.unpack("<4s4H2LH", shown[shown.rindex(b"PK\x05\x06"):][:22])
-    offset = struct.unpack("<L", hidden[hidden.rindex(b"PK\x05\x06") + 16:][:4])[0]
+    *_, count, size, _, _ = struct.unpack("<4s4H2LH", shown[shown.rindex(b"PK\x05\x06") :][:22])
+    offset = struct.unpack("<L", hidden[hidden.rindex(b"PK\x05\x06") + 16 :][:4])[0]
     return struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, size, offset, 0)
 
 
@@ -366,13 +413,23 @@ def test_torch_reads_what_was_checked_and_nothing_else(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("change", [
-    {"models/model.json": b"[" * 10**6}, {"models/model.json": b"{}"}, {"models/model.json": b"\xff"},
-    {"models/model.json": b"null"}, {"data/weights/model_weights_config.json": b"{}"},
-    {"data/weights/model_weights_config.json": b'{"config": {"0.weight": {"path_name": 7}}}'},
-    {"data/weights/model_weights_config.json": b'{"config": {"0.weight": []}}'}, {"data/weights/weight_0": b""},
-    {"../x": b""}, {"/etc/passwd": b""}, {"data/aotinductor/x.so": b"\x7fELF"},
-], ids=range(11))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"models/model.json": b"[" * 10**6},
+        {"models/model.json": b"{}"},
+        {"models/model.json": b"\xff"},
+        {"models/model.json": b"null"},
+        {"data/weights/model_weights_config.json": b"{}"},
+        {"data/weights/model_weights_config.json": b'{"config": {"0.weight": {"path_name": 7}}}'},
+        {"data/weights/model_weights_config.json": b'{"config": {"0.weight": []}}'},
+        {"data/weights/weight_0": b""},
+        {"../x": b""},
+        {"/etc/passwd": b""},
+        {"data/aotinductor/x.so": b"\x7fELF"},
+    ],
+    ids=range(11),
+)
 def test_parts_of_exported_programs(tmp_path, change):
     with pytest.raises(UserError):
         load_exported(put(tmp_path / "m.pt2", valid_files.rezipped(valid_files.exported(), change)))
@@ -412,18 +469,22 @@ def test_torchscript_that_reaches_for_files(tmp_path, monkeypatch, module, said)
     refused(load_torchscript, put(tmp_path / "m.pt", scripted(module)), f"was not loaded.*{said}")
 
 
-@pytest.mark.parametrize("line, said", [
-    ('x = ops.image.write_file("executed", images)', "ops.image|write_file"),
-    ('x = ops . image.anything("executed")', "ops . image"),
-    ('t = torch\n    t.save(images, "executed")', "'save'"),
-    ('x = getattr(torch, "sa\\x76e")', "getattr"),
-    ('x = getattr(torch, """rest""")', "getattr"),
-    ('x = rpc_sync("host", images)', "rpc_sync"),
-])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('x = ops.image.write_file("executed", images)', "ops.image|write_file"),
+        ('x = ops . image.anything("executed")', "ops . image"),
+        ('t = torch\n    t.save(images, "executed")', "'save'"),
+        ('x = getattr(torch, "sa\\x76e")', "getattr"),
+        ('x = getattr(torch, """rest""")', "getattr"),
+        ('x = rpc_sync("host", images)', "rpc_sync"),
+    ],
+)
 def test_torchscript_in_other_words(tmp_path, line, said):
-    evil = valid_files.rezipped(scripted(nn.Flatten()), {
-        "code/__torch__/torch/nn/modules/flatten.py": lambda code: code + f"    {line}\n".encode(),
-    })
+    evil = valid_files.rezipped(
+        scripted(nn.Flatten()),
+        {"code/__torch__/torch/nn/modules/flatten.py": lambda code: code + f"    {line}\n".encode()},
+    )
     refused(load_torchscript, put(tmp_path / "m.pt", evil), f"was not loaded: its code .*({said})")
 
 
@@ -452,8 +513,12 @@ def external(tmp_path, location: str, length: int | None, inside: str):
     if inside == "node":
         nodes.insert(0, helper.make_node("Constant", [], ["w"], value=weight))
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])], [weight] if inside == "graph" else [])
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [weight] if inside == "graph" else [],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     model.ir_version = 8
     folder = tmp_path / "model"

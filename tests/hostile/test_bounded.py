@@ -1,4 +1,5 @@
 """Small files that claim gigabytes, read by a process that has not got them."""
+
 from __future__ import annotations
 
 import os
@@ -26,10 +27,14 @@ def test_claims_of_gigabytes_are_refused_within_little_memory(tmp_path):
         archive.writestr("labels.npy", member("(1000,)", body=bytes(1000)))
     zeros = deflated_zeros({"m/models/model.json": 2 * ZEROS}, {"m/data.pkl": b"x", "m/archive_format": b"pt2"})
     files = {
-        "bomb.npz": zeros, "bomb.pt": zeros, "bomb.pt2": zeros,
+        "bomb.npz": zeros,
+        "bomb.pt": zeros,
+        "bomb.pt2": zeros,
         "stretched.pt": valid_files.torch_zip({"conv1.weight": stretched(2**15, 2**15)}),
         "header.safetensors": header(0, w={"dtype": "F32", "shape": [2**30], "data_offsets": [0, GIGABYTES]}),
-        "laughs.yaml": bomb(12).encode(), "flat.png": png(65_535, 1), "large.png": png(60_000, 60_000),
+        "laughs.yaml": bomb(12).encode(),
+        "flat.png": png(65_535, 1),
+        "large.png": png(60_000, 60_000),
         "deep.json": b"[" * 2**20,
     }
     for name, content in files.items():
@@ -39,8 +44,12 @@ def test_claims_of_gigabytes_are_refused_within_little_memory(tmp_path):
             file.truncate(GIGABYTES)
     assert torch.tensor([len(content) for content in files.values()]).max() < 2 * 2**20
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("bounded.py")), str(folder)], capture_output=True, text=True,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+        [sys.executable, str(Path(__file__).with_name("bounded.py")), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()

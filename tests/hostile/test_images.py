@@ -1,4 +1,5 @@
 """Pictures and folders of pictures that fill the memory, never end, or start other programs."""
+
 from __future__ import annotations
 
 import os
@@ -18,6 +19,7 @@ from robustbench_local.models.predict import find_images
 
 def png(width: int, height: int, *more: tuple[bytes, bytes], rows: int = 1) -> bytes:
     """A grey picture that claims a size, with a few rows of it."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -41,25 +43,31 @@ def refused(path, said, resize=None):
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(executed) (w) file\n"
 
 
-@pytest.mark.parametrize("content, said", [
-    (png(60_000, 60_000), "decompression bomb"),
-    (png(2**31 - 1, 2**31 - 1), "decompression bomb|is corrupt"),
-    (png(65_535, 1), "shorter side resized"),
-    (png(1, 65_535, rows=65_535), "shorter side resized"),
-    (png(8, 8, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27)))), "is corrupt"),
-    (png(8, 8, (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**27)))), "is corrupt"),
-    (png(0, 8), "is corrupt"),
-    (png(8, 8)[:45], "is corrupt"),
-    (POSTSCRIPT, "is corrupt"),
-    (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", "is corrupt"),
-    (b"P6 99999 99999 255\n", "decompression bomb"),
-    (b"P6 " + b"9" * 5000 + b" 1 255\n", "is corrupt"),
-    (b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x00" * 9, "decompression bomb|is corrupt"),
-    (b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
-     "decompression bomb|is corrupt"),
-    (b"II*\x00" + struct.pack("<I", 8) + b"\xff\xff" * 50, "is corrupt"),
-    (b"", "is corrupt"),
-], ids=range(16))
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (png(60_000, 60_000), "decompression bomb"),
+        (png(2**31 - 1, 2**31 - 1), "decompression bomb|is corrupt"),
+        (png(65_535, 1), "shorter side resized"),
+        (png(1, 65_535, rows=65_535), "shorter side resized"),
+        (png(8, 8, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27)))), "is corrupt"),
+        (png(8, 8, (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**27)))), "is corrupt"),
+        (png(0, 8), "is corrupt"),
+        (png(8, 8)[:45], "is corrupt"),
+        (POSTSCRIPT, "is corrupt"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", "is corrupt"),
+        (b"P6 99999 99999 255\n", "decompression bomb"),
+        (b"P6 " + b"9" * 5000 + b" 1 255\n", "is corrupt"),
+        (b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x00" * 9, "decompression bomb|is corrupt"),
+        (
+            b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
+            "decompression bomb|is corrupt",
+        ),
+        (b"II*\x00" + struct.pack("<I", 8) + b"\xff\xff" * 50, "is corrupt"),
+        (b"", "is corrupt"),
+    ],
+    ids=range(16),
+)
 def test_pictures(tmp_path, content, said):
     path = tmp_path / "a.png"
     path.write_bytes(content)

@@ -1,4 +1,5 @@
 """Results, records, settings and descriptions that were written to be read wrongly."""
+
 from __future__ import annotations
 
 import json
@@ -13,8 +14,8 @@ from robustbench_local.cli.options import _read_config
 from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, MOST_SETTINGS, parse_json, parse_yaml, printable
-from robustbench_local.models.loaders.bundled import describe, description_beside
-from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.bundled import apply_metadata, description_beside
+from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.results.schema import LONGEST_LINE, read_result, read_samples
 from robustbench_local.specs import parse_number
 from robustbench_local.training.model_card import read_card
@@ -47,25 +48,29 @@ def test_the_valid_files_are_valid(tmp_path):
     assert len(read_samples(read_result(path), path)) == 3
 
 
-@pytest.mark.parametrize("text, said", [
-    ("[" * DEEP, "nested too deeply"),
-    ('{"a":' * DEEP, "nested too deeply"),
-    (result_with().replace('"seconds": 0.5', f'"seconds": {NINES}', 1), "is not JSON"),
-    (result_with().replace('"seconds": 0.5', f'"seconds": {"9" * 4000}', 1), "whole number of hundreds of digits"),
-    (result_with().replace('"seconds": 0.5', '"seconds": NaN', 1), "NaN is no number"),
-    (result_with().replace('"seconds": 0.5', '"seconds": -Infinity', 1), "-Infinity is no number"),
-    (result_with().replace('"created"', '"clean_accuracy": {}, "created"'), "'clean_accuracy' is given twice"),
-    (result_with(model__name=ESCAPE), r"holds the character '\\x1b'"),
-    (result_with(model__name="\ud800"), r"holds the character '\\ud800'"),
-    (result_with(model__name="ok\u202egnp.exe"), r"holds the character '\\u202e'"),
-    (result_with(config={ESCAPE: 1}), r"holds the character '\\x1b'"),
-    (result_with(attacks=[{"name": ESCAPE}]), r"holds the character '\\x1b'"),
-    (result_with(schema=ESCAPE), r"holds the character '\\x1b'"),
-    (result_with(schema="x" * 10**6), "schema is 'xxx.*…"),
-    (result_with(robust_accuracy__n=10**300), "not a valid result"),
-    ("\x00" * 100, "is not JSON"),
-    ("", "is not JSON"),
-], ids=range(17))
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[" * DEEP, "nested too deeply"),
+        ('{"a":' * DEEP, "nested too deeply"),
+        (result_with().replace('"seconds": 0.5', f'"seconds": {NINES}', 1), "is not JSON"),
+        (result_with().replace('"seconds": 0.5', f'"seconds": {"9" * 4000}', 1), "whole number of hundreds of digits"),
+        (result_with().replace('"seconds": 0.5', '"seconds": NaN', 1), "NaN is no number"),
+        (result_with().replace('"seconds": 0.5', '"seconds": -Infinity', 1), "-Infinity is no number"),
+        (result_with().replace('"created"', '"clean_accuracy": {}, "created"'), "'clean_accuracy' is given twice"),
+        (result_with(model__name=ESCAPE), r"holds the character '\\x1b'"),
+        (result_with(model__name="\ud800"), r"holds the character '\\ud800'"),
+        (result_with(model__name="ok\u202egnp.exe"), r"holds the character '\\u202e'"),
+        (result_with(config={ESCAPE: 1}), r"holds the character '\\x1b'"),
+        (result_with(attacks=[{"name": ESCAPE}]), r"holds the character '\\x1b'"),
+        (result_with(schema=ESCAPE), r"holds the character '\\x1b'"),
+        (result_with(schema="x" * 10**6), "schema is 'xxx.*…"),
+        (result_with(robust_accuracy__n=10**300), "not a valid result"),
+        ("\x00" * 100, "is not JSON"),
+        ("", "is not JSON"),
+    ],
+    ids=range(17),
+)
 def test_results(tmp_path, text, said):
     with pytest.raises(UserError, match=said) as caught:
         read_result(written(tmp_path / "result.json", text))
@@ -73,9 +78,9 @@ def test_results(tmp_path, text, said):
     assert len(told) < 1000 and told == printable(told) and told.encode()
 
 
-@pytest.mark.parametrize("name", [
-    "../result.samples.jsonl", "/etc/passwd", "..", ".", "", "a/b", "link.jsonl", "pipe", "a\0b",
-])
+@pytest.mark.parametrize(
+    "name", ["../result.samples.jsonl", "/etc/passwd", "..", ".", "", "a/b", "link.jsonl", "pipe", "a\0b"]
+)
 def test_the_record_stays_in_its_own_folder(tmp_path, name):
     folder = tmp_path / "inside"
     folder.mkdir()
@@ -90,16 +95,20 @@ def test_the_record_stays_in_its_own_folder(tmp_path, name):
         read_samples(read_result(path), path)
 
 
-@pytest.mark.parametrize("text, said", [
-    (valid_files.samples() * 400, "more lines than the 3 samples"),
-    ("x" * (LONGEST_LINE + 1), "a line of more than"),
-    (valid_files.samples().replace("pgd:steps=5", "\\u001b[2J"), "holds the character"),
-    (valid_files.samples().replace('"step"', '"\\u001b[2J": 0, "step"'), r"line 1 is not .*\\x1b\[2J"),
-    ("[" * 9000, "line 1 is not a sample record"),
-    (valid_files.samples().replace('"index": 1', f'"index": {NINES}'), "line 2 is not a sample record"),
-    (valid_files.samples().replace('"index": 1', '"index": 0'), "different samples"),
-    ("\udc80", "is not a text file|is not a sample record"),
-], ids=range(8))
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (valid_files.samples() * 400, "more lines than the 3 samples"),
+        ("x" * (LONGEST_LINE + 1), "a line of more than"),
+        (valid_files.samples().replace("pgd:steps=5", "\\u001b[2J"), "holds the character"),
+        (valid_files.samples().replace('"step"', '"\\u001b[2J": 0, "step"'), r"line 1 is not .*\\x1b\[2J"),
+        ("[" * 9000, "line 1 is not a sample record"),
+        (valid_files.samples().replace('"index": 1', f'"index": {NINES}'), "line 2 is not a sample record"),
+        (valid_files.samples().replace('"index": 1', '"index": 0'), "different samples"),
+        ("\udc80", "is not a text file|is not a sample record"),
+    ],
+    ids=range(8),
+)
 def test_records(tmp_path, text, said):
     path = written(tmp_path / "result.json", result_with())
     written(tmp_path / "result.samples.jsonl", text)
@@ -152,34 +161,66 @@ def test_settings(tmp_path, kind, text, said):
     assert len(told) < 10_000 and told == printable(told) and told.encode()
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "1/1e999999999", "-1E+99999999", "1e0009999999", "9" * 10**6,
-                                  "1e1_0000", "1e-999999999/1", "nan", "inf", "1/0", "1/2/3", "", "0x10"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e999999999",
+        "1/1e999999999",
+        "-1E+99999999",
+        "1e0009999999",
+        "9" * 10**6,
+        "1e1_0000",
+        "1e-999999999/1",
+        "nan",
+        "inf",
+        "1/0",
+        "1/2/3",
+        "",
+        "0x10",
+    ],
+)
 def test_numbers_are_not_worked_out_to_all_their_digits(text):
     with pytest.raises(ValueError, match="is not a number") as caught:
         parse_number(text)
     assert len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("changes", [
-    {"normalization": {"mean": "evil"}}, {"normalization": []}, {"normalization": {"mean": [1]}},
-    {"normalization": {"mean": [0.1] * 1000, "std": [0.1] * 1000}}, {"class_names": "abc"}, {"class_names": [1, 2]},
-    {"class_names": ["x"] * 200_000}, {"input_shape": [1, 8]}, {"input_shape": [1, 8, 10**9]},
-    {"input_shape": [1, 0, 8]},
-    {"resize": {"resize": 10**9}}, {"resize": {"resize": -1}}, {"resize": {"resize": [8, 10**8]}},
-    {"resize": {"resize": 8, "interpolation": "evil"}}, {"resize": 7}, {"normalization": {"mean": [[]], "std": [1]}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalization": {"mean": "evil"}},
+        {"normalization": []},
+        {"normalization": {"mean": [1]}},
+        {"normalization": {"mean": [0.1] * 1000, "std": [0.1] * 1000}},
+        {"class_names": "abc"},
+        {"class_names": [1, 2]},
+        {"class_names": ["x"] * 200_000},
+        {"input_shape": [1, 8]},
+        {"input_shape": [1, 8, 10**9]},
+        {"input_shape": [1, 0, 8]},
+        {"resize": {"resize": 10**9}},
+        {"resize": {"resize": -1}},
+        {"resize": {"resize": [8, 10**8]}},
+        {"resize": {"resize": 8, "interpolation": "evil"}},
+        {"resize": 7},
+        {"normalization": {"mean": [[]], "std": [1]}},
+    ],
+)
 def test_descriptions_beside_weights(changes):
     with pytest.raises(UserError) as caught:
-        describe(Loaded(valid_files.network()), {**valid_files.card(), **changes})
+        apply_metadata(LoadedModel(valid_files.network()), {**valid_files.card(), **changes})
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("text, said", [
-    (json.dumps({**valid_files.card(), "class_names": [ESCAPE]}), "holds the character"),
-    (json.dumps({**valid_files.card(), "class_names": ["\ud800"]}), "holds the character"),
-    ("[" * DEEP, "nested too deeply"),
-    ('{"schema": 1, "schema": "robustbench-local/checkpoint/1"}', "given twice"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (json.dumps({**valid_files.card(), "class_names": [ESCAPE]}), "holds the character"),
+        (json.dumps({**valid_files.card(), "class_names": ["\ud800"]}), "holds the character"),
+        ("[" * DEEP, "nested too deeply"),
+        ('{"schema": 1, "schema": "robustbench-local/checkpoint/1"}', "given twice"),
+    ],
+)
 def test_descriptions_that_are_read_wrongly(tmp_path, text, said):
     written(tmp_path / "model.json", text)
     with pytest.raises(UserError, match=said):
@@ -214,8 +255,13 @@ def test_files_that_never_end_or_never_answer(tmp_path, kind):
         path.symlink_to("/dev/zero")
     elif kind == "folder":
         path.mkdir()
-    said = {"pipe": "is a device or a pipe", "sparse": "at most", "device": "is a device or a pipe",
-            "folder": "is a folder", "absent": "there is no file"}[kind]
+    said = {
+        "pipe": "is a device or a pipe",
+        "sparse": "at most",
+        "device": "is a device or a pipe",
+        "folder": "is a folder",
+        "absent": "there is no file",
+    }[kind]
     for read in (read_result, lambda path: _read_config(attack_command, path)):
         with pytest.raises(UserError, match=said):
             read(path)

@@ -1,4 +1,5 @@
 """The wrapper: arithmetic in closed form, the caller's module untouched, whatever shape the output comes in."""
+
 from __future__ import annotations
 
 import copy
@@ -46,10 +47,16 @@ def test_gradient_passes_the_normalisation():
     assert torch.allclose(gradient[0].flatten(), torch.tensor([2.0, 4.0, 8.0]))
 
 
-@pytest.mark.parametrize("mean, std, said", [
-    ([0.5], [0.0], "above 0"), ([0.5], [-1.0], "above 0"), ([math.nan], [1.0], "finite"),
-    ([0.1, 0.2], [1.0, 1.0, 1.0], "2 means and 3"), ([], [1.0], "0 means"),
-])
+@pytest.mark.parametrize(
+    "mean, std, said",
+    [
+        ([0.5], [0.0], "above 0"),
+        ([0.5], [-1.0], "above 0"),
+        ([math.nan], [1.0], "finite"),
+        ([0.1, 0.2], [1.0, 1.0, 1.0], "2 means and 3"),
+        ([], [1.0], "0 means"),
+    ],
+)
 def test_impossible_normalisation_is_refused(mean, std, said):
     with pytest.raises(UserError, match=said):
         Classifier(nn.Flatten(), mean=mean, std=std)
@@ -114,20 +121,36 @@ def test_probabilities_keep_a_finite_gradient():
 SCORES = torch.tensor([[1.0, 2.0]])
 
 
-@pytest.mark.parametrize("output", [
-    SCORES, (SCORES, None), [SCORES], {"logits": SCORES}, {"out": SCORES, "aux": None},
-    SimpleNamespace(logits=SCORES, hidden=None), SCORES.view(1, 2, 1, 1), SCORES.half(), SCORES.bfloat16(),
-])
+@pytest.mark.parametrize(
+    "output",
+    [
+        SCORES,
+        (SCORES, None),
+        [SCORES],
+        {"logits": SCORES},
+        {"out": SCORES, "aux": None},
+        SimpleNamespace(logits=SCORES, hidden=None),
+        SCORES.view(1, 2, 1, 1),
+        SCORES.half(),
+        SCORES.bfloat16(),
+    ],
+)
 def test_logits_are_found_in_what_models_return(output):
     logits = Classifier(Returns(lambda images: output), copy=False)(torch.zeros(1, 1, 1, 1))
     assert torch.equal(logits, SCORES)
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("output, said", [
-    ("text", "a str"), ({"boxes": SCORES}, "a dict"), ((), "a tuple"), (torch.zeros(1, 2, 4, 4), r"\(1, 2, 4, 4\)"),
-    (torch.zeros(1), r"\(1,\)"),
-])
+@pytest.mark.parametrize(
+    "output, said",
+    [
+        ("text", "a str"),
+        ({"boxes": SCORES}, "a dict"),
+        ((), "a tuple"),
+        (torch.zeros(1, 2, 4, 4), r"\(1, 2, 4, 4\)"),
+        (torch.zeros(1), r"\(1,\)"),
+    ],
+)
 def test_other_outputs_are_refused(output, said):
     with pytest.raises(UserError, match=said):
         Classifier(Returns(lambda images: output), copy=False)(torch.zeros(1, 1, 1, 1))

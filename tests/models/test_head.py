@@ -1,4 +1,5 @@
 """The last layer: found, named and replaced in every kind of network, the rest left as it was."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,11 +12,21 @@ from robustbench_local.models.architectures import ARCHITECTURES, build_architec
 from robustbench_local.models.head import head_parameters, replace_head
 
 
-@pytest.mark.parametrize("name, head", [
-    ("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("efficientnet_b0", "classifier.1"),
-    ("vgg11", "classifier.6"), ("densenet121", "classifier"), ("convnext_tiny", "classifier.2"),
-    ("vit_b_16", "heads.head"), ("swin_t", "head"), ("squeezenet1_1", "classifier.1"), ("shufflenet_v2_x0_5", "fc"),
-])
+@pytest.mark.parametrize(
+    "name, head",
+    [
+        ("resnet18", "fc"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("efficientnet_b0", "classifier.1"),
+        ("vgg11", "classifier.6"),
+        ("densenet121", "classifier"),
+        ("convnext_tiny", "classifier.2"),
+        ("vit_b_16", "heads.head"),
+        ("swin_t", "head"),
+        ("squeezenet1_1", "classifier.1"),
+        ("shufflenet_v2_x0_5", "fc"),
+    ],
+)
 def test_the_head_of_torchvisions_networks(name, head):
     with torch.device("meta"):
         module = torchvision.models.get_model(name, weights=None)

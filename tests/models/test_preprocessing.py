@@ -1,4 +1,5 @@
 """Input defenses: the toolbox's own transformations, and gradients that go through them."""
+
 import re
 import subprocess
 import sys
@@ -10,11 +11,17 @@ from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD, pgd
-from robustbench_local.engine.precision import make_twins
+from robustbench_local.engine.precision import build_search_models
 from robustbench_local.errors import UserError
 from robustbench_local.models import fingerprint
 from robustbench_local.models.metered import Metered
-from robustbench_local.models.preprocessing import INPUT_DEFENSES, defended, input_defense, transformed, written
+from robustbench_local.models.preprocessing import (
+    INPUT_DEFENSES,
+    apply_defenses,
+    input_defense,
+    spec_text,
+    with_preprocessing,
+)
 from robustbench_local.results.schema import read_result
 
 SPECS = ["jpeg:quality=50", "bit-depth:bits=3", "median:window=3", "total-variation:lamb=0.1,eot=2"]
@@ -56,12 +63,12 @@ def test_every_defense_is_deterministic_stays_in_the_box_and_treats_images_by_th
     images, defense = pictures(shape), input_defense(spec)
     np.random.seed(7)
     before = np.random.get_state()[1].copy()
-    once = transformed(images, [defense])
+    once = apply_defenses(images, [defense])
     assert (np.random.get_state()[1] == before).all(), "NumPy's global generator is the caller's"
     np.random.seed(8)
     assert once.shape == images.shape and once.dtype == torch.float32 and once.min() >= 0 and once.max() <= 1
     assert not torch.equal(once, images)
-    alone = torch.cat([transformed(image[None], [defense]) for image in images.flip(0)]).flip(0)
+    alone = torch.cat([apply_defenses(image[None], [defense]) for image in images.flip(0)]).flip(0)
     assert torch.equal(once, alone)
     if defense.name != "total-variation":
         assert torch.equal(once, by_the_toolbox(defense.name, images))
@@ -72,18 +79,18 @@ def test_total_variation_is_the_toolboxes_for_the_mask_of_the_draw():
 
     images, sure = pictures((3, 8, 8)), input_defense("total-variation:prob=1,lamb=0.1")
     expected = TotalVarMin(prob=1.0, lamb=0.1, clip_values=(0.0, 1.0))(images.permute(0, 2, 3, 1).numpy())[0]
-    assert torch.equal(transformed(images, [sure]), torch.from_numpy(expected).permute(0, 3, 1, 2))
+    assert torch.equal(apply_defenses(images, [sure]), torch.from_numpy(expected).permute(0, 3, 1, 2))
     random = input_defense("total-variation")
-    draws = [transformed(images, [random], draw) for draw in range(3)]
+    draws = [apply_defenses(images, [random], draw) for draw in range(3)]
     assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
     nearly = images + 1e-6  # what was drawn for one image says nothing of its neighbour
-    assert (transformed(nearly, [random]) - draws[0]).abs().amax() > 0.01
+    assert (apply_defenses(nearly, [random]) - draws[0]).abs().amax() > 0.01
 
 
 @pytest.mark.parametrize("spec", ["jpeg:quality=50", "bit-depth:bits=3", "total-variation"])
 def test_the_gradient_is_the_identitys(spec):
     images, weights = pictures((3, 8, 8)).requires_grad_(True), pictures((3, 8, 8), seed=1)
-    (transformed(images, [input_defense(spec)]) * weights).sum().backward()
+    (apply_defenses(images, [input_defense(spec)]) * weights).sum().backward()
     assert torch.equal(images.grad, weights)
 
 
@@ -91,20 +98,20 @@ def test_the_gradient_is_the_identitys(spec):
 def test_the_medians_gradient_is_its_own(window):
     defense = input_defense(f"median:window={window}")
     images = pictures((2, 7, 9))
-    assert torch.equal(defense.stand_in(images), transformed(images, [defense]))
+    assert torch.equal(defense.surrogate(images), apply_defenses(images, [defense]))
     images = images.double().requires_grad_(True)
-    assert torch.autograd.gradcheck(defense.stand_in, images, eps=1e-7, atol=1e-4)
+    assert torch.autograd.gradcheck(defense.surrogate, images, eps=1e-7, atol=1e-4)
 
 
 def test_logits_are_draw_zeros_and_the_gradient_is_the_mean_of_the_draws():
     classifier, images = network(), pictures((1, 8, 8))
     defense = input_defense("total-variation:eot=3,lamb=0.05")
-    logits, gradient = logits_and_gradient(defended(classifier, [written(defense)]), images)
-    assert torch.equal(logits, classifier(transformed(images, [defense])))
+    logits, gradient = logits_and_gradient(with_preprocessing(classifier, [spec_text(defense)]), images)
+    assert torch.equal(logits, classifier(apply_defenses(images, [defense])))
     upstream, jacobians = 2 * logits, []
     for draw in range(3):
         points = images.clone().requires_grad_(True)
-        told = classifier(transformed(points, [defense], draw))
+        told = classifier(apply_defenses(points, [defense], draw))
         jacobians.append(torch.autograd.grad(told, points, upstream)[0])
     assert not torch.allclose(jacobians[0], jacobians[1], rtol=1e-3)
     assert torch.allclose(gradient, torch.stack(jacobians).mean(0), rtol=1e-4, atol=1e-6)
@@ -112,9 +119,9 @@ def test_logits_are_draw_zeros_and_the_gradient_is_the_mean_of_the_draws():
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_twin_of_the_search_says_the_same(spec):
-    model, images = defended(network((3, 8, 8)), [spec]), pictures((3, 8, 8), rows=12)
+    model, images = with_preprocessing(network((3, 8, 8)), [spec]), pictures((3, 8, 8), rows=12)
     model(images)
-    twins = make_twins(Metered(model), images, "fp32")
+    twins = build_search_models(Metered(model), images, "fp32")
     expected, found = logits_and_gradient(model, images), logits_and_gradient(twins.fine.model, images)
     assert torch.allclose(found[0], expected[0], atol=1e-5) and torch.allclose(found[1], expected[1], atol=1e-5)
 
@@ -123,13 +130,13 @@ def test_what_the_classifier_knows_carries_over_and_each_defense_is_another_mode
     plain = load_classifier("digits-cnn")
     before = fingerprint(plain)
     specs = [["jpeg"], ["jpeg:quality=50"], ["jpeg", "bit-depth"], ["bit-depth", "jpeg"], ["total-variation:eot=2"]]
-    models = [defended(plain, spec) for spec in specs]
+    models = [with_preprocessing(plain, spec) for spec in specs]
     assert models[1].name == "digits-cnn behind jpeg:quality=50"
     assert models[2].name == "digits-cnn behind jpeg:quality=75, then bit-depth:bits=4"
     assert all("quality=" in repr(model.module) for model in models[:4])
     assert len({fingerprint(model) for model in models} | {before}) == 6 and fingerprint(plain) == before
     assert models[0].class_names == plain.class_names and models[0].input_shape == plain.input_shape
-    assert defended(plain, []) is plain
+    assert with_preprocessing(plain, []) is plain
 
 
 def test_a_model_that_works_in_place_can_be_defended():
@@ -142,19 +149,19 @@ def test_a_model_that_works_in_place_can_be_defended():
             return self.linear(images.mul_(0.5).flatten(1))
 
     images = pictures((1, 8, 8))
-    _, gradient = logits_and_gradient(defended(Classifier(InPlace()), ["bit-depth"]), images)
+    _, gradient = logits_and_gradient(with_preprocessing(Classifier(InPlace()), ["bit-depth"]), images)
     assert gradient.abs().sum() > 0
 
 
 def test_the_adaptive_attack_breaks_what_a_gradient_through_the_quantiser_cannot():
     plain, data = load_classifier("digits-cnn"), load_dataset("digits").subset(range(120))
-    model, images, labels = defended(plain, ["bit-depth:bits=3"]), data.images(range(120)), data.labels
+    model, images, labels = with_preprocessing(plain, ["bit-depth:bits=3"]), data.images(range(120)), data.labels
 
     def standing(points):
         return (model(points).argmax(1) == labels).float().mean()
 
     def as_it_is(points):  # a rounding has gradient 0
-        return plain(transformed(points.detach(), [input_defense("bit-depth:bits=3")]) + 0 * points)
+        return plain(apply_defenses(points.detach(), [input_defense("bit-depth:bits=3")]) + 0 * points)
 
     adaptive, blind = pgd(model, images, labels, THREAT), pgd(as_it_is, images, labels, THREAT)
     undefended = (plain(pgd(plain, images, labels, THREAT)).argmax(1) == labels).float().mean()
@@ -164,29 +171,35 @@ def test_the_adaptive_attack_breaks_what_a_gradient_through_the_quantiser_cannot
 
 def test_the_medians_own_gradient_finds_more_than_the_identitys(monkeypatch):
     data = load_dataset("digits").subset(range(120))
-    model = defended(load_classifier("digits-cnn"), ["median:window=2"])
+    model = with_preprocessing(load_classifier("digits-cnn"), ["median:window=2"])
     own = evaluate(model, data, THREAT, attacks=[PGD()], assess=False).robust_accuracy.value
-    monkeypatch.setattr(INPUT_DEFENSES["median"], "stand_in", lambda self, images: images)
+    monkeypatch.setattr(INPUT_DEFENSES["median"], "surrogate", lambda self, images: images)
     assert own <= evaluate(model, data, THREAT, attacks=[PGD()], assess=False).robust_accuracy.value - 0.05
 
 
 BAD = {
-    "jpeg:quality=0": "between 1 and 100", "bit-depth:bits=9": "between 1 and 8", "median:window=1": "between 2 and 9",
-    "jpg": "'jpeg'", "bit-depth:bit=3": "'bits'", "total-variation:prob=2": "between 0 and 1",
-    "total-variation:eot=0": "eot", "total-variation:max-iter=0": "max_iter", "jpeg:quality=high": "'high'",
+    "jpeg:quality=0": "between 1 and 100",
+    "bit-depth:bits=9": "between 1 and 8",
+    "median:window=1": "between 2 and 9",
+    "jpg": "'jpeg'",
+    "bit-depth:bit=3": "'bits'",
+    "total-variation:prob=2": "between 0 and 1",
+    "total-variation:eot=0": "eot",
+    "total-variation:max-iter=0": "max_iter",
+    "jpeg:quality=high": "'high'",
 }
 
 
 @pytest.mark.parametrize("spec", BAD)
 def test_bad_settings_are_refused_in_one_sentence(spec):
     with pytest.raises(UserError, match=re.escape(BAD[spec])) as caught:
-        defended(network(), [spec])
+        with_preprocessing(network(), [spec])
     assert "\n" not in str(caught.value)
 
 
 def test_images_of_another_rank_are_refused():
     with pytest.raises(UserError, match="N×C×H×W"):
-        transformed(torch.rand(4, 64), [input_defense("bit-depth")])
+        apply_defenses(torch.rand(4, 64), [input_defense("bit-depth")])
 
 
 def test_the_toolbox_is_imported_only_when_a_defense_is_asked_for():

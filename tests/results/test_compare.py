@@ -30,7 +30,9 @@ def test_two_results_sample_by_sample(make_result, tmp_path):
     flip = next(flip for flip in pair.flips if flip.index == 601)
     assert (flip.name, flip.label, flip.broken_by) == ("yield (1)", 1, "pgd")
     assert [(each.name, each.robust.lost, each.robust.gained, each.robust.n) for each in pair.classes] == [
-        ("stop (0)", 15, 1, 500), ("yield (1)", 15, 1, 500)]
+        ("stop (0)", 15, 1, 500),
+        ("yield (1)", 15, 1, 500),
+    ]
     assert [each.clean.lost for each in pair.classes] == [10, 10]
 
 
@@ -47,8 +49,11 @@ def test_what_each_attack_left(make_result, tmp_path):
     other = make_result(tmp_path / "b.json", 500, attacks=[("fgsm", 200), ("pgd", 195), ("square", 5)])
     lines = [(each.attack, each.left, each.fooled) for each in compare([one, other]).attacks]
     assert lines == [
-        ("fgsm", [0.65, 0.7], [250, 200]), ("pgd", [0.8, 0.705], [100, 195]), ("pgd", [0.85, None], [50, None]),
-        ("square", [None, 0.895], [None, 5])]
+        ("fgsm", [0.65, 0.7], [250, 200]),
+        ("pgd", [0.8, 0.705], [100, 195]),
+        ("pgd", [0.85, None], [50, None]),
+        ("square", [None, 0.895], [None, 5]),
+    ]
 
 
 def test_several_models_in_groups(make_result, tmp_path):
@@ -58,8 +63,14 @@ def test_several_models_in_groups(make_result, tmp_path):
     comparison = compare(paths)
     assert [each.path.stem for each in comparison.ranked] == ["700", "other", "505", "500"]
     assert [each.groups for each in comparison.ranked] == ["a", "a", "b", "b"]
-    raw = [two_sided(10, 2), two_sided(195, 0), two_sided(200, 0), two_sided(197, 10), two_sided(202, 10),
-           two_sided(5, 0)]
+    raw = [
+        two_sided(10, 2),
+        two_sided(195, 0),
+        two_sided(200, 0),
+        two_sided(197, 10),
+        two_sided(202, 10),
+        two_sided(5, 0),
+    ]
     assert list(comparison.p_values) == list(itertools.combinations(range(4), 2))
     assert list(comparison.p_values.values()) == pytest.approx(holm(raw))
     assert comparison.pair is None and comparison.to_dict()["pair"] is None
@@ -74,15 +85,23 @@ def test_models_are_told_apart_by_the_exact_test(make_result, tmp_path, better, 
 
 @pytest.mark.parametrize(
     ("count", "alike", "letters"),
-    [(2, set(), ["a", "b"]), (2, {(0, 1)}, ["a", "a"]), (3, {(0, 1), (1, 2)}, ["a", "ab", "b"]),
-     (3, {(0, 2)}, ["a", "b", "a"]), (4, {(0, 1), (0, 2), (1, 2), (2, 3)}, ["a", "a", "ab", "b"])],
+    [
+        (2, set(), ["a", "b"]),
+        (2, {(0, 1)}, ["a", "a"]),
+        (3, {(0, 1), (1, 2)}, ["a", "ab", "b"]),
+        (3, {(0, 2)}, ["a", "b", "a"]),
+        (4, {(0, 1), (0, 2), (1, 2), (2, 3)}, ["a", "a", "ab", "b"]),
+    ],
 )
 def test_letters(count, alike, letters):
     assert _letters(count, alike) == letters
 
 
-@given(st.integers(2, 7).flatmap(lambda n: st.tuples(
-    st.just(n), st.sets(st.sampled_from(list(itertools.combinations(range(n), 2)))))))
+@given(
+    st.integers(2, 7).flatmap(
+        lambda n: st.tuples(st.just(n), st.sets(st.sampled_from(list(itertools.combinations(range(n), 2)))))
+    )
+)
 def test_models_share_a_letter_exactly_where_they_are_alike(drawn):
     count, alike = drawn
     letters = _letters(count, alike)
@@ -97,15 +116,21 @@ def test_letters_do_not_run_out():
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"threat_model.eps": 0.2, "threat_model.eps_text": "1/5"}, "threat models differ"),
-     ({"protocol.sha256": "b"}, "protocols differ"),
-     ({"data.split": "train"}, "data differ"), ({"data.sha256": "1" * 64}, "different samples"),
-     ({"sequential": {"gate": "g", "order_seed": 0, "looks": [1000]}}, "--until-gate"),
-     ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "b.json is not to be trusted: masked")],
+    [
+        ({"threat_model.eps": 0.2, "threat_model.eps_text": "1/5"}, "threat models differ"),
+        ({"protocol.sha256": "b"}, "protocols differ"),
+        ({"data.split": "train"}, "data differ"),
+        ({"data.sha256": "1" * 64}, "different samples"),
+        ({"sequential": {"gate": "g", "order_seed": 0, "looks": [1000]}}, "--until-gate"),
+        ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "b.json is not to be trusted: masked"),
+    ],
 )
 def test_what_cannot_be_compared(make_result, tmp_path, changes, word):
-    paths = [make_result(tmp_path / "a.json", 500), make_result(tmp_path / "b.json", 500, changes=changes),
-             make_result(tmp_path / "c.json", 500)]
+    paths = [
+        make_result(tmp_path / "a.json", 500),
+        make_result(tmp_path / "b.json", 500, changes=changes),
+        make_result(tmp_path / "c.json", 500),
+    ]
     comparison = compare(paths)
     assert len(comparison.refusals) == 1 and word in comparison.refusals[0] and not comparison.ranked
     told = comparison.to_dict()
@@ -122,13 +147,26 @@ def test_what_is_no_comparison(make_result, tmp_path):
 
 def test_what_people_and_machines_see(make_result, tmp_path, capsys):
     before = make_result(tmp_path / "a.json", 500, classes=NAMES, attacks=[("fgsm:steps=1,x=2", 400)])
-    now = make_result(tmp_path / "b.json", 500, flipped=[*range(30), 600], classes=NAMES, attacks=[("pgd", 429)],
-                      changes={"model.name": "[red]::error::"})
+    now = make_result(
+        tmp_path / "b.json",
+        500,
+        flipped=[*range(30), 600],
+        classes=NAMES,
+        attacks=[("pgd", 429)],
+        changes={"model.name": "[red]::error::"},
+    )
     comparison = compare([before, now])
     show_comparison(Console(stderr=True, width=160), comparison)
     told = capsys.readouterr().err
-    for words in ("[red]::error::", "class yield (1)", "robust after", "lost: ", "gained: 600 (class stop (0))",
-                  "and 20 more, all with --json", "p exact"):
+    for words in (
+        "[red]::error::",
+        "class yield (1)",
+        "robust after",
+        "lost: ",
+        "gained: 600 (class stop (0))",
+        "and 20 more, all with --json",
+        "p exact",
+    ):
         assert words in told
     content = json.loads(json.dumps(comparison.to_dict()))
     assert content["schema"] == "robustbench-local/compare/1" and content["comparable"]
@@ -139,8 +177,14 @@ def test_what_people_and_machines_see(make_result, tmp_path, capsys):
 @pytest.mark.parametrize(("count", "width"), [(2, 60), (5, 60), (5, 44)])
 def test_letters_and_names_are_whole_on_a_narrow_terminal(make_result, tmp_path, monkeypatch, capsys, count, width):
     monkeypatch.chdir(tmp_path)
-    paths = [make_result(Path(f"a-long-folder-for-results/model-{number}.json"), 300 + 40 * number,
-                         changes={"model.name": "networks/of/a/long/name.py:make"}) for number in range(count)]
+    paths = [
+        make_result(
+            Path(f"a-long-folder-for-results/model-{number}.json"),
+            300 + 40 * number,
+            changes={"model.name": "networks/of/a/long/name.py:make"},
+        )
+        for number in range(count)
+    ]
     comparison = compare(paths)
     show_comparison(Console(stderr=True, width=width), comparison)
     told = capsys.readouterr().err
@@ -154,13 +198,18 @@ def test_letters_and_names_are_whole_on_a_narrow_terminal(make_result, tmp_path,
 
 def test_every_verdict_is_told(make_result, tmp_path, capsys):
     verdicts = [("trusted", []), ("doubtful", ["noisy"]), ("not-assessed", [])]
-    paths = [make_result(tmp_path / f"{status}.json", 500, changes={"verdict": {"status": status, "reasons": reasons}})
-             for status, reasons in verdicts]
+    paths = [
+        make_result(tmp_path / f"{status}.json", 500, changes={"verdict": {"status": status, "reasons": reasons}})
+        for status, reasons in verdicts
+    ]
     comparison = compare(paths)
     show_comparison(Console(stderr=True, width=60), comparison)
     told = capsys.readouterr().err
-    for words in ("trusted.json: trusted\n", "doubtful.json: doubtful: noisy\n",
-                  "not-assessed.json: not-assessed: not assessed: it was made with --no-diagnostics"):
+    for words in (
+        "trusted.json: trusted\n",
+        "doubtful.json: doubtful: noisy\n",
+        "not-assessed.json: not-assessed: not assessed: it was made with --no-diagnostics",
+    ):
         assert words in told
     models = comparison.to_dict()["models"]
     assert [each["verdict"] for each in models] == ["trusted", "doubtful", "not-assessed"]
@@ -170,8 +219,10 @@ def test_every_verdict_is_told(make_result, tmp_path, capsys):
 def test_settings_that_differ_are_shown_to_the_digit_that_does(make_result, tmp_path):
     custom = {"name": "custom", "version": None}
     one, other = "a" * 63 + "0", "a" * 63 + "1"
-    paths = [make_result(tmp_path / f"{sha[-1]}.json", 500, changes={"protocol": {**custom, "sha256": sha}})
-             for sha in (one, other)]
+    paths = [
+        make_result(tmp_path / f"{sha[-1]}.json", 500, changes={"protocol": {**custom, "sha256": sha}})
+        for sha in (one, other)
+    ]
     (reason,) = compare(paths).refusals
     assert one in reason and other in reason and "both are custom, " in reason
 

@@ -64,6 +64,7 @@ def test_published_mid_p_values():
 
 # Drops.
 
+
 def by_simulation(lost, gained, n, drop, draws=400_000):
     """drop_p_value as its docstring tells it, one binomial number at a time: (as much lost, as little lost)."""
     for_good = np.random.default_rng(0).binomial(n, drop, draws)
@@ -182,6 +183,7 @@ def test_the_exact_error_of_a_drop_stays_below_alpha(n, limit):
 
 # Several.
 
+
 def test_holm_by_hand():
     """Holm (1979): the smallest times k, the next times k - 1, never below the one before, at most 1."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -202,6 +204,7 @@ def test_holm_rejects_one_after_the_other(p_values, alpha):
 
 
 # What the gate decides, simulated.
+
 
 @pytest.fixture
 def bench(monkeypatch):

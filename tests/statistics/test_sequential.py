@@ -23,6 +23,7 @@ def draws(draw, most=300):
 def by_definition(correct, n, population, alpha):
     """In exact fractions: a total is kept while the mean likelihood of all larger (smaller) ones is at most 1 / alpha
     times its own."""
+
     def likelihood(total):
         return Fraction(
             math.comb(total, correct) * math.comb(population - total, n - correct), math.comb(population, n)

@@ -1,4 +1,5 @@
 """Result files written by hand, for tests that read them."""
+
 import json
 
 from robustbench_local.results.schema import (
@@ -30,11 +31,22 @@ def write_result(path, robust, *, n=1000, clean=900, changes=None, flipped=(), c
         stands = (index < robust) != (index in flipped)
         label = index % kinds
         right = index < clean or stands
-        records.append(SampleRecord(
-            index=index, input_sha256=f"{index:064x}", label=label, clean_prediction=label if right else label + 1,
-            adversarial_prediction=None, robust=stands, broken_by=None if stands or not right else "pgd", restart=None,
-            step=None, distance=None, clean_margin=1.0, margin=1.0 + index / n if stands else -1.0,
-        ))
+        records.append(
+            SampleRecord(
+                index=index,
+                input_sha256=f"{index:064x}",
+                label=label,
+                clean_prediction=label if right else label + 1,
+                adversarial_prediction=None,
+                robust=stands,
+                broken_by=None if stands or not right else "pgd",
+                restart=None,
+                step=None,
+                distance=None,
+                clean_margin=1.0,
+                margin=1.0 + index / n if stands else -1.0,
+            )
+        )
     samples = path.with_suffix(".samples.jsonl")
     samples.write_text("\n".join(record.model_dump_json() for record in records) + "\n")
 
@@ -45,8 +57,12 @@ def write_result(path, robust, *, n=1000, clean=900, changes=None, flipped=(), c
         return record.clean_prediction == record.label
 
     per_class = [
-        ClassReport(label=label, name=name, clean_accuracy=accuracy(records[label::kinds], right),
-                    robust_accuracy=accuracy(records[label::kinds], lambda record: record.robust))
+        ClassReport(
+            label=label,
+            name=name,
+            clean_accuracy=accuracy(records[label::kinds], right),
+            robust_accuracy=accuracy(records[label::kinds], lambda record: record.robust),
+        )
         for label, name in enumerate(classes)
     ]
     fell = sum(right(record) and not record.robust for record in records)
@@ -55,17 +71,39 @@ def write_result(path, robust, *, n=1000, clean=900, changes=None, flipped=(), c
         model=ModelInfo(name="m", sha256="0" * 64, classes=10, parameters=1, normalization=None),
         data=DataInfo(name="d", split="test", n=n, available=n, sha256="0" * 64, subset_seed=None, lossy=False),
         threat_model=ThreatModelInfo(norm="linf", eps=0.1, eps_text="0.1", box=(0, 1), goal="untargeted"),
-        protocol=Protocol(name="fast", version=1, sha256="a"), clean_accuracy=accuracy(records, right),
-        robust_accuracy=accuracy(records, lambda record: record.robust), per_class=per_class,
+        protocol=Protocol(name="fast", version=1, sha256="a"),
+        clean_accuracy=accuracy(records, right),
+        robust_accuracy=accuracy(records, lambda record: record.robust),
+        per_class=per_class,
         attacks=[
-            AttackReport(name=name, parameters={}, restarts=1, attacked=clean, fooled=fooled, unconfirmed=0,
-                         robust_accuracy_after=(clean - fooled) / n, forward_passes=1, backward_passes=1, seconds=1)
+            AttackReport(
+                name=name,
+                parameters={},
+                restarts=1,
+                attacked=clean,
+                fooled=fooled,
+                unconfirmed=0,
+                robust_accuracy_after=(clean - fooled) / n,
+                forward_passes=1,
+                backward_passes=1,
+                seconds=1,
+            )
             for name, fooled in attacks or [("pgd", fell)]
         ],
-        diagnostics=[], verdict=Verdict(status="trusted", reasons=[]), samples_file=samples.name,
-        cost=Cost(forward_passes=1, backward_passes=1, forward_passes_per_image=1, backward_passes_per_image=1,
-                  seconds=1, image_steps_per_second=1, peak_memory_bytes=1),
-        environment={}, config={},
+        diagnostics=[],
+        verdict=Verdict(status="trusted", reasons=[]),
+        samples_file=samples.name,
+        cost=Cost(
+            forward_passes=1,
+            backward_passes=1,
+            forward_passes_per_image=1,
+            backward_passes_per_image=1,
+            seconds=1,
+            image_steps_per_second=1,
+            peak_memory_bytes=1,
+        ),
+        environment={},
+        config={},
     )
     content = json.loads(result.to_json())
     for key, value in (changes or {}).items():

@@ -1,4 +1,5 @@
 """A small network, some digits, and trainings of both for the tests of this folder."""
+
 from __future__ import annotations
 
 import functools
@@ -28,8 +29,12 @@ BATCHES = 5
 def network(seed: int = 0, *, norm: bool = True, dropout: float = 0.2) -> nn.Module:
     with seeded(seed, CPU):
         return nn.Sequential(
-            nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout),
-            nn.Flatten(), nn.Linear(36, 10),
+            nn.Conv2d(1, 4, 3, stride=2),
+            nn.BatchNorm2d(4) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(36, 10),
         )
 
 
@@ -57,7 +62,13 @@ class Training:
     """A training and what it leaves: reports, the network, the judged network's last weights, all snapshots."""
 
     def __init__(
-        self, model: nn.Module | None = None, data=None, objective=None, threat_model=THREAT, *, train_with=None,
+        self,
+        model: nn.Module | None = None,
+        data=None,
+        objective=None,
+        threat_model=THREAT,
+        *,
+        train_with=None,
         **settings,
     ):
         self.recipe = Recipe(**{"method": "pgd-at:steps=2", "epochs": 2, "batch_size": 32, "lr": 0.05, **settings})
@@ -71,8 +82,15 @@ class Training:
 
     def run(self, **more) -> Training:
         self.reports = train(
-            self.model, *self.data, self.objective, self.threat_model, self.recipe, keep=self._keep,
-            save=self.saved.append, **self.more, **more,
+            self.model,
+            *self.data,
+            self.objective,
+            self.threat_model,
+            self.recipe,
+            keep=self._keep,
+            save=self.saved.append,
+            **self.more,
+            **more,
         )
         return self
 
@@ -92,7 +110,7 @@ def harden_until(place: str, last: int, settings: dict[str, str], output: Path) 
     """A training that is killed at the last-th call of the function at `module:name`; every epoch and step is saved."""
     import robustbench_local.training.loop as loop
     from robustbench_local.training.recipe import resolve_recipe
-    from robustbench_local.training.run import harden
+    from robustbench_local.training.run import run_training
 
     module, _, name = place.partition(":")
     owner, _, attribute = name.rpartition(".")
@@ -109,4 +127,4 @@ def harden_until(place: str, last: int, settings: dict[str, str], output: Path) 
     setattr(where, attribute, call)
     loop.SAVE_SECONDS = 0
     torch.set_num_threads(1)
-    harden(resolve_recipe(None, settings), output, device="cpu")
+    run_training(resolve_recipe(None, settings), output, device="cpu")

@@ -1,4 +1,5 @@
 """Small networks for the tests of this folder."""
+
 from __future__ import annotations
 
 import torch

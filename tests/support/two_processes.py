@@ -1,4 +1,5 @@
 """Run by torchrun: trainings shared between processes, each process's outcome in a file of its own."""
+
 from __future__ import annotations
 
 import sys
@@ -13,15 +14,21 @@ from small_trainings import Stop, Training, network
 import robustbench_local.training.loop as loop
 from robustbench_local.defenses import Standard
 from robustbench_local.runtime.distributed import process_group
-from robustbench_local.training.snapshot import Snapshot
+from robustbench_local.training.snapshot import TrainingState
 
 HEAD = {"head": ("5.weight", "5.bias")}
 PLAIN = {"dropout": 0.0, "norm": False}
 TRAININGS = {
-    "plain": {}, "accumulate": {"accumulate": 4}, "trades": {"method": "trades:steps=2"},
-    "awp": {"method": "pgd-at:steps=2+awp:gamma=0.01", "accumulate": 2}, "free": {"method": "free:replays=2"},
-    "freeze": {"freeze_epochs": 1}, "average": {"average": 0.8}, "clip": {"clip_norm": 0.3},
-    "augment": {"augment": "crop=1,flip", "optimizer": "adamw", "lr": 0.01}, "gaussian": {"method": "gaussian"},
+    "plain": {},
+    "accumulate": {"accumulate": 4},
+    "trades": {"method": "trades:steps=2"},
+    "awp": {"method": "pgd-at:steps=2+awp:gamma=0.01", "accumulate": 2},
+    "free": {"method": "free:replays=2"},
+    "freeze": {"freeze_epochs": 1},
+    "average": {"average": 0.8},
+    "clip": {"clip_norm": 0.3},
+    "augment": {"augment": "crop=1,flip", "optimizer": "adamw", "lr": 0.01},
+    "gaussian": {"method": "gaussian"},
 }
 NORMED = {"average": 0.8, "epochs": 3}
 
@@ -41,7 +48,8 @@ class Bad(Standard):
 def told(done: Training) -> dict:
     return {
         "reports": [report.model_dump_json(exclude={"seconds", "images_per_second"}) for report in done.reports],
-        "kept": done.kept[-1][1] if done.kept else {}, "network": done.model.state_dict(),
+        "kept": done.kept[-1][1] if done.kept else {},
+        "network": done.model.state_dict(),
     }
 
 
@@ -58,7 +66,7 @@ def main(folder: Path) -> None:
             if rank == 0:
                 begun.saved[-1].write(folder / "state", {})
         torch.distributed.barrier()
-        snapshot, _ = Snapshot.read(folder / "state")
+        snapshot, _ = TrainingState.read(folder / "state")
         found["resumed"] = told(Training(train_with=HEAD, freeze_epochs=1, **NORMED).run(resume=snapshot))
         object.__setattr__(bad := Bad(), "key", loop_key())
         found["skipped"] = told(Training(network(**PLAIN), objective=bad).run())

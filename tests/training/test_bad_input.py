@@ -1,4 +1,5 @@
 """What a user can get wrong in `robust defend`: one sentence, exit code 2, and nothing is left behind."""
+
 from __future__ import annotations
 
 import sys
@@ -24,6 +25,7 @@ def make():
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """The one sentence that the command ends in."""
+
     def run(*arguments, command="defend", output=("--output", "out"), left=(), lines=1):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["robust", command, "--device", "cpu", *map(str, [*arguments, *output])])
@@ -50,25 +52,43 @@ def npz(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (("--method", "pgd_at"), "unknown method 'pgd_at'"), (("--method", "pgd_at"), "Did you mean 'pgd-at'"),
-    (("--method", "awp"), "awp goes with a method, as in trades+awp"),
-    (("--method", "trades+mart"), "what can be added to a method with + is awp"),
-    (("--method", "trades+awp+awp"), "once"), (("--method", "trades+awp:gamma=0"), "gamma is 0"),
-    (("--method", "trades+"), "what can be added"), (("--method", "pgd-at:steps=-1"), "steps is -1"),
-    (("--method", "trades:beta=-1"), "beta is -1"), (("--method", "free:replays=1"), "replays is 1"),
-    (("--method", "pgd-at:steps=2.5"), "whole number"), (("--method", "rslad"), "name one with --teacher"),
-    (("--eps", "0"), "eps is 0"), (("--eps", "-1/255"), "-1/255"), (("--eps", "8"), "8/255"),
-    (("--suite", "fats"), "unknown suite 'fats'"), (("--arch", "digits-cn"), "unknown architecture 'digits-cn'"),
-    (("--arch", "cnn-small", "--normalize", "imagenet"), "digits"),
-    (("--config", "digits-robust"), "neither a file nor a shipped recipe"), (("--samples", "99999"), "only 1,437"),
-    (("--samples", "30", "--batch-size", "64"), "fewer than one batch of 64"),
-    (("--batch-size", "32", "--accumulate", "5"), "multiple of 5"), (("--batch-size", "0"), "batch-size is '0'"),
-    (("--augment", "crops=4"), "there is no 'crops'"), (("--augment", "crop"), "crop needs a number"),
-    (("--search", "learning=0.1"), "'learning' cannot be searched"), (("--search", "lr"), "KEY=VALUE"),
-    (("--device", "abacus"), "abacus"), (("--epochs", "0"), "epochs is '0'"), (("--average", "1"), "average is '1'"),
-    (("--checkpoint", "w.pt"), "name the file as MODEL"), (("--pretrained",), "no published weights of digits-cnn"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("--method", "pgd_at"), "unknown method 'pgd_at'"),
+        (("--method", "pgd_at"), "Did you mean 'pgd-at'"),
+        (("--method", "awp"), "awp goes with a method, as in trades+awp"),
+        (("--method", "trades+mart"), "what can be added to a method with + is awp"),
+        (("--method", "trades+awp+awp"), "once"),
+        (("--method", "trades+awp:gamma=0"), "gamma is 0"),
+        (("--method", "trades+"), "what can be added"),
+        (("--method", "pgd-at:steps=-1"), "steps is -1"),
+        (("--method", "trades:beta=-1"), "beta is -1"),
+        (("--method", "free:replays=1"), "replays is 1"),
+        (("--method", "pgd-at:steps=2.5"), "whole number"),
+        (("--method", "rslad"), "name one with --teacher"),
+        (("--eps", "0"), "eps is 0"),
+        (("--eps", "-1/255"), "-1/255"),
+        (("--eps", "8"), "8/255"),
+        (("--suite", "fats"), "unknown suite 'fats'"),
+        (("--arch", "digits-cn"), "unknown architecture 'digits-cn'"),
+        (("--arch", "cnn-small", "--normalize", "imagenet"), "digits"),
+        (("--config", "digits-robust"), "neither a file nor a shipped recipe"),
+        (("--samples", "99999"), "only 1,437"),
+        (("--samples", "30", "--batch-size", "64"), "fewer than one batch of 64"),
+        (("--batch-size", "32", "--accumulate", "5"), "multiple of 5"),
+        (("--batch-size", "0"), "batch-size is '0'"),
+        (("--augment", "crops=4"), "there is no 'crops'"),
+        (("--augment", "crop"), "crop needs a number"),
+        (("--search", "learning=0.1"), "'learning' cannot be searched"),
+        (("--search", "lr"), "KEY=VALUE"),
+        (("--device", "abacus"), "abacus"),
+        (("--epochs", "0"), "epochs is '0'"),
+        (("--average", "1"), "average is '1'"),
+        (("--checkpoint", "w.pt"), "name the file as MODEL"),
+        (("--pretrained",), "no published weights of digits-cnn"),
+    ],
+)
 def test_bad_settings_are_one_sentence(arguments, sentence, refused):
     assert sentence in refused(*arguments)
 
@@ -105,8 +125,10 @@ def test_data_that_cannot_teach_anything(refused, npz):
 
 def test_models_that_do_not_fit_the_data(refused, tmp_path):
     for settings, sentence in (
-        ({"classes": 7}, "label 9"), ({"classes": 7}, "knows 7 classes"),
-        ({"tail": ", nn.Softmax(1)"}, "ends in a softmax"), ({"tail": ", nn.Linear(3, 10)"}, "cannot take"),
+        ({"classes": 7}, "label 9"),
+        ({"classes": 7}, "knows 7 classes"),
+        ({"tail": ", nn.Softmax(1)"}, "ends in a softmax"),
+        ({"tail": ", nn.Linear(3, 10)"}, "cannot take"),
     ):
         (tmp_path / "net.py").write_text(FACTORY.format(**{"classes": 10, "tail": "", **settings}))
         assert sentence in refused(f"{tmp_path / 'net.py'}:make")

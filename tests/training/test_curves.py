@@ -1,4 +1,5 @@
 """What people see of a training: the table, the picture, and TensorBoard's files."""
+
 from __future__ import annotations
 
 import builtins
@@ -24,6 +25,7 @@ def reports():
 @pytest.fixture
 def without(monkeypatch):
     """Packages that cannot be imported."""
+
     def hide(*names):
         real = builtins.__import__
 
@@ -75,8 +77,15 @@ def test_tensorboard_gets_the_numbers_of_the_reports(tmp_path, monkeypatch):
     write_tensorboard(given, tmp_path)
     assert written[0] == str(tmp_path / "tensorboard") and written[-1] == "closed"
     last = {name: value for name, value, step in written[1:-1] if step == 4}
-    assert last.keys() == {"loss", "learning rate", "loss/clean", "loss/divergence", "hold-out/clean",
-                           "hold-out/robust, PGD-10", "hold-out/robust, FGSM"}
+    assert last.keys() == {
+        "loss",
+        "learning rate",
+        "loss/clean",
+        "loss/divergence",
+        "hold-out/clean",
+        "hold-out/robust, PGD-10",
+        "hold-out/robust, FGSM",
+    }
     assert last["hold-out/clean"] == given[-1].clean_accuracy.value and last["loss"] == given[-1].loss
 
 

@@ -2,6 +2,7 @@
 
 The same with Fashion-MNIST and 2,000 images is a published truth (tests/truth/test_distillation.py).
 """
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from robustbench_local import evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import FGSM, PGD
 from robustbench_local.training.recipe import resolve_recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,12 @@ def robust(tmp_path_factory):
     for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=50")):
         flags = {"method": method, "optimizer": "adamw", "lr": "1e-2", "weight_decay": "0", "epochs": "40"}
         recipe, folder = resolve_recipe("digits-cnn", flags), tmp_path_factory.mktemp(name) / "run"
-        harden(recipe, folder, device="cpu")
+        run_training(recipe, folder, device="cpu")
         classifier = load_classifier(str(folder))
         for attack, asked in (
-            ("fgsm", {"attacks": [FGSM()]}), ("pgd", {"attacks": [PGD(steps=50)]}), ("standard", {"suite": "standard"}),
+            ("fgsm", {"attacks": [FGSM()]}),
+            ("pgd", {"attacks": [PGD(steps=50)]}),
+            ("standard", {"suite": "standard"}),
         ):
             evaluation = evaluate(classifier, digits, recipe.threat_model(), device="cpu", assess=False, **asked)
             found[name, attack] = evaluation.robust_accuracy.value

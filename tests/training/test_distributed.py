@@ -1,4 +1,5 @@
 """Training shared between two processes by torchrun: the curve of one, and one set of files."""
+
 from __future__ import annotations
 
 import json
@@ -90,16 +91,43 @@ def test_processes_roll_back_together(shared):
 
 
 def test_the_command_under_torchrun_leaves_one_set_of_files(tmp_path):
-    command = ["-m", "robustbench_local", "defend", "--samples", 120, "--batch-size", 32, "--epochs", 2, "--device",
-               "cpu", "--arch", "cnn-small", "--method", "hat:steps=1", "--suite", "fast", "--eval-samples", 30,
-               "--output", tmp_path / "out"]
+    command = [
+        "-m",
+        "robustbench_local",
+        "defend",
+        "--samples",
+        120,
+        "--batch-size",
+        32,
+        "--epochs",
+        2,
+        "--device",
+        "cpu",
+        "--arch",
+        "cnn-small",
+        "--method",
+        "hat:steps=1",
+        "--suite",
+        "fast",
+        "--eval-samples",
+        30,
+        "--output",
+        tmp_path / "out",
+    ]
     ended = torchrun(*command)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("was chosen on the hold-out") == 1, "one process speaks"
-    names = {path.name for path in (tmp_path / "out").iterdir()} - {"curves.png", *(f"last{end}" for end in (
-        ".json", ".safetensors", "-result.json", "-result.samples.jsonl"))}
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {
+        "curves.png",
+        *(f"last{end}" for end in (".json", ".safetensors", "-result.json", "-result.samples.jsonl")),
+    }
     assert names == {
-        "metrics.jsonl", "model.json", "model.safetensors", "result.json", "result.samples.jsonl", "teacher"
+        "metrics.jsonl",
+        "model.json",
+        "model.safetensors",
+        "result.json",
+        "result.samples.jsonl",
+        "teacher",
     }
     assert read_card((tmp_path / "out" / "model.json").read_bytes()).evaluation is not None
     load_classifier(str(tmp_path / "out"))

@@ -1,4 +1,5 @@
 """The average of the weights over training, whose batch norm has statistics of its own."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,13 +8,13 @@ from small_trainings import THREAT, Training, network, parts, same
 from torch import nn
 
 from robustbench_local.attacks import PGD, run
-from robustbench_local.training.ema import SETTLING, Average
+from robustbench_local.training.ema import SETTLING, WeightEMA
 
 
 def test_the_average_is_the_formulas():
     """w ← d w + (1 - d) θ with d = min(decay, (1 + n) / (10 + n))."""
     model = nn.Linear(3, 2)
-    average = Average(model, 0.5)
+    average = WeightEMA(model, 0.5)
     expected = model.weight.detach().clone()
     for update in range(1, 15):
         with torch.no_grad():
@@ -28,13 +29,13 @@ def test_the_average_is_the_formulas():
 
 def test_batch_norm_learns_the_averaged_networks_own_statistics_and_dropout_stays_off():
     model = network(dropout=0.5)
-    average = Average(model, 0.9)
+    average = WeightEMA(model, 0.9)
     with torch.no_grad():
         average.network[0].weight.mul_(3)
     before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     images = parts()[0].images(range(64))
     for _ in range(SETTLING):
-        average.settle(images)
+        average.refresh_batch_norm(images)
     activations = average.network[0](images)
     torch.testing.assert_close(average.network[1].running_mean, activations.mean((0, 2, 3)), rtol=0.02, atol=1e-3)
     variances = activations.transpose(0, 1).flatten(1).var(1)
@@ -66,13 +67,13 @@ def test_weights_are_averaged_over_the_steps_of_training():
 
     seen = []
 
-    class Watched(averaging.Average):
+    class Watched(averaging.WeightEMA):
         def update(self, model):
             seen.append(model[5].weight.detach().clone())
             super().update(model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robustbench_local.training.step.Average", Watched)
+        patch.setattr("robustbench_local.training.step.WeightEMA", Watched)
         training = Training(average=0.8).run()
     expected = network()[5].weight.detach()
     for update, weight in enumerate(seen, start=1):

@@ -1,4 +1,5 @@
 """`--search`: every combination is trained, the hold-out chooses, and the winner becomes the training of the folder."""
+
 from __future__ import annotations
 
 import json
@@ -11,12 +12,24 @@ from rich.console import Console
 import robustbench_local.training.grid_search as searching
 from robustbench_local.cli import cli
 from robustbench_local.errors import UserError
-from robustbench_local.training.grid_search import combinations, search
+from robustbench_local.training.grid_search import combinations, grid_search
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import Recipe
 
-QUICK = ("--samples", "150", "--batch-size", "32", "--device", "cpu", "--arch", "cnn-small", "--suite", "fast",
-         "--eval-samples", "30")
+QUICK = (
+    "--samples",
+    "150",
+    "--batch-size",
+    "32",
+    "--device",
+    "cpu",
+    "--arch",
+    "cnn-small",
+    "--suite",
+    "fast",
+    "--eval-samples",
+    "30",
+)
 SETTINGS = {"device": "cpu", "resume": False, "trained_by": None}
 
 
@@ -26,37 +39,53 @@ def defend(*arguments):
 
 def test_all_combinations_are_made():
     assert combinations(["lr=0.1, 0.2", "batch-size=32,64"]) == [
-        {"lr": "0.1", "batch_size": "32"}, {"lr": "0.1", "batch_size": "64"}, {"lr": "0.2", "batch_size": "32"},
+        {"lr": "0.1", "batch_size": "32"},
+        {"lr": "0.1", "batch_size": "64"},
+        {"lr": "0.2", "batch_size": "32"},
         {"lr": "0.2", "batch_size": "64"},
     ]
     assert combinations(["method=trades:beta=6,steps=7;pgd-at", "augment=crop=4,flip;none"])[0] == {
-        "method": "trades:beta=6,steps=7", "augment": "crop=4,flip"
+        "method": "trades:beta=6,steps=7",
+        "augment": "crop=4,flip",
     }
 
 
-@pytest.mark.parametrize("texts, sentence", [
-    (["lrr=0.1"], "'lrr' cannot be searched.*Did you mean 'lr'"), (["seed=1,2"], "'seed' cannot be searched"),
-    (["suite=fast"], "'suite' cannot be searched"), (["lr"], "KEY=VALUE,VALUE"), (["lr="], "KEY=VALUE,VALUE"),
-    (["lr=0.1", "lr=0.2"], "gives lr twice"), (["lr=0.1,0.1"], "gives a value twice"),
-    (["eps=0.1,0.2"], "'eps' cannot"),
-    (["lr=" + ",".join(map(str, range(65)))], "65 trainings: at most 64"),
-])
+@pytest.mark.parametrize(
+    "texts, sentence",
+    [
+        (["lrr=0.1"], "'lrr' cannot be searched.*Did you mean 'lr'"),
+        (["seed=1,2"], "'seed' cannot be searched"),
+        (["suite=fast"], "'suite' cannot be searched"),
+        (["lr"], "KEY=VALUE,VALUE"),
+        (["lr="], "KEY=VALUE,VALUE"),
+        (["lr=0.1", "lr=0.2"], "gives lr twice"),
+        (["lr=0.1,0.1"], "gives a value twice"),
+        (["eps=0.1,0.2"], "'eps' cannot"),
+        (["lr=" + ",".join(map(str, range(65)))], "65 trainings: at most 64"),
+    ],
+)
 def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         combinations(texts)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("method=pgd-at:steps=1;pgdat", "unknown method 'pgdat'"), ("lr=0.1,fast", "lr is 'fast'"),
-    ("augment=flip;flop", "no 'flop'"), ("arch=cnn-small,cnn-smal", "unknown architecture 'cnn-smal'"),
-    ("batch-size=32,5000", "fewer than one batch of 5000"), ("method=pgd-at;standard", "cannot be compared"),
-    ("teacher=digits-cnn", "pgd-at learns from no teacher"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("method=pgd-at:steps=1;pgdat", "unknown method 'pgdat'"),
+        ("lr=0.1,fast", "lr is 'fast'"),
+        ("augment=flip;flop", "no 'flop'"),
+        ("arch=cnn-small,cnn-smal", "unknown architecture 'cnn-smal'"),
+        ("batch-size=32,5000", "fewer than one batch of 5000"),
+        ("method=pgd-at;standard", "cannot be compared"),
+        ("teacher=digits-cnn", "pgd-at learns from no teacher"),
+    ],
+)
 def test_what_is_wrong_with_the_last_combination_is_found_before_the_first(text, sentence, tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "harden", None)
+    monkeypatch.setattr(searching, "run_training", None)
     with pytest.raises(UserError, match=sentence):
-        search(Recipe(), [text], tmp_path / "out", SETTINGS, screen=Console(quiet=True))
+        grid_search(Recipe(), [text], tmp_path / "out", SETTINGS, screen=Console(quiet=True))
     assert not (tmp_path / "out").exists()
 
 
@@ -90,7 +119,7 @@ def test_a_finished_folder_is_not_searched_over(searched):
 
 def test_an_interrupted_search_does_not_repeat_what_is_done(tmp_path, monkeypatch):
     asked = ("--method", "standard", "--epochs", "2", "--search", "lr=0.1,0.2", "--output", tmp_path / "out")
-    train, begun = searching.harden, []
+    train, begun = searching.run_training, []
 
     def second(recipe, *arguments, **settings):
         begun.append(recipe.lr)
@@ -99,7 +128,7 @@ def test_an_interrupted_search_does_not_repeat_what_is_done(tmp_path, monkeypatc
         return train(recipe, *arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "harden", second)
+        patch.setattr(searching, "run_training", second)
         with pytest.raises(click.Abort):  # what click makes of the interruption
             defend(*QUICK, *asked)
     stamp = (tmp_path / "out" / "search" / "1" / "metrics.jsonl").stat().st_mtime_ns

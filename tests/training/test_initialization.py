@@ -1,4 +1,5 @@
 """Where training starts: other people's architectures and weights, and the way back from the folder they end in."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +15,7 @@ from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import build_architecture, load_classifier
-from robustbench_local.training.initialization import fresh_start, loaded_start, require_fit, resize_of
+from robustbench_local.training.initialization import check_fits, from_checkpoint, from_scratch, resize_of
 from robustbench_local.training.model_card import (
     CARD,
     WEIGHTS,
@@ -26,7 +27,7 @@ from robustbench_local.training.model_card import (
     write_weights,
 )
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 SMALL = "shufflenet_v2_x0_5"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -41,6 +42,7 @@ def pictures(classes=3, channels=3, side=64):
 @pytest.fixture
 def published(monkeypatch):
     """Stands in for the network: torchvision's weights of that name are these random ones."""
+
     def put(name):
         torch.manual_seed(11)
         state = torchvision.models.get_model(name, weights=None).state_dict()
@@ -56,7 +58,8 @@ def same_but_for(head, network, weights):
     own = network.module.state_dict()
     assert own.keys() == weights.keys()
     return all(
-        torch.equal(own[key], weights[key]) is not (f"module.{key}" in head) if own[key].shape == weights[key].shape
+        torch.equal(own[key], weights[key]) is not (f"module.{key}" in head)
+        if own[key].shape == weights[key].shape
         else f"module.{key}" in head
         for key in own
     )
@@ -65,10 +68,10 @@ def same_but_for(head, network, weights):
 @pytest.mark.parametrize("name, head", [("resnet18", "fc"), ("squeezenet1_1", "classifier.1"), (SMALL, "fc")])
 def test_published_weights_get_a_new_last_layer(published, name, head):
     weights, data = published(name), pictures()
-    start = fresh_start(Recipe(arch=f"torchvision/{name}", pretrained=True), data)
+    start = from_scratch(Recipe(arch=f"torchvision/{name}", pretrained=True), data)
     assert start.head == (f"module.{head}.weight", f"module.{head}.bias")
     assert same_but_for(start.head, start.network, weights)
-    assert require_fit(start.network, name, data) == 3
+    assert check_fits(start.network, name, data) == 3
     assert start.normalization == IMAGENET and start.class_names == ["kind 0", "kind 1", "kind 2"]
     assert start.architecture == f"torchvision/{name}" and start.resize == Resize(256, 224)
     assert all(parameter.requires_grad for parameter in start.network.parameters())
@@ -82,7 +85,7 @@ def test_as_many_classes_as_published_still_mean_a_new_last_layer(published):
     weights = published(SMALL)
     labels = torch.tensor([0, 999])
     data = ArrayDataset(torch.rand(2, 3, 64, 64), labels)
-    start = fresh_start(Recipe(arch=f"torchvision/{SMALL}", pretrained=True), data)
+    start = from_scratch(Recipe(arch=f"torchvision/{SMALL}", pretrained=True), data)
     assert same_but_for(start.head, start.network, weights) and start.class_names is None
 
 
@@ -91,23 +94,23 @@ def test_the_seed_draws_the_last_layer_and_the_recipe_the_normalisation(publishe
     recipe = Recipe(arch=f"torchvision/{SMALL}", pretrained=True, normalize="0.5:0.25")
     torch.manual_seed(5)
     random_state = torch.random.get_rng_state()
-    one, again = (fresh_start(recipe, pictures()) for _ in range(2))
-    other = fresh_start(recipe.model_copy(update={"seed": 1}), pictures())
+    one, again = (from_scratch(recipe, pictures()) for _ in range(2))
+    other = from_scratch(recipe.model_copy(update={"seed": 1}), pictures())
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert torch.equal(one.network.module.fc.weight, again.network.module.fc.weight)
     assert not torch.equal(one.network.module.fc.weight, other.network.module.fc.weight)
     assert one.normalization == {"mean": [0.5], "std": [0.25]}
-    assert fresh_start(recipe.model_copy(update={"normalize": "none"}), pictures()).normalization is None
+    assert from_scratch(recipe.model_copy(update={"normalize": "none"}), pictures()).normalization is None
 
 
 def test_a_local_file_takes_the_place_of_the_download(published, monkeypatch, tmp_path):
     weights = published(SMALL)
     recipe = Recipe(arch=f"torchvision/{SMALL}", pretrained=True)
-    fetched = fresh_start(recipe, pictures())
+    fetched = from_scratch(recipe, pictures())
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     wrapped = {"state_dict": {f"module.{key}": value for key, value in weights.items()}, "epoch": 90}
     torch.save(wrapped, tmp_path / "w.pth")
-    local = fresh_start(recipe.model_copy(update={"checkpoint": str(tmp_path / "w.pth")}), pictures())
+    local = from_scratch(recipe.model_copy(update={"checkpoint": str(tmp_path / "w.pth")}), pictures())
     assert local.normalization == fetched.normalization == IMAGENET
     ours, theirs = local.network.state_dict(), fetched.network.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -117,7 +120,7 @@ def test_own_architectures_take_over_a_file_of_other_classes(tmp_path):
     weights = build_architecture("cnn-medium", 10).state_dict()
     torch.save(weights, tmp_path / "w.pt")
     recipe = Recipe(arch="cnn-medium", pretrained=True, checkpoint=str(tmp_path / "w.pt"))
-    start = fresh_start(recipe, pictures())
+    start = from_scratch(recipe, pictures())
     assert start.head == ("module.linear.weight", "module.linear.bias")
     assert same_but_for(start.head, start.network, weights)
 
@@ -129,69 +132,77 @@ def offline(*_, **__):
 def test_without_a_network_one_sentence_names_both_ways_out(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"could not be fetched.*--checkpoint FILE.*without --pretrained") as caught:
-        fresh_start(Recipe(arch="torchvision/alexnet", pretrained=True), pictures())
+        from_scratch(Recipe(arch="torchvision/alexnet", pretrained=True), pictures())
     assert "\n" not in str(caught.value)
 
 
 def test_random_weights_come_from_the_seed(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     recipe = Recipe(arch=f"torchvision/{SMALL}")
-    one, again = (fresh_start(recipe, pictures(4)) for _ in range(2))
-    other = fresh_start(recipe.model_copy(update={"seed": 1}), pictures(4))
+    one, again = (from_scratch(recipe, pictures(4)) for _ in range(2))
+    other = from_scratch(recipe.model_copy(update={"seed": 1}), pictures(4))
     first, second, third = (start.network.module.conv1[0].weight for start in (one, again, other))
     assert torch.equal(first, second) and not torch.equal(first, third)
-    assert require_fit(one.network, SMALL, pictures(4)) == 4
+    assert check_fits(one.network, SMALL, pictures(4)) == 4
     assert one.normalization is None and one.resize == Resize(256, 224)
 
 
-@pytest.mark.parametrize("settings, resize", [
-    ({}, None), ({"arch": "resnet18"}, None), ({"arch": "torchvision/resnet18"}, Resize(256, 224)),
-    ({"arch": "torchvision/resnet50", "pretrained": True}, Resize(232, 224)),
-    ({"arch": "torchvision/resnet50:weights=IMAGENET1K_V1", "pretrained": True}, Resize(256, 224)),
-    ({"arch": "torchvision/efficientnet_b0"}, Resize(256, 224, "bicubic")),
-    ({"arch": "torchvision/resnet18", "resize": "64:56", "data": "imagefolder:x"}, Resize(64, 56)),
-    ({"arch": "resnet18", "resize": "48", "data": "gtsrb"}, Resize(48, 48)),
-])
+@pytest.mark.parametrize(
+    "settings, resize",
+    [
+        ({}, None),
+        ({"arch": "resnet18"}, None),
+        ({"arch": "torchvision/resnet18"}, Resize(256, 224)),
+        ({"arch": "torchvision/resnet50", "pretrained": True}, Resize(232, 224)),
+        ({"arch": "torchvision/resnet50:weights=IMAGENET1K_V1", "pretrained": True}, Resize(256, 224)),
+        ({"arch": "torchvision/efficientnet_b0"}, Resize(256, 224, "bicubic")),
+        ({"arch": "torchvision/resnet18", "resize": "64:56", "data": "imagefolder:x"}, Resize(64, 56)),
+        ({"arch": "resnet18", "resize": "48", "data": "gtsrb"}, Resize(48, 48)),
+    ],
+)
 def test_how_files_are_resized_is_known_before_the_data_are(monkeypatch, settings, resize):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     assert resize_of(Recipe(**settings)) == resize
 
 
 def test_a_models_own_resize_gives_way_to_the_recipes(tmp_path):
-    save(tmp_path, fresh_start(Recipe(arch=f"torchvision/{SMALL}"), pictures()), pictures(), Resize(80, 64))
+    save(tmp_path, from_scratch(Recipe(arch=f"torchvision/{SMALL}"), pictures()), pictures(), Resize(80, 64))
     recipe = Recipe(model=str(tmp_path), data="imagefolder:x")
-    assert loaded_start(recipe).resize == Resize(80, 64)
-    assert loaded_start(recipe.model_copy(update={"resize": "70:60"})).resize == Resize(70, 60)
-    assert loaded_start(recipe).head == ("module.fc.weight", "module.fc.bias")
+    assert from_checkpoint(recipe).resize == Resize(80, 64)
+    assert from_checkpoint(recipe.model_copy(update={"resize": "70:60"})).resize == Resize(70, 60)
+    assert from_checkpoint(recipe).head == ("module.fc.weight", "module.fc.bias")
 
 
-@pytest.mark.parametrize("settings, said", [
-    ({"arch": "resnet18", "pretrained": True}, "no published weights of resnet18: leave --pretrained out"),
-    ({"pretrained": True}, "no published weights of digits-cnn"),
-    ({"arch": "resnet18", "checkpoint": "w.pt"}, "name the file as MODEL"),
-    ({"arch": "resnet50"}, "but there is torchvision/resnet50"),
-    ({"arch": "torchvision/resnet51"}, "Did you mean 'resnet50'"),
-    ({"arch": "torchvision/googlenet"}, "side outputs"),
-    ({"model": "torchvision/inception_v3"}, "side outputs"),
-    ({"arch": "torchvision/resnet18:num_classes=3"}, "leave num_classes out"),
-    ({"arch": "torchvision/resnet18:weights=none", "pretrained": True}, "leave one out"),
-    ({"arch": "torchvision/resnet18:weights=DEFAULT"}, "add --pretrained"),
-    ({"arch": "torchvision/resnet18:weights=V9", "pretrained": True}, "has no weights 'V9'"),
-    ({"arch": "torchvision/resnet18", "pretrained": True, "checkpoint": "absent.pt"}, "absent.pt"),
-    ({"resize": "64:65", "data": "imagefolder:x"}, "--resize is '64:65'"),
-    ({"resize": "64", "data": "cifar10"}, "cifar10 has none"),
-    ({"arch": "timm/"}, "timm"),
-])
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"arch": "resnet18", "pretrained": True}, "no published weights of resnet18: leave --pretrained out"),
+        ({"pretrained": True}, "no published weights of digits-cnn"),
+        ({"arch": "resnet18", "checkpoint": "w.pt"}, "name the file as MODEL"),
+        ({"arch": "resnet50"}, "but there is torchvision/resnet50"),
+        ({"arch": "torchvision/resnet51"}, "Did you mean 'resnet50'"),
+        ({"arch": "torchvision/googlenet"}, "side outputs"),
+        ({"model": "torchvision/inception_v3"}, "side outputs"),
+        ({"arch": "torchvision/resnet18:num_classes=3"}, "leave num_classes out"),
+        ({"arch": "torchvision/resnet18:weights=none", "pretrained": True}, "leave one out"),
+        ({"arch": "torchvision/resnet18:weights=DEFAULT"}, "add --pretrained"),
+        ({"arch": "torchvision/resnet18:weights=V9", "pretrained": True}, "has no weights 'V9'"),
+        ({"arch": "torchvision/resnet18", "pretrained": True, "checkpoint": "absent.pt"}, "absent.pt"),
+        ({"resize": "64:65", "data": "imagefolder:x"}, "--resize is '64:65'"),
+        ({"resize": "64", "data": "cifar10"}, "cifar10 has none"),
+        ({"arch": "timm/"}, "timm"),
+    ],
+)
 def test_starts_that_make_no_sense_are_one_sentence(settings, said):
     recipe = Recipe(**settings)
     with pytest.raises(UserError, match=said) as caught:
-        loaded_start(recipe) if recipe.model else fresh_start(recipe, pictures())
+        from_checkpoint(recipe) if recipe.model else from_scratch(recipe, pictures())
     assert "\n" not in str(caught.value)
 
 
 def test_grey_images_are_refused_by_colour_networks():
     with pytest.raises(UserError, match="takes images of 3 channels, but those of arrays have 1: save them in colour"):
-        fresh_start(Recipe(arch="torchvision/resnet18"), pictures(channels=1))
+        from_scratch(Recipe(arch="torchvision/resnet18"), pictures(channels=1))
 
 
 def test_timm(monkeypatch, tmp_path):
@@ -199,12 +210,12 @@ def test_timm(monkeypatch, tmp_path):
     assert resize_of(Recipe(arch="timm/resnet10t")) == Resize(201, 176, "bicubic")
     with pytest.raises(UserError, match="Invalid pretrained tag"):
         resize_of(Recipe(arch="timm/resnet10t.nonsense"))
-    one, again = (fresh_start(Recipe(arch="timm/resnet10t"), pictures()) for _ in range(2))
-    assert require_fit(one.network, "resnet10t", pictures()) == 3 and one.head == ("module.fc.weight", "module.fc.bias")
+    one, again = (from_scratch(Recipe(arch="timm/resnet10t"), pictures()) for _ in range(2))
+    assert check_fits(one.network, "resnet10t", pictures()) == 3 and one.head == ("module.fc.weight", "module.fc.bias")
     assert torch.equal(one.network.module.fc.weight, again.network.module.fc.weight)
     torch.save(weights := timm.create_model("resnet10t").state_dict(), tmp_path / "w.pt")
     recipe = Recipe(arch="timm/resnet10t", pretrained=True, checkpoint=str(tmp_path / "w.pt"))
-    start = fresh_start(recipe, pictures())
+    start = from_scratch(recipe, pictures())
     assert same_but_for(start.head, start.network, weights) and start.normalization == IMAGENET
 
 
@@ -212,12 +223,22 @@ def save(folder, start, data, resize=None):
     """The folder that `defend` would write."""
     recipe = Recipe(arch=start.architecture)
     write_weights(folder / WEIGHTS, start.network.module, start.normalization)
-    write_card(folder / CARD, ModelCard(
-        architecture=start.architecture, num_classes=len(data.class_names), input_shape=data.image_shape,
-        class_names=start.class_names, normalization=start.normalization, resize=resize, trained_by=None,
-        recipe=recipe, seed=0, versions=versions(),
-        data=TrainingData(name=data.name, split=data.split, training=len(data), holdout=0, sha256=None),
-    ))
+    write_card(
+        folder / CARD,
+        ModelCard(
+            architecture=start.architecture,
+            num_classes=len(data.class_names),
+            input_shape=data.image_shape,
+            class_names=start.class_names,
+            normalization=start.normalization,
+            resize=resize,
+            trained_by=None,
+            recipe=recipe,
+            seed=0,
+            versions=versions(),
+            data=TrainingData(name=data.name, split=data.split, training=len(data), holdout=0, sha256=None),
+        ),
+    )
 
 
 @pytest.fixture
@@ -234,7 +255,7 @@ def test_a_folder_that_is_loaded_answers_as_the_network_that_was_trained(publish
     published("resnet18")
     recipe = Recipe(arch="torchvision/resnet18", pretrained=True, data=f"imagefolder:{photographs}", resize="72:64")
     data = load_dataset(recipe.data, resize=resize_of(recipe))
-    start = fresh_start(recipe, data)
+    start = from_scratch(recipe, data)
     (tmp_path / "out").mkdir()
     save(tmp_path / "out", start, data, data.resize)
     classifier = load_classifier(str(tmp_path / "out"))
@@ -245,7 +266,7 @@ def test_a_folder_that_is_loaded_answers_as_the_network_that_was_trained(publish
 
 
 def test_cards_keep_every_kind_of_resize_and_may_have_none(tmp_path):
-    start, data = fresh_start(Recipe(arch="cnn-medium"), pictures()), pictures()
+    start, data = from_scratch(Recipe(arch="cnn-medium"), pictures()), pictures()
     assert data.resize is None
     for resize in (None, Resize(72, 64), Resize((30, 40)), Resize(224, interpolation="bicubic")):
         save(tmp_path, start, data, resize)
@@ -261,8 +282,8 @@ def test_cards_keep_every_kind_of_resize_and_may_have_none(tmp_path):
 
 def test_what_is_trained_from_a_folder_of_ours_loads_by_itself_again(tmp_path):
     quick = {"samples": 200, "batch_size": 32, "epochs": 1, "method": "standard"}
-    harden(Recipe(**quick, arch="digits-cnn"), tmp_path / "first", device="cpu")
-    harden(Recipe(**quick, model=str(tmp_path / "first")), tmp_path / "second", device="cpu")
+    run_training(Recipe(**quick, arch="digits-cnn"), tmp_path / "first", device="cpu")
+    run_training(Recipe(**quick, model=str(tmp_path / "first")), tmp_path / "second", device="cpu")
     assert read_card((tmp_path / "second" / CARD).read_bytes()).architecture == "digits-cnn"
     images = load_dataset("digits").images(range(5))
     assert load_classifier(str(tmp_path / "second"))(images).shape == (5, 10)

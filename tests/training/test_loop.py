@@ -1,4 +1,5 @@
 """The training loop: repeatable, blind to the hold-out, gentle with what it is given."""
+
 from __future__ import annotations
 
 import pytest
@@ -91,10 +92,13 @@ def test_the_caller_gets_the_network_back_with_its_parameters_free_to_be_trained
     assert [name for name, value in model.named_parameters() if not value.requires_grad] == ["0.bias"]
 
 
-@pytest.mark.parametrize("settings, sentence", [
-    ({"batch_size": 512}, "160 images are left to train on, fewer than one batch of 512"),
-    ({"accumulate": 3}, "a batch of 32 cannot be cut into equal parts .* --accumulate 3.* multiple of 3"),
-])
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"batch_size": 512}, "160 images are left to train on, fewer than one batch of 512"),
+        ({"accumulate": 3}, "a batch of 32 cannot be cut into equal parts .* --accumulate 3.* multiple of 3"),
+    ],
+)
 def test_batches_that_cannot_be_had_are_refused(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         Training(**settings).run()
@@ -108,19 +112,33 @@ def test_training_works_on_colour_images_of_any_size():
     training, holdout = cut_holdout(labels, 0.2, seed=0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(105, 3))
     data = whole.subset(training), whole.subset(holdout)
-    done = Training(model, data, threat_model=ThreatModel("l2", "0.5"), epochs=20, batch_size=16, lr=0.2,
-                    method="pgd-at:steps=3").run()
+    done = Training(
+        model, data, threat_model=ThreatModel("l2", "0.5"), epochs=20, batch_size=16, lr=0.2, method="pgd-at:steps=3"
+    ).run()
     assert done.reports[-1].robust_accuracy.value > 0.9
 
 
-@pytest.mark.parametrize("method", [
-    "standard", "pgd-at:steps=1", "trades:steps=2", "mart:steps=2", "fgsm-rs", "n-fgsm", "free:replays=2",
-    "gaussian", "smooth-adv:steps=1", "trades:steps=1+awp", "free:replays=2+awp",
-    "pgd-at:steps=1+awp:gamma=0.01,warmup=1",
-])
-@pytest.mark.parametrize("settings", [
-    {}, {"accumulate": 2, "average": 0.9, "freeze_epochs": 1, "precision": "bf16", "optimizer": "adamw", "lr": 0.001},
-])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "standard",
+        "pgd-at:steps=1",
+        "trades:steps=2",
+        "mart:steps=2",
+        "fgsm-rs",
+        "n-fgsm",
+        "free:replays=2",
+        "gaussian",
+        "smooth-adv:steps=1",
+        "trades:steps=1+awp",
+        "free:replays=2+awp",
+        "pgd-at:steps=1+awp:gamma=0.01,warmup=1",
+    ],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate": 2, "average": 0.9, "freeze_epochs": 1, "precision": "bf16", "optimizer": "adamw", "lr": 0.001}],
+)
 def test_every_method_goes_through_the_loop(method, settings):
     head = ("5.weight", "5.bias") if settings else ()
     done = Training(method=method, train_with={"head": head}, data=parts(80), **settings).run()

@@ -1,4 +1,5 @@
 """Recipes: what they accept, what wins over what, and what is said about the rest."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """The bundled checkpoints are what their recipes make."""
+
 from __future__ import annotations
 
 import importlib.resources
@@ -11,7 +12,7 @@ from robustbench_local.evaluation.run import evaluate
 from robustbench_local.models import load_classifier
 from robustbench_local.training.model_card import ModelCard, read_card
 from robustbench_local.training.recipe import resolve_recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 BUNDLED = ("digits-cnn", "digits-cnn-robust")
 TWO_POINTS = 0.02
@@ -44,14 +45,17 @@ def test_the_robust_one_is_much_more_robust_and_no_less_accurate():
 def test_retraining_gives_the_stated_accuracies_within_two_points(tmp_path):
     stated = card("digits-cnn-robust").evaluation
     recipe = resolve_recipe("digits-cnn-robust", {})
-    hardened = harden(recipe, tmp_path / "again", trained_by="digits-cnn-robust", device="cpu")
-    result = hardened.judge().result
+    hardened = run_training(recipe, tmp_path / "again", trained_by="digits-cnn-robust", device="cpu")
+    result = hardened.evaluate_checkpoints().result
     assert abs(result.clean_accuracy.value - stated.clean_accuracy.value) <= TWO_POINTS
     assert abs(result.robust_accuracy.value - stated.robust_accuracy.value) <= TWO_POINTS
 
     classifier = load_classifier(str(tmp_path / "again" / "model.safetensors"), arch="digits-cnn")
     longer = evaluate(
-        classifier, load_dataset("digits", split="test"), ThreatModel("linf", "0.1"), device="cpu",
+        classifier,
+        load_dataset("digits", split="test"),
+        ThreatModel("linf", "0.1"),
+        device="cpu",
         attacks=[PGD(steps=100, loss="margin", restarts=2)],
     )
     assert abs(longer.robust_accuracy.value - stated.robust_accuracy.value) <= TWO_POINTS

@@ -1,4 +1,5 @@
 """A training that is interrupted anywhere and resumed ends to the bit like one that was not."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -11,17 +12,22 @@ from small_trainings import BATCHES, Stop, Training, harden_until, network, same
 import robustbench_local.training.loop as loop
 from robustbench_local.errors import UserError
 from robustbench_local.training.recipe import resolve_recipe
-from robustbench_local.training.run import harden
-from robustbench_local.training.snapshot import Snapshot
+from robustbench_local.training.run import run_training
+from robustbench_local.training.snapshot import TrainingState
 
 EPOCHS = 3
 KINDS = {
-    "plain": {}, "average": {"average": 0.9}, "adamw": {"optimizer": "adamw", "lr": 0.01},
-    "cosine": {"schedule": "cosine", "warmup": 0.3}, "piecewise": {"schedule": "piecewise"},
+    "plain": {},
+    "average": {"average": 0.9},
+    "adamw": {"optimizer": "adamw", "lr": 0.01},
+    "cosine": {"schedule": "cosine", "warmup": 0.3},
+    "piecewise": {"schedule": "piecewise"},
     "constant": {"schedule": "constant", "eps_warmup": 0.5, "clip_norm": 0.5},
     "accumulate": {"accumulate": 2, "augment": "crop=1,flip", "label_smoothing": 0.1},
-    "trades+awp": {"method": "trades:steps=1+awp"}, "free": {"method": "free:replays=2"},
-    "freeze": {"freeze_epochs": 2, "average": 0.9}, "bf16": {"precision": "bf16"},
+    "trades+awp": {"method": "trades:steps=1+awp"},
+    "free": {"method": "free:replays=2"},
+    "freeze": {"freeze_epochs": 2, "average": 0.9},
+    "bf16": {"precision": "bf16"},
 }
 
 
@@ -29,13 +35,13 @@ def training(kind: str) -> Training:
     return Training(epochs=EPOCHS, train_with={"head": ("5.weight", "5.bias")}, **KINDS[kind])
 
 
-def interrupted(kind: str, batches: int, path) -> Snapshot:
+def interrupted(kind: str, batches: int, path) -> TrainingState:
     """What lies on the disk when the training was interrupted after so many batches."""
     begun = training(kind)
     with pytest.raises(KeyboardInterrupt):
         begun.run(observer=Stop(batches))
     begun.saved[-1].write(path, {"about": kind})
-    snapshot, about = Snapshot.read(path)
+    snapshot, about = TrainingState.read(path)
     assert about == {"about": kind}
     return snapshot
 
@@ -77,7 +83,7 @@ def test_a_training_may_be_interrupted_again_and_again(tmp_path, monkeypatch):
             break
         except KeyboardInterrupt:
             each.saved[-1].write(tmp_path / "state", {})
-            snapshot, _ = Snapshot.read(tmp_path / "state")
+            snapshot, _ = TrainingState.read(tmp_path / "state")
     require_same(each, whole)
 
 
@@ -103,10 +109,20 @@ def falling(monkeypatch):
 def test_a_training_that_was_rolled_back_is_resumed_like_any_other(falling, tmp_path, monkeypatch):
     whole = falling().run()
     assert [(report.epoch, report.undone) for report in whole.reports] == [
-        (1, False), (2, True), (2, False), (3, True), (3, False), (4, False)
+        (1, False),
+        (2, True),
+        (2, False),
+        (3, True),
+        (3, False),
+        (4, False),
     ]
     assert [report.method for report in whole.reports] == [
-        "fgsm-rs", "fgsm-rs", "n-fgsm", "n-fgsm", "pgd-at:steps=2", "pgd-at:steps=2"
+        "fgsm-rs",
+        "fgsm-rs",
+        "n-fgsm",
+        "n-fgsm",
+        "pgd-at:steps=2",
+        "pgd-at:steps=2",
     ]
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
     for batches in (3, BATCHES + 2, 2 * BATCHES, 2 * BATCHES + 2, 3 * BATCHES + 4, 5 * BATCHES, 5 * BATCHES + 1):
@@ -114,8 +130,8 @@ def test_a_training_that_was_rolled_back_is_resumed_like_any_other(falling, tmp_
         with pytest.raises(KeyboardInterrupt):
             begun.run(observer=Stop(batches))
         begun.saved[-1].write(tmp_path / "state", {})
-        snapshot, _ = Snapshot.read(tmp_path / "state")
-        assert snapshot.healthy is not None
+        snapshot, _ = TrainingState.read(tmp_path / "state")
+        assert snapshot.rollback is not None
         require_same(falling().run(resume=snapshot), whole)
 
 
@@ -124,10 +140,10 @@ def test_the_healthy_snapshot_stays_what_it_was_and_holds_no_other(falling):
     seen = []
 
     def watch(snapshot):
-        if snapshot.healthy is not None:
-            assert snapshot.healthy.healthy is None, "or every epoch of the training would stay in memory"
-            tensors = {name: tensor.clone() for name, tensor in snapshot.healthy.tensors.items()}
-            seen.append((snapshot.healthy, tensors))
+        if snapshot.rollback is not None:
+            assert snapshot.rollback.rollback is None, "or every epoch of the training would stay in memory"
+            tensors = {name: tensor.clone() for name, tensor in snapshot.rollback.tensors.items()}
+            seen.append((snapshot.rollback, tensors))
         training.saved.append(snapshot)
 
     loop.train(training.model, *training.data, training.objective, training.threat_model, training.recipe, save=watch)
@@ -161,14 +177,22 @@ def test_the_snapshot_of_another_network_is_refused():
         assert "\n" not in str(caught.value)
 
 
-QUICK = {"method": "pgd-at:steps=1", "arch": "cnn-small", "samples": "120", "batch_size": "32", "epochs": "3",
-         "average": "0.9", "eval_samples": "40", "suite": "fast"}
+QUICK = {
+    "method": "pgd-at:steps=1",
+    "arch": "cnn-small",
+    "samples": "120",
+    "batch_size": "32",
+    "epochs": "3",
+    "average": "0.9",
+    "eval_samples": "40",
+    "suite": "fast",
+}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "out"
-    harden(resolve_recipe(None, QUICK), folder, device="cpu")
+    run_training(resolve_recipe(None, QUICK), folder, device="cpu")
     return folder
 
 
@@ -186,26 +210,34 @@ def killed(place, last, output):
 
 
 @pytest.mark.skipif(CLEAN is None, reason="needs fork and POSIX signals")
-@pytest.mark.parametrize(("place", "moments"), [
-    ("robustbench_local.training.step:Lesson.learn", (2, 5, 8)),
-    ("robustbench_local.training.run:write_atomically", (1, 2, 3)),
-    ("robustbench_local.training.run:write_weights", (1, 2)), ("robustbench_local.training.run:write_card", (1, 2)),
-    ("robustbench_local.training.snapshot:Snapshot.write", (1, 4, 5)), ("os:fsync", (1, 5, 9, 13)),
-    ("robustbench_local.training.loop:judge", (1, 3)),
-], ids=["step", "metrics", "weights", "card", "state", "rename", "judge"])
+@pytest.mark.parametrize(
+    ("place", "moments"),
+    [
+        ("robustbench_local.training.step:TrainingStep.train_batch", (2, 5, 8)),
+        ("robustbench_local.training.run:write_atomically", (1, 2, 3)),
+        ("robustbench_local.training.run:write_weights", (1, 2)),
+        ("robustbench_local.training.run:write_card", (1, 2)),
+        ("robustbench_local.training.snapshot:TrainingState.write", (1, 4, 5)),
+        ("os:fsync", (1, 5, 9, 13)),
+        ("robustbench_local.training.loop:validate", (1, 3)),
+    ],
+    ids=["step", "metrics", "weights", "card", "state", "rename", "judge"],
+)
 def test_a_process_killed_anywhere_is_resumed_to_the_same_files(place, moments, uninterrupted, tmp_path):
     for moment in moments:
         output = tmp_path / f"out{moment}"
         assert killed(place, moment, output) == -signal.SIGKILL
-        harden(resolve_recipe(None, QUICK), output, device="cpu", resume=True)
+        run_training(resolve_recipe(None, QUICK), output, device="cpu", resume=True)
         require_same_files(output, uninterrupted)
 
 
 def require_same_files(output, whole):
     def told(folder):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return [loop.EpochReport.model_validate_json(line).model_dump(exclude={"seconds", "images_per_second"})
-                for line in lines]
+        return [
+            loop.EpochReport.model_validate_json(line).model_dump(exclude={"seconds", "images_per_second"})
+            for line in lines
+        ]
 
     assert told(output) == told(whole)
     for name in ("model.safetensors", "last.safetensors"):

@@ -1,4 +1,5 @@
 """`robust defend` and `robust train` from the command to the files they leave behind."""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +20,8 @@ from robustbench_local.models import build_architecture, fingerprint, load_class
 from robustbench_local.results.schema import Result
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import resolve_recipe
-from robustbench_local.training.run import harden
-from robustbench_local.training.step import Lesson
+from robustbench_local.training.run import run_training
+from robustbench_local.training.step import TrainingStep
 
 QUICK = ("--samples", "200", "--batch-size", "32", "--device", "cpu", "--suite", "fast")
 FACTORY = """
@@ -110,8 +111,22 @@ def test_a_set_that_is_taken_whole_is_judged_by_its_hold_out_or_another_set(tmp_
     digits = load_dataset("digits", split="train").subset(range(300))
     images = (digits.images(range(300)) * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "mine.npz", images=images, labels=digits.labels.numpy())
-    base = ("--data", f"npz:{tmp_path / 'mine.npz'}", "--eps", "0.1", "--epochs", "1", "--method", "standard",
-            "--batch-size", "32", "--device", "cpu", "--suite", "fast")
+    base = (
+        "--data",
+        f"npz:{tmp_path / 'mine.npz'}",
+        "--eps",
+        "0.1",
+        "--epochs",
+        "1",
+        "--method",
+        "standard",
+        "--batch-size",
+        "32",
+        "--device",
+        "cpu",
+        "--suite",
+        "fast",
+    )
     defend(*base, "--output", tmp_path / "alone")
     card = read_card((tmp_path / "alone" / "model.json").read_bytes())
     assert (card.evaluation.data, card.evaluation.split) == ("npz:mine.npz", "holdout")
@@ -145,8 +160,25 @@ def commands(monkeypatch, *arguments):
     return ended.value.code
 
 
-SMALL = ("defend", "--arch", "cnn-small", "--method", "pgd-at:steps=1", "--samples", "120", "--batch-size", "32",
-         "--epochs", "3", "--device", "cpu", "--suite", "fast", "--eval-samples", "40")
+SMALL = (
+    "defend",
+    "--arch",
+    "cnn-small",
+    "--method",
+    "pgd-at:steps=1",
+    "--samples",
+    "120",
+    "--batch-size",
+    "32",
+    "--epochs",
+    "3",
+    "--device",
+    "cpu",
+    "--suite",
+    "fast",
+    "--eval-samples",
+    "40",
+)
 
 
 def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch, capsys):
@@ -155,10 +187,10 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return learn(lesson, batch, epoch, number, **settings)
 
-    learn, out = Lesson.learn, tmp_path / "out"
+    learn, out = TrainingStep.train_batch, tmp_path / "out"
     assert commands(monkeypatch, *SMALL, "--output", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Lesson, "learn", interrupted)
+        patch.setattr(TrainingStep, "train_batch", interrupted)
         assert commands(monkeypatch, *SMALL, "--output", out) == 130
     assert f"--output {out} --resume" in " ".join(capsys.readouterr().err.split())
     assert read_card((out / "model.json").read_bytes()).chosen.epoch == 1
@@ -177,20 +209,21 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch
 def test_a_command_killed_in_the_middle_of_an_epoch_is_resumed_to_the_bit(tmp_path, monkeypatch):
     script = (
         "import os, signal, robustbench_local.training.loop as loop\n"
-        "from robustbench_local.training.step import Lesson\n"
+        "from robustbench_local.training.step import TrainingStep\n"
         "from robustbench_local.cli import main\n"
-        "learn, loop.SAVE_SECONDS = Lesson.learn, 0\n"
+        "learn, loop.SAVE_SECONDS = TrainingStep.train_batch, 0\n"
         "def deadly(lesson, batch, epoch, number, **settings):\n"
         "    if (epoch, number) == (2, 3):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return learn(lesson, batch, epoch, number, **settings)\n"
-        "Lesson.learn = deadly\n"
+        "TrainingStep.train_batch = deadly\n"
         "main()\n"
     )
     more = ("--average", "0.9", "--optimizer", "adamw", "--lr", "0.01", "--augment", "crop=1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-c", script, *SMALL, *more, "--output", str(tmp_path / "out")], env=environment,
+        [sys.executable, "-c", script, *SMALL, *more, "--output", str(tmp_path / "out")],
+        env=environment,
         stderr=subprocess.DEVNULL,
     )
     assert ended.returncode == -signal.SIGKILL
@@ -215,7 +248,7 @@ def test_an_evaluation_that_was_interrupted_after_training_goes_on(tmp_path, mon
         )
         assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out") == 130
     stamp = (tmp_path / "out" / "model.safetensors").read_bytes()
-    monkeypatch.setattr(Lesson, "learn", None)  # nothing is learnt any more
+    monkeypatch.setattr(TrainingStep, "train_batch", None)  # nothing is learnt any more
     assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out", "--resume") == 0
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == stamp
     assert names(tmp_path / "out") == FILES
@@ -225,7 +258,7 @@ def worse(monkeypatch, epoch):
     """From that epoch on the judge finds nothing robust."""
     import robustbench_local.training.loop as loop
 
-    judge, calls = loop.judge, []
+    judge, calls = loop.validate, []
 
     def judged(*arguments, **settings):
         calls.append(1)
@@ -233,7 +266,7 @@ def worse(monkeypatch, epoch):
         none = type(found.clean).of(0, found.clean.n)
         return type(found)(**{**found.__dict__, "robust": none, "clean": none}) if len(calls) >= epoch else found
 
-    monkeypatch.setattr(loop, "judge", judged)
+    monkeypatch.setattr(loop, "validate", judged)
 
 
 def test_the_last_epochs_weights_are_kept_and_judged_where_others_were_chosen(tmp_path, monkeypatch, capsys):
@@ -254,14 +287,14 @@ def test_the_last_epochs_weights_are_kept_and_judged_where_others_were_chosen(tm
 def test_where_the_last_epoch_was_chosen_there_is_no_other(folder, tmp_path, monkeypatch):
     import robustbench_local.training.loop as loop
 
-    judge = loop.judge
+    judge = loop.validate
     same = []
 
     def judged(*arguments, **settings):
         same.append(judge(*arguments, **settings))
         return same[0]
 
-    monkeypatch.setattr(loop, "judge", judged)
+    monkeypatch.setattr(loop, "validate", judged)
     assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} - {"curves.png"} == FILES, "of equals the later"
     assert read_card((tmp_path / "out" / "model.json").read_bytes()).chosen.epoch == 3
@@ -280,7 +313,7 @@ def test_robust_train_is_standard_training_and_takes_no_method(tmp_path, monkeyp
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     recipe = resolve_recipe(None, {"lr": "1e30", "samples": "200", "batch_size": "32", "method": "standard"})
     with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, batch \d+|NaN or infinite logits"):
-        harden(recipe, tmp_path / "out", device="cpu")
+        run_training(recipe, tmp_path / "out", device="cpu")
     for file in (tmp_path / "out").glob("model.safetensors"):
         load_classifier(str(file), arch="digits-cnn")
 
@@ -293,8 +326,8 @@ def test_the_callers_classifier_and_random_numbers_are_left_alone(tmp_path, monk
     before = torch.random.get_rng_state()
     settings = {"samples": "200", "batch_size": "32", "epochs": "1", "suite": "fast"}
     recipe = resolve_recipe(None, {"model": "mine", **settings})
-    hardened = harden(recipe, tmp_path / "out", device="cpu")
-    hardened.judge()
+    hardened = run_training(recipe, tmp_path / "out", device="cpu")
+    hardened.evaluate_checkpoints()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert fingerprint(classifier) == weights and not classifier.module.training
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in classifier.parameters())

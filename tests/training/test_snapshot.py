@@ -1,4 +1,5 @@
 """The file that a training goes on from: data alone, whole or refused, and never half written."""
+
 from __future__ import annotations
 
 import errno
@@ -11,34 +12,34 @@ from small_trainings import Training, same
 
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
-from robustbench_local.training.snapshot import Snapshot
+from robustbench_local.training.snapshot import TrainingState
 
 
-def snapshot(**more) -> Snapshot:
+def snapshot(**more) -> TrainingState:
     tensors = {"a.b": torch.arange(6).view(2, 3), "c": torch.tensor(2.5), "bf16": torch.ones(2, dtype=torch.bfloat16)}
-    return Snapshot(tensors, {"number": 0.1, "list": [1, None], "nan": float("inf")}, **more)
+    return TrainingState(tensors, {"number": 0.1, "list": [1, None], "nan": float("inf")}, **more)
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    inner = Snapshot({"now.x": torch.tensor([1.0])}, {"healthy": "yes"})
-    snapshot(healthy=inner).write(tmp_path / "state", {"recipe": {"lr": 0.1}})
-    read, about = Snapshot.read(tmp_path / "state")
+    inner = TrainingState({"now.x": torch.tensor([1.0])}, {"rollback": "yes"})
+    snapshot(rollback=inner).write(tmp_path / "state", {"recipe": {"lr": 0.1}})
+    read, about = TrainingState.read(tmp_path / "state")
     assert about == {"recipe": {"lr": 0.1}} and read.facts == snapshot().facts
     assert same(read.tensors, snapshot().tensors)
     assert all(read.tensors[name].dtype == tensor.dtype for name, tensor in snapshot().tensors.items())
-    assert same(read.healthy.tensors, inner.tensors) and read.healthy.facts == inner.facts
-    assert read.healthy.healthy is None
+    assert same(read.rollback.tensors, inner.tensors) and read.rollback.facts == inner.facts
+    assert read.rollback.rollback is None
     snapshot().write(tmp_path / "state", {})
-    assert Snapshot.read(tmp_path / "state")[0].healthy is None
+    assert TrainingState.read(tmp_path / "state")[0].rollback is None
 
 
 def test_a_real_trainings_snapshot_survives_the_disk(tmp_path):
     done = Training(method="fgsm-rs", average=0.9, optimizer="adamw", lr=0.01).run()
     for each in done.saved:
         each.write(tmp_path / "state", {})
-        read, _ = Snapshot.read(tmp_path / "state")
+        read, _ = TrainingState.read(tmp_path / "state")
         assert read.facts == json.loads(json.dumps(each.facts)) and same(read.tensors, each.tensors)
-        assert read.healthy is None if each.healthy is None else same(read.healthy.tensors, each.healthy.tensors)
+        assert read.rollback is None if each.rollback is None else same(read.rollback.tensors, each.rollback.tensors)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "other", "json", "list", "folder"])
@@ -60,7 +61,7 @@ def test_a_damaged_file_is_one_sentence(damage, tmp_path):
     else:
         path.write_bytes({"truncated": content[:-7], "empty": b"", "garbage": os.urandom(300)}[damage])
     with pytest.raises(UserError, match="safetensors is not a training that could be gone on with") as caught:
-        Snapshot.read(path)
+        TrainingState.read(path)
     assert "\n" not in str(caught.value) and "--output" in str(caught.value)
 
 
@@ -82,10 +83,11 @@ def test_a_full_disk_is_one_sentence_and_the_file_before_it_is_intact(tmp_path, 
 def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(writes, tmp_path, monkeypatch):
     """Whichever write fails, what lies in the folder is whole, and training goes on when there is room again."""
     from robustbench_local.training.recipe import resolve_recipe
-    from robustbench_local.training.run import harden
+    from robustbench_local.training.run import run_training
 
-    recipe = resolve_recipe(None, {"arch": "cnn-small", "samples": "80", "batch_size": "32", "epochs": "2",
-                                   "method": "standard"})
+    recipe = resolve_recipe(
+        None, {"arch": "cnn-small", "samples": "80", "batch_size": "32", "epochs": "2", "method": "standard"}
+    )
     sync, calls = os.fsync, [0]
 
     def filling(handle):
@@ -97,10 +99,10 @@ def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(wr
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling)
         with pytest.raises(UserError, match=r"cannot write .*No space left on device.*--output"):
-            harden(recipe, tmp_path / "out", device="cpu")
+            run_training(recipe, tmp_path / "out", device="cpu")
     assert not [path for path in (tmp_path / "out").glob("*") if path.name.startswith(".")]
     if (tmp_path / "out" / "model.json").exists():
         load_classifier(str(tmp_path / "out"))
     begun = (tmp_path / "out" / "training.safetensors").exists()
-    hardened = harden(recipe, tmp_path / "out", device="cpu", resume=begun)
+    hardened = run_training(recipe, tmp_path / "out", device="cpu", resume=begun)
     assert [report.epoch for report in hardened.reports] == [1, 2]

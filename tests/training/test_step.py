@@ -1,4 +1,5 @@
 """One step of training: schedules, accumulation, freezing, arithmetic, and gradients that are no numbers."""
+
 from __future__ import annotations
 
 import math
@@ -10,22 +11,24 @@ import torch.nn.functional as F
 from small_trainings import BATCHES, CPU, THREAT, Training, network, parts, same
 from torch import nn
 
-from robustbench_local.data.loader import Batch, Source
+from robustbench_local.data.loader import Batch, BatchLoader
 from robustbench_local.defenses import PGDAT, Standard
 from robustbench_local.errors import UserError
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.step import SKIPS, Lesson
+from robustbench_local.training.step import MAX_SKIPPED_BATCHES, TrainingStep
 
 STEPS = 40
 
 
-def lesson(objective=None, model=None, steps=STEPS, **settings) -> Lesson:
+def lesson(objective=None, model=None, steps=STEPS, **settings) -> TrainingStep:
     recipe = Recipe(**{"lr": 0.1, "batch_size": 32, **settings})
-    return Lesson(model or network(), objective or Standard(), THREAT, recipe, steps=steps, head=("5.weight", "5.bias"))
+    return TrainingStep(
+        model or network(), objective or Standard(), THREAT, recipe, steps=steps, head=("5.weight", "5.bias")
+    )
 
 
 def batch(count=32) -> Batch:
-    return next(iter(Source(parts()[0], CPU).batches([torch.arange(count)])))
+    return next(iter(BatchLoader(parts()[0], CPU).batches([torch.arange(count)])))
 
 
 def rates(**settings):
@@ -34,7 +37,7 @@ def rates(**settings):
     seen = []
     for number in range(STEPS):
         seen.append(taught.rate)
-        taught.learn(given, 1, number + 1)
+        taught.train_batch(given, 1, number + 1)
     return seen
 
 
@@ -69,10 +72,10 @@ def test_eps_rises_in_equal_steps_to_the_whole():
     radii.clear()
     taught = lesson(Seen(steps=1), steps=10, eps_warmup=0.5)
     for number in range(10):
-        taught.learn(batch(), 1, number + 1)
+        taught.train_batch(batch(), 1, number + 1)
     assert radii == pytest.approx([0.1 * share / 6 for share in (1, 2, 3, 4, 5)] + [0.1] * 5)
     radii.clear()
-    lesson(Seen(steps=1)).learn(batch(), 1, 1)
+    lesson(Seen(steps=1)).train_batch(batch(), 1, 1)
     assert radii == [0.1]
 
 
@@ -83,7 +86,7 @@ def test_accumulated_parts_are_the_whole_batch_without_batch_norm(objective, cou
         lesson(objective, network(norm=False, dropout=0.0), accumulate=parts, augment="crop=1") for parts in (1, count)
     )
     for number in range(3):
-        together, apart = (each.learn(batch(), 1, number + 1) for each in (one, several))
+        together, apart = (each.train_batch(batch(), 1, number + 1) for each in (one, several))
         assert together == pytest.approx(apart, rel=1e-5)
     for ours, theirs in zip(one.network.parameters(), several.network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -105,7 +108,7 @@ def test_a_step_reads_from_the_device_once(monkeypatch):
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, noted(name))
-    losses = taught.learn(given, 1, 1)
+    losses = taught.train_batch(given, 1, 1)
     assert read == ["tolist"]
     assert losses.keys() == {"loss", "adversarial"} and losses["loss"] == losses["adversarial"] > 1
 
@@ -117,7 +120,7 @@ def test_a_step_is_that_of_plain_torch():
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for number in range(3):
         given = batch()
-        losses = taught.learn(given, 1, number + 1)
+        losses = taught.train_batch(given, 1, number + 1)
         loss = F.cross_entropy(plain(given.images), given.labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -130,7 +133,7 @@ def test_a_step_is_that_of_plain_torch():
 def test_adamw_takes_steps_of_the_learning_rate():
     taught = lesson(optimizer="adamw", lr=0.01, weight_decay=0, schedule="constant")
     before = [value.detach().clone() for value in taught.network.parameters()]
-    taught.learn(batch(), 1, 1)
+    taught.train_batch(batch(), 1, 1)
     after = [value.detach() for value in taught.network.parameters()]
     moved = torch.cat([(new - old).abs().flatten() for new, old in zip(after, before, strict=True)])
     assert moved.max() <= 0.01 * 1.001 and moved.median() == pytest.approx(0.01, rel=0.01), "Adam's first step"
@@ -140,7 +143,7 @@ def test_gradients_are_not_followed_further_than_clip_norm():
     def length(clip_norm):
         taught = lesson(model=network(dropout=0.0), schedule="constant", clip_norm=clip_norm, weight_decay=0)
         before = [value.detach().clone() for value in taught.network.parameters()]
-        taught.learn(batch(), 1, 1)
+        taught.train_batch(batch(), 1, 1)
         moved = [new.detach() - old for new, old in zip(taught.network.parameters(), before, strict=True)]
         return float(torch.cat([each.flatten() for each in moved]).norm()) / (0.1 * 1.9)  # nesterov's first step
 
@@ -186,11 +189,11 @@ class Bursting(Standard):
 def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(value):
     taught = lesson(Bursting(bad=(3,), value=value), average=0.9)
     for number in (1, 2):
-        assert "skipped" not in taught.learn(batch(), 1, number)
+        assert "skipped" not in taught.train_batch(batch(), 1, number)
     before = {name: tensor.clone() for name, tensor in taught.network.state_dict().items()}
-    assert taught.learn(batch(), 1, 3, settle=True) == {"skipped": 1.0}
+    assert taught.train_batch(batch(), 1, 3, settle=True) == {"skipped": 1.0}
     assert same(before, taught.network) and taught.done == 3
-    assert taught.learn(batch(), 1, 4).keys() == {"loss", "clean"}
+    assert taught.train_batch(batch(), 1, 4).keys() == {"loss", "clean"}
     done = Training(objective=Bursting(bad=(3, 4, 9), value=value)).run()
     assert [report.skipped for report in done.reports] == [2, 1]
     assert done.reports[0].warnings == ["2 batches had no finite gradient and changed nothing"]
@@ -206,16 +209,16 @@ def test_activations_that_overflow_once_do_not_spoil_batch_norm():
             return images * math.inf if self.training and self.calls == 2 else images
 
     taught = lesson(model=nn.Sequential(Overflowing(), *network()), average=0.9)
-    losses = [taught.learn(batch(), 1, number + 1, settle=True) for number in range(4)]
+    losses = [taught.train_batch(batch(), 1, number + 1, settle=True) for number in range(4)]
     assert [list(each) == ["skipped"] for each in losses] == [False, True, False, False]
     assert all(value.isfinite().all() for value in taught.network.state_dict().values())
-    assert all(value.isfinite().all() for value in taught.judged.state_dict().values())
+    assert all(value.isfinite().all() for value in taught.validated_network.state_dict().values())
 
 
 def test_several_in_a_row_end_the_training_with_epoch_and_batch_named_and_the_weights_intact():
     first = BATCHES + 2
     training = Training(objective=Bursting(bad=range(first, 99)), epochs=3)
-    sentence = rf"the loss became nan in epoch 3, batch 1, and .* {SKIPS} batches in a row"
+    sentence = rf"the loss became nan in epoch 3, batch 1, and .* {MAX_SKIPPED_BATCHES} batches in a row"
     with pytest.raises(UserError, match=sentence) as told:
         training.run()
     assert "\n" not in str(told.value)
@@ -225,12 +228,12 @@ def test_several_in_a_row_end_the_training_with_epoch_and_batch_named_and_the_we
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_an_epoch_of_nothing_but_skipped_batches_can_be_written_and_gone_on_from(tmp_path):
-    from robustbench_local.training.snapshot import Snapshot
+    from robustbench_local.training.snapshot import TrainingState
 
     training = Training(objective=Bursting(bad=range(1, 5)), data=parts(160), epochs=2).run()
     assert [report.skipped for report in training.reports] == [4, 0] and BATCHES == 5
     training.saved[1].write(tmp_path / "state", {})
-    snapshot, _ = Snapshot.read(tmp_path / "state")
+    snapshot, _ = TrainingState.read(tmp_path / "state")
     snapshot.facts["method"] = "standard"
     resumed = Training(objective=Bursting(), data=parts(160), epochs=2).run(resume=snapshot)
     assert [report.epoch for report in resumed.reports] == [1, 2]

@@ -1,4 +1,5 @@
 """Methods that learn from a teacher: one that is given, or one that is trained first."""
+
 from __future__ import annotations
 
 import json
@@ -6,14 +7,14 @@ import json
 import pytest
 import torch
 
-from robustbench_local.attacks.attack import spec
+from robustbench_local.attacks.attack import spec_text
 from robustbench_local.defenses import HAT, RSLAD, DefensiveDistillation
 from robustbench_local.errors import UserError
 from robustbench_local.models import fingerprint, load_classifier
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import resolve_recipe
-from robustbench_local.training.run import harden
-from robustbench_local.training.step import Lesson
+from robustbench_local.training.run import run_training
+from robustbench_local.training.step import TrainingStep
 
 QUICK = {"arch": "cnn-small", "samples": "120", "batch_size": "32", "epochs": "2", "lr": "0.05"}
 
@@ -25,14 +26,14 @@ def recipe(method, **more):
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers") / "out"
-    harden(recipe("defensive-distillation:temperature=10"), folder, device="cpu")
+    run_training(recipe("defensive-distillation:temperature=10"), folder, device="cpu")
     return folder
 
 
 def test_the_teacher_is_trained_first_in_a_folder_of_its_own(distilled):
     card = read_card((distilled / "teacher" / "model.json").read_bytes())
     teacher = DefensiveDistillation(temperature=10.0).own_teacher()
-    assert card.recipe.method == spec(teacher) == "standard:temperature=10.0"
+    assert card.recipe.method == spec_text(teacher) == "standard:temperature=10.0"
     own = read_card((distilled / "model.json").read_bytes()).recipe
     assert card.recipe == own.model_copy(update={"method": card.recipe.method})
     assert not (distilled / "teacher" / "training.safetensors").exists(), "it is finished"
@@ -46,27 +47,27 @@ def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatc
     teacher = load_classifier("digits-cnn-robust")
     before = fingerprint(teacher)
     monkeypatch.setattr("robustbench_local.training.setup.load_classifier", lambda *_, **__: teacher)
-    learn = Lesson.learn
+    learn = TrainingStep.train_batch
 
     def learnt(lesson, *arguments, **settings):
         asked.append(lesson._teacher)
         return learn(lesson, *arguments, **settings)
 
-    monkeypatch.setattr(Lesson, "learn", learnt)
-    harden(recipe("rslad:steps=1", teacher="digits-cnn-robust"), tmp_path / "out", device="cpu")
+    monkeypatch.setattr(TrainingStep, "train_batch", learnt)
+    run_training(recipe("rslad:steps=1", teacher="digits-cnn-robust"), tmp_path / "out", device="cpu")
     assert asked and all(each is teacher for each in asked) and not (tmp_path / "out" / "teacher").exists()
     assert fingerprint(teacher) == before and not any(value.requires_grad for value in teacher.parameters())
 
 
 def test_rslad_without_a_teacher_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(UserError, match="rslad learns from a robust teacher: name one with --teacher"):
-        harden(recipe("rslad"), tmp_path / "out", device="cpu")
+        run_training(recipe("rslad"), tmp_path / "out", device="cpu")
     assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("moment", [2, 5, 8, 11])
 def test_an_interruption_in_either_training_changes_nothing(moment, distilled, tmp_path, monkeypatch):
-    learn, calls = Lesson.learn, []
+    learn, calls = TrainingStep.train_batch, []
 
     def interrupted(lesson, *arguments, **settings):
         calls.append(1)
@@ -76,19 +77,19 @@ def test_an_interruption_in_either_training_changes_nothing(moment, distilled, t
 
     asked, out = recipe("defensive-distillation:temperature=10"), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Lesson, "learn", interrupted)
+        patch.setattr(TrainingStep, "train_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            harden(asked, out, device="cpu")
-    harden(asked, out, device="cpu", resume=True)
+            run_training(asked, out, device="cpu")
+    run_training(asked, out, device="cpu", resume=True)
     for name in ("model.safetensors", "teacher/model.safetensors"):
         assert (out / name).read_bytes() == (distilled / name).read_bytes()
 
 
 def test_a_teacher_killed_after_its_first_checkpoint_is_not_taken_for_finished(tmp_path, monkeypatch):
     """Between the first epoch's checkpoint and the state that says how far training is."""
-    from robustbench_local.training.snapshot import Snapshot
+    from robustbench_local.training.snapshot import TrainingState
 
-    write, calls = Snapshot.write, []
+    write, calls = TrainingState.write, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -98,11 +99,11 @@ def test_a_teacher_killed_after_its_first_checkpoint_is_not_taken_for_finished(t
 
     asked, out = recipe("hat:steps=1"), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Snapshot, "write", interrupted)
+        patch.setattr(TrainingState, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            harden(asked, out, device="cpu")
+            run_training(asked, out, device="cpu")
     assert (out / "teacher" / "model.json").exists()
-    harden(asked, out, device="cpu", resume=True)
+    run_training(asked, out, device="cpu", resume=True)
     lines = (out / "teacher" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
@@ -110,6 +111,6 @@ def test_a_teacher_killed_after_its_first_checkpoint_is_not_taken_for_finished(t
 def test_the_students_weights_come_from_the_teachers_answers(distilled, tmp_path):
     """Another teacher, another student."""
     asked = recipe("defensive-distillation:temperature=10", teacher="digits-cnn")
-    harden(asked, tmp_path / "out", device="cpu")
+    run_training(asked, tmp_path / "out", device="cpu")
     one, other = (load_classifier(str(folder)).module.linear2.weight for folder in (tmp_path / "out", distilled))
     assert not torch.equal(one, other)

@@ -1,4 +1,5 @@
 """Watchers: catastrophic and robust overfitting, and a network that answers one class for everything."""
+
 from __future__ import annotations
 
 import pytest
@@ -21,17 +22,34 @@ def report(epoch, robust, fgsm=None, *, clean=0.9, chosen=False, undone=False, n
         return None if value is None else Accuracy.of(round(value * n), n)
 
     return EpochReport(
-        epoch=epoch, loss=1.0, parts={}, learning_rate=0.1, clean_accuracy=accuracy(clean),
-        robust_accuracy=accuracy(robust), fgsm_accuracy=accuracy(robust if fgsm is None else fgsm),
-        images_per_second=1, seconds=1, chosen=chosen, undone=undone,
+        epoch=epoch,
+        loss=1.0,
+        parts={},
+        learning_rate=0.1,
+        clean_accuracy=accuracy(clean),
+        robust_accuracy=accuracy(robust),
+        fgsm_accuracy=accuracy(robust if fgsm is None else fgsm),
+        images_per_second=1,
+        seconds=1,
+        chosen=chosen,
+        undone=undone,
     )
 
 
-@pytest.mark.parametrize("robust, fgsm, catastrophic", [
-    (0.40, 0.50, False), (0.0, 0.85, True), (0.29, 0.50, True), (0.31, 0.50, False),
-    (0.30, 0.45, False),  # both have fallen: bad, but not catastrophic
-    (0.32, 0.51, False), (0.33, 0.525, False), (0.315, 0.51, True), (0.31, 0.505, True),
-])
+@pytest.mark.parametrize(
+    "robust, fgsm, catastrophic",
+    [
+        (0.40, 0.50, False),
+        (0.0, 0.85, True),
+        (0.29, 0.50, True),
+        (0.31, 0.50, False),
+        (0.30, 0.45, False),  # both have fallen: bad, but not catastrophic
+        (0.32, 0.51, False),
+        (0.33, 0.525, False),
+        (0.315, 0.51, True),
+        (0.31, 0.505, True),
+    ],
+)
 def test_catastrophic_overfitting_is_a_gap_or_a_fall_while_fgsm_rises(robust, fgsm, catastrophic):
     earlier = [report(1, 0.3, 0.45, chosen=True), report(2, 0.40, 0.505, chosen=True)]
     if (robust, fgsm) == (0.32, 0.51):
@@ -44,9 +62,9 @@ def test_without_measurements_nothing_is_catastrophic():
 
 
 def test_every_single_step_method_has_a_safer_one_and_that_ends_somewhere():
-    assert FGSMRS().safer() == FreeAT().safer() == NFGSM() and TRADES().safer() is None
-    assert NFGSM().safer() == PGDAT(steps=2) and PGDAT(steps=2).safer() == PGDAT(steps=10)
-    assert PGDAT(steps=10).safer() is None
+    assert FGSMRS().fallback() == FreeAT().fallback() == NFGSM() and TRADES().fallback() is None
+    assert NFGSM().fallback() == PGDAT(steps=2) and PGDAT(steps=2).fallback() == PGDAT(steps=10)
+    assert PGDAT(steps=10).fallback() is None
 
 
 @pytest.fixture
@@ -84,23 +102,25 @@ def test_after_a_roll_back_training_is_that_of_the_safer_method_from_there(preci
     undone = {**first, "epoch": 2, "undone": True, "chosen": False}
     facts = {**after_one.facts, "method": "n-fgsm", "reports": [first, undone]}
     assert after_one.facts["reports"] == [first]
-    again = Training(**settings).run(resume=loop.Snapshot(after_one.tensors, facts))
+    again = Training(**settings).run(resume=loop.TrainingState(after_one.tensors, facts))
     assert same(whole.model, again.model)
 
 
 def test_an_undone_epoch_does_not_stand_in_the_way_of_those_after_it(monkeypatch):
     """It may have looked good; its weights are gone all the same."""
     monkeypatch.setattr(loop, "is_catastrophic", lambda report, earlier: not earlier)
-    judge, calls = loop.judge, []
+    judge, calls = loop.validate, []
 
     def flattering(*arguments, **settings):
         calls.append(1)
         judged = judge(*arguments, **settings)
-        return judged if len(calls) > 1 else type(judged)(**{
-            **judged.__dict__, "clean": Accuracy.of(40, 40), "robust": Accuracy.of(40, 40)
-        })
+        return (
+            judged
+            if len(calls) > 1
+            else type(judged)(**{**judged.__dict__, "clean": Accuracy.of(40, 40), "robust": Accuracy.of(40, 40)})
+        )
 
-    monkeypatch.setattr(loop, "judge", flattering)
+    monkeypatch.setattr(loop, "validate", flattering)
     reports = Training(method="fgsm-rs").run().reports
     assert reports[0].undone and not reports[0].chosen and reports[1].chosen
     assert best(reports) is not None

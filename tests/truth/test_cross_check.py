@@ -1,4 +1,5 @@
 """FGSM and PGD against adversarial-robustness-toolbox and a loop of ten lines, at the same settings."""
+
 import json
 
 import numpy as np
@@ -20,7 +21,8 @@ def problem(shared):
     entry = next(e for e in json.loads((folder / "manifest.json").read_text())["models"] if e["name"] == MODEL)
     normalisation = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
     classifier = load_classifier(
-        f"{folder / 'architectures.py'}:{entry['architecture']}", checkpoint=folder / entry["file"],
+        f"{folder / 'architectures.py'}:{entry['architecture']}",
+        checkpoint=folder / entry["file"],
         normalize=normalisation,
     )
     return classifier, load_dataset(f"npz:{folder / 'images' / 'cifar10_sdp200.npz'}")
@@ -41,9 +43,15 @@ def loop(classifier, images, labels, steps, step_size, random_start):
 
 @pytest.mark.parametrize(
     ("ours", "toolbox", "steps", "step_size"),
-    [(FGSM(), "art/FastGradientMethod", 1, EPS),
-     (PGD(steps=STEPS, step_size=STEP), f"art/ProjectedGradientDescentPyTorch:max_iter={STEPS},eps_step=0.5/255,"
-      "num_random_init=1", STEPS, STEP)],
+    [
+        (FGSM(), "art/FastGradientMethod", 1, EPS),
+        (
+            PGD(steps=STEPS, step_size=STEP),
+            f"art/ProjectedGradientDescentPyTorch:max_iter={STEPS},eps_step=0.5/255,num_random_init=1",
+            STEPS,
+            STEP,
+        ),
+    ],
     ids=["fgsm", "pgd"],
 )
 def test_three_implementations_agree(problem, ours, toolbox, steps, step_size):

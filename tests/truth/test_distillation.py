@@ -2,6 +2,7 @@
 
 Trained here on Fashion-MNIST at T = 20; 2,000 test images. Takes about five minutes on one core.
 """
+
 import gzip
 
 import pytest
@@ -10,7 +11,7 @@ from robustbench_local import evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import FGSM, PGD
 from robustbench_local.data import stratified_subset
 from robustbench_local.training.recipe import resolve_recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 pytestmark = pytest.mark.truth
 SETTINGS = {"epochs": "10", "optimizer": "adamw", "lr": "6e-3", "weight_decay": "0"}
@@ -36,18 +37,22 @@ def evaluated(data_dir, tmp_path_factory):
     for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=20")):
         recipe = resolve_recipe("fashion-mnist-cnn", {**SETTINGS, "method": method})
         folder = tmp_path_factory.mktemp(name) / "run"
-        harden(recipe, folder, device="cpu", data_dir=data_dir)
+        run_training(recipe, folder, device="cpu", data_dir=data_dir)
         classifier, threat_model = load_classifier(str(folder)), recipe.threat_model()
 
         def of(classifier=classifier, threat_model=threat_model, **attack):
             return evaluate(classifier, test, threat_model, device="cpu", assess=False, **attack).result
 
         results[name] = {
-            "fgsm": of(attacks=[FGSM()]), "pgd": of(attacks=[PGD(steps=50)]), "standard": of(suite="standard/1"),
+            "fgsm": of(attacks=[FGSM()]),
+            "pgd": of(attacks=[PGD(steps=50)]),
+            "standard": of(suite="standard/1"),
         }
         for attack, result in results[name].items():
-            print(f"{name:<12} {attack:<10} clean {result.clean_accuracy.value:.1%} "
-                  f"robust {result.robust_accuracy.value:.1%}")
+            print(
+                f"{name:<12} {attack:<10} clean {result.clean_accuracy.value:.1%} "
+                f"robust {result.robust_accuracy.value:.1%}"
+            )
     return results
 
 

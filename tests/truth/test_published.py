@@ -2,6 +2,7 @@
 
 `certified <= exact <= attacked`: a certificate can only be too low, an attack only too high.
 """
+
 import json
 import os
 from pathlib import Path
@@ -25,7 +26,8 @@ def checks():
     models = json.loads(manifest.read_text())["models"]
     return [
         pytest.param(entry, check, id=f"{entry['name']}-{check.get('norm', 'clean')}-{check.get('eps', 0):.4g}")
-        for entry in models for check in entry["checks"]
+        for entry in models
+        for check in entry["checks"]
     ]
 
 
@@ -86,7 +88,8 @@ def standing_bounds(check, n):
 
 
 EXACT = [
-    pytest.param(*parameter.values, id=parameter.id) for parameter in checks()
+    pytest.param(*parameter.values, id=parameter.id)
+    for parameter in checks()
     if parameter.values[1].get("exact_error_percent_low", -1) == parameter.values[1].get("exact_error_percent_high")
 ]
 
@@ -99,8 +102,11 @@ def test_suites_reach_the_exact_robust_error(entry, check, suite, points):
     evaluation = evaluate(load(entry), dataset, threat_model, suite=suite, assess=False)
     error = 100 * (1 - evaluation.robust_accuracy.value)
     cost = evaluation.result.cost
-    print(f"\n{entry['name']} {suite}: robust error {error:.2f} %, exact {check['exact_error_percent_low']} %, "
-          f"{cost.seconds:.0f} s", end="")
+    print(
+        f"\n{entry['name']} {suite}: robust error {error:.2f} %, exact {check['exact_error_percent_low']} %, "
+        f"{cost.seconds:.0f} s",
+        end="",
+    )
     assert len(dataset) == check["n"] == 10_000
     assert check["exact_error_percent_low"] - points <= error + 1e-9
     assert error <= check["exact_error_percent_high"] + 1e-9, "past what a solver has proved impossible"
@@ -108,14 +114,20 @@ def test_suites_reach_the_exact_robust_error(entry, check, suite, points):
 
 def test_half_of_the_images_that_only_a_solver_could_break():
     """20 MNIST images on which gradient attacks of every strength fail (Zhang et al., ICML 2022)."""
-    entry = next(each for each in json.loads((FOLDER / "manifest.json").read_text())["models"]
-                 if each["name"] == "babattack_mnist_madry_tiny")
+    entry = next(
+        each
+        for each in json.loads((FOLDER / "manifest.json").read_text())["models"]
+        if each["name"] == "babattack_mnist_madry_tiny"
+    )
     dataset = load_dataset(f"npz:{FOLDER / 'images' / 'mnist_hard_madry_tiny.npz'}").subset(range(20))
     model, threat_model = load(entry), ThreatModel("linf", 0.3)
     gradients = evaluate(model, dataset, threat_model, suite="standard/1", assess=False)
     found = evaluate(model, dataset, threat_model, attacks=[resolve_attack("regions:programs=1500")], assess=False)
     broken = [sample.index for sample in found.samples if not sample.robust]
-    print(f"\nregions breaks {len(broken)} of 20: {broken}; standard/1 breaks "
-          f"{20 - gradients.robust_accuracy.correct}; {found.result.cost.seconds:.0f} s", end="")
+    print(
+        f"\nregions breaks {len(broken)} of 20: {broken}; standard/1 breaks "
+        f"{20 - gradients.robust_accuracy.correct}; {found.result.cost.seconds:.0f} s",
+        end="",
+    )
     assert len(broken) >= 10
     assert torch.tensor([sample.distance.linf for sample in found.samples if sample.distance]).max() <= 0.3 + 1e-6

@@ -2,6 +2,7 @@
 
 A point counts only when the untouched model, asked once, misclassifies it inside ball and box.
 """
+
 from __future__ import annotations
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks import ThreatModel, square
-from robustbench_local.attacks.losses import LOSSES, towards
+from robustbench_local.attacks.losses import LOSSES, targeted_loss
 
 Logits = Callable[[Tensor], Tensor]
 """Images [rows, ...] to logits [rows, classes], differentiable."""
@@ -56,8 +57,15 @@ class Hunt:
 
 
 def climb(
-    hunt: Hunt, rise: Callable[[Tensor, Tensor], Tensor], *, steps: int = 50, draws: int = 1, jitter: float = 0.0,
-    generator: torch.Generator, from_image: bool = False, asked: int = 1,
+    hunt: Hunt,
+    rise: Callable[[Tensor, Tensor], Tensor],
+    *,
+    steps: int = 50,
+    draws: int = 1,
+    jitter: float = 0.0,
+    generator: torch.Generator,
+    from_image: bool = False,
+    asked: int = 1,
 ) -> None:
     """PGD with steps that fall along half a cosine from 2 · eps; every point on the way is offered.
 
@@ -94,9 +102,10 @@ def away(logits: Logits, loss: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 def to_class(logits: Logits, loss: str, rank: int) -> Callable[[Tensor, Tensor], Tensor]:
     """To the class that is so many places after the label, round the circle."""
+
     def rise(points: Tensor, labels: Tensor) -> Tensor:
         found = logits(points)
-        return towards(loss, found, labels, (labels + rank) % found.shape[1])
+        return targeted_loss(loss, found, labels, (labels + rank) % found.shape[1])
 
     return rise
 

@@ -1,4 +1,5 @@
 """Defenses that mask: networks whose robustness is in what a gradient attack sees of them, and how they are made."""
+
 from __future__ import annotations
 
 import io
@@ -25,6 +26,7 @@ def distilled(on: Task) -> nn.Module:
 
     What is left are logits a hundred times too large.
     """
+
     def hard(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images) / TEMPERATURE, labels)
 
@@ -55,6 +57,7 @@ def hot(on: Task) -> nn.Module:
 
 def smoothed(on: Task) -> nn.Module:
     """Warde-Farley and Goodfellow (2016): smoothed labels instead of distillation, at a temperature all the same."""
+
     def smoothed(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images) / (4 * TEMPERATURE), labels, label_smoothing=0.9)
 
@@ -80,6 +83,7 @@ def saturated(on: Task) -> nn.Module:
 
 
 # 5: quantised input.
+
 
 class Quantised(nn.Module):
     """Rounds images to a few grey levels; the gradient of that is 0 everywhere."""
@@ -127,6 +131,7 @@ def jpeg(on: Task) -> nn.Module:
 
 # 6: random at inference.
 
+
 class RandomFront(nn.Module):
     """Xie et al. (ICLR 2018): images resized and padded at random, here with noise; other draws at every call."""
 
@@ -154,6 +159,7 @@ def random(on: Task) -> nn.Module:
 
 # 7: activations that jump.
 
+
 class KWinners(nn.Module):
     """Xiao, Zhong and Zheng (ICLR 2020): the largest activations of an image stay, the others become 0."""
 
@@ -172,6 +178,7 @@ def winners(on: Task) -> nn.Module:
 
 
 # 8: thermometer coding.
+
 
 class Thermometer(nn.Module):
     """Buckman et al. (ICLR 2018): every pixel as the list of levels that it reaches."""
@@ -195,6 +202,7 @@ def thermometer(on: Task) -> nn.Module:
 
 
 # 9: no gradient by accident.
+
 
 class Purified(nn.Module):
     """A denoiser cleans the image first, and runs without gradients to save memory."""
@@ -225,6 +233,7 @@ def purified(on: Task) -> nn.Module:
 
 # 10: overfitted to one step.
 
+
 def overfitted(on: Task) -> nn.Module:
     """Wong, Rice and Kolter (ICLR 2020) warn of it: trained on single steps until nothing else is resisted."""
     step = 5 / 3 * float(on.eps)
@@ -232,7 +241,8 @@ def overfitted(on: Task) -> nn.Module:
     def build() -> nn.Module:
         widths = (on.size**2, 128, 128, 128)
         layers = [
-            layer for before, after in itertools.pairwise(widths)
+            layer
+            for before, after in itertools.pairwise(widths)
             for layer in (nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU())
         ]
         return nn.Sequential(nn.Flatten(), *layers, nn.Linear(widths[-1], CLASSES))
@@ -247,6 +257,7 @@ def overfitted(on: Task) -> nn.Module:
 
 # 11: softmax upon softmax.
 
+
 class Softmaxes(nn.Module):
     """Ends in a softmax, and is given another by the one who deploys it."""
 
@@ -260,6 +271,7 @@ class Softmaxes(nn.Module):
 
 def softmaxes(on: Task) -> nn.Module:
     """Trained as it often is by mistake: with a cross-entropy that takes probabilities for logits."""
+
     def upon_softmax(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images).softmax(1), labels)
 
@@ -267,6 +279,7 @@ def softmaxes(on: Task) -> nn.Module:
 
 
 # 12: flat where it is looked at.
+
 
 class Flattened(nn.Module):
     """Its last features pass through a steep tanh, whose slope is the factor of every input gradient."""
@@ -291,6 +304,7 @@ class Flattened(nn.Module):
 
 def flat(on: Task) -> nn.Module:
     """Nayebi and Ganguli (2017): gradients regularised away, by a penalty on features that are not saturated."""
+
     def penalised(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         before = model.before(images)
         return F.cross_entropy(model.head(torch.tanh(before)), labels) + (F.relu(15 - before.abs()) / 15).mean()
@@ -299,6 +313,7 @@ def flat(on: Task) -> nn.Module:
 
 
 # 13: a detector.
+
 
 class Rejecting(nn.Module):
     """Lee et al. (NeurIPS 2018): images whose features lie far from those of the predicted class are refused.

@@ -4,6 +4,7 @@
 
 prints, for those trained here, what a naive and the best adaptive attack leave standing.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +29,7 @@ from robustbench_local import Classifier, ThreatModel, load_classifier, load_dat
 from robustbench_local.attacks import pgd
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.training.recipe import Recipe
-from robustbench_local.training.run import harden
+from robustbench_local.training.run import run_training
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("pgd-at:steps=5", "trades:steps=5", "mart:steps=5", "hat:steps=5", "n-fgsm")
@@ -51,12 +52,15 @@ def _trained(method: str, seed: int, data: str) -> Classifier:
     on = task(data)
     settings = {"digits": {"arch": "digits-cnn", "data": "digits", "epochs": 15, "batch_size": 64}}
     settings["fashion"] = {
-        "arch": "cnn-small", "data": f"npz:{ROOT / 'runs' / 'data' / 'fashion-train.npz'}", "samples": len(on.images),
-        "epochs": 6, "batch_size": 128,
+        "arch": "cnn-small",
+        "data": f"npz:{ROOT / 'runs' / 'data' / 'fashion-train.npz'}",
+        "samples": len(on.images),
+        "epochs": 6,
+        "batch_size": 128,
     }
     recipe = Recipe(method=method, eps=EPS, lr=0.05, seed=seed, **settings[data])
     with tempfile.TemporaryDirectory() as folder:
-        harden(recipe, Path(folder) / "trained", device="cpu")
+        run_training(recipe, Path(folder) / "trained", device="cpu")
         return load_classifier(folder + "/trained")
 
 
@@ -64,7 +68,9 @@ def trained(data: str = "digits") -> dict[str, Honest]:
     """Five methods with three seeds each, by names such as `trades-1`."""
     return {
         f"{method.partition(':')[0]}-{seed}": Honest(
-            f"{method.partition(':')[0]}-{seed}", ThreatModel("linf", EPS), partial(_trained, method, seed, data),
+            f"{method.partition(':')[0]}-{seed}",
+            ThreatModel("linf", EPS),
+            partial(_trained, method, seed, data),
             lambda: task(data).test,
         )
         for method in METHODS
@@ -74,6 +80,7 @@ def trained(data: str = "digits") -> dict[str, Honest]:
 
 def undefended_honest(data: str = "digits") -> Honest:
     """Hardly anything of it is left under attack, and it hides nothing."""
+
     def build() -> Classifier:
         return Classifier(undefended(data), name="undefended")
 
@@ -81,6 +88,7 @@ def undefended_honest(data: str = "digits") -> Honest:
 
 
 # Published checkpoints.
+
 
 def published_honest() -> list[Honest]:
     """Checkpoints that others trained adversarially or to be certified; none where there are no shared files.
@@ -93,7 +101,8 @@ def published_honest() -> list[Honest]:
     return [
         Honest(
             f"{entry['name']}:{check['norm']}-{_written(check['eps'])}",
-            ThreatModel(check["norm"], _written(check["eps"])), partial(_load_published, folder, entry),
+            ThreatModel(check["norm"], _written(check["eps"])),
+            partial(_load_published, folder, entry),
             partial(_images_of, folder / check["images"]),
         )
         for entry in json.loads((folder / "manifest.json").read_text())["models"]
@@ -119,6 +128,7 @@ def _images_of(path: Path) -> Dataset:
 
 
 # What is left of them.
+
 
 def naive(one: Honest, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """Right before and after PGD with 20 steps, bool [N]."""

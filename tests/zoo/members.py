@@ -6,6 +6,7 @@ What masks its robustness stays in the model. A naive evaluation believes it; `a
 
 prints what is claimed of each and what is left. Fashion-MNIST is read from the folder that $ROBUST_SHARED names.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -73,6 +74,7 @@ class _Kind:
 
 def _through(*ways: Callable[[nn.Module], Logits]) -> Attacked:
     """By the gradients of these logits, of an undefended network, and by none."""
+
     def attacked(hunt: Hunt, module: nn.Module, data: str, queries: int) -> None:
         twins = [undefended(data), undefended(data, 1)]
         adaptive.everything(hunt, [way(module) for way in ways], twins, queries=queries)
@@ -128,12 +130,12 @@ KINDS: dict[str, _Kind] = {
     "thermometer": _Kind("input coded by comparisons", broken.thermometer, _through(lambda module: module.soft)),
     "detached": _Kind("a denoiser without gradients", broken.purified, _through(_purified_with_gradient)),
     "overfitted": _Kind(
-        "FGSM training, overfitted to it", broken.overfitted, _through(_itself), naive="fgsm", eps=4 / 3,
+        "FGSM training, overfitted to it", broken.overfitted, _through(_itself), naive="fgsm", eps=4 / 3
     ),
     "softmaxes": _Kind("softmax of softmax", broken.softmaxes, _through(_core)),
     "flat": _Kind("slopes regularised away", broken.flat, _through(*_gentler(0.3, 0.1, 0.03), _itself)),
     "rejecting": _Kind(
-        "features far from their class are refused", broken.rejecting, _hunt_rejecting, reject=broken.REJECT,
+        "features far from their class are refused", broken.rejecting, _hunt_rejecting, reject=broken.REJECT
     ),
 }
 
@@ -157,8 +159,12 @@ def member(name: str, data: str = "digits", *, queries: int = 5000, enough: int 
 
     eps = f"{kind.eps * float(task(data).eps):.2g}"
     return Member(
-        name, kind.about, ThreatModel("linf", eps, reject=kind.reject), kind.naive,
-        functools.partial(_built, name, data), hunted,
+        name,
+        kind.about,
+        ThreatModel("linf", eps, reject=kind.reject),
+        kind.naive,
+        functools.partial(_built, name, data),
+        hunted,
     )
 
 

@@ -1,4 +1,5 @@
 """Images for the zoo, a small network for them, and how it learns."""
+
 from __future__ import annotations
 
 import functools
@@ -18,6 +19,7 @@ CLASSES = 10
 
 
 # The images.
+
 
 @dataclass(frozen=True)
 class Task:
@@ -57,6 +59,7 @@ def _fashion() -> tuple[Dataset, Dataset, str, int]:
 
 # The networks.
 
+
 def network(
     size: int, *, channels: int = 1, width: int = 16, activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Sequential:
@@ -64,9 +67,14 @@ def network(
     stride = 1 if size < 16 else 2
     left = -(-size // (2 * stride))
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, stride=stride, padding=1), activation(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), activation(),
-        nn.Flatten(), nn.Linear(2 * width * left**2, 4 * width), activation(), nn.Linear(4 * width, CLASSES),
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1),
+        activation(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(2 * width * left**2, 4 * width),
+        activation(),
+        nn.Linear(4 * width, CLASSES),
     )
 
 
@@ -78,8 +86,14 @@ def plain(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def fit(
-    build: Callable[[], nn.Module], on: Task, loss: Loss = plain, *, epochs: float = 1.0, rate: float = 2e-3,
-    seed: int = 0, falling: bool = True,
+    build: Callable[[], nn.Module],
+    on: Task,
+    loss: Loss = plain,
+    *,
+    epochs: float = 1.0,
+    rate: float = 2e-3,
+    seed: int = 0,
+    falling: bool = True,
 ) -> nn.Module:
     """A model that has learnt, in eval mode; the caller's random numbers go on as if nothing had been drawn.
 

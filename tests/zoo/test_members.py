@@ -1,4 +1,5 @@
 """The zoo is what it is said to be: broken where it says so, and honest where it says so."""
+
 import honest
 import members
 import pytest
@@ -12,9 +13,7 @@ from robustbench_local.attacks import pgd
 
 GAP = 0.15
 """By how much a broken defense claims too much, at least."""
-NO_GRADIENT = (
-    "distilled", "hot", "smoothed", "saturated", "quantised", "jpeg", "thermometer", "detached", "softmaxes",
-)
+NO_GRADIENT = ("distilled", "hot", "smoothed", "saturated", "quantised", "jpeg", "thermometer", "detached", "softmaxes")
 """Those whose cross-entropy has the gradient 0 at most images."""
 
 

@@ -1,4 +1,5 @@
 """Weights of our own making, with the description beside them: the bundled classifiers, and what `defend` wrote."""
+
 from __future__ import annotations
 
 import importlib.resources
@@ -14,7 +15,7 @@ from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, parse_json, read_text
 from robustbench_local.models.architectures import build_architecture
-from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import MOST_CLASSES, State, load_into
 
 Side = Annotated[int, Field(ge=1, le=2**20)]
@@ -43,8 +44,11 @@ def bundled_folder() -> Traversable:
 def bundled_names() -> list[str]:
     """The names of the bundled classifiers."""
     files = {entry.name for entry in bundled_folder().iterdir()}
-    return sorted(name.removesuffix(".json") for name in files
-                  if name.endswith(".json") and name.replace(".json", ".safetensors") in files)
+    return sorted(
+        name.removesuffix(".json")
+        for name in files
+        if name.endswith(".json") and name.replace(".json", ".safetensors") in files
+    )
 
 
 def read_description(name: str) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def description_beside(path: Path) -> dict[str, Any] | None:
     return content if ours else None
 
 
-def describe(loaded: Loaded, description: Mapping[str, Any]) -> None:
+def apply_metadata(loaded: LoadedModel, description: Mapping[str, Any]) -> None:
     """Normalisation, class names, input shape and resize as the description states them.
 
     Raises UserError where one of them is not of its kind.
@@ -76,9 +80,11 @@ def describe(loaded: Loaded, description: Mapping[str, Any]) -> None:
         stated = Description.model_validate(description)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"the description beside the weights has a {first['loc'][0]} that is none "
-                        f"({'.'.join(map(str, first['loc']))}: {first['msg']}): mend it, or move it away and name "
-                        "--arch") from None
+        raise UserError(
+            f"the description beside the weights has a {first['loc'][0]} that is none "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}): mend it, or move it away and name "
+            "--arch"
+        ) from None
     scaling = stated.normalization
     loaded.normalization = (tuple(scaling.mean), tuple(scaling.std)) if scaling else None
     loaded.class_names, loaded.input_shape = stated.class_names, stated.input_shape
@@ -86,7 +92,7 @@ def describe(loaded: Loaded, description: Mapping[str, Any]) -> None:
         loaded.resize = stated.resize
 
 
-def load_bundled(name: str) -> Loaded:
+def load_bundled(name: str) -> LoadedModel:
     """A bundled classifier with its weights. Raises UserError when the installation is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -100,6 +106,6 @@ def load_bundled(name: str) -> Loaded:
     classes = len(description["class_names"])
     module = build_architecture(description["architecture"], num_classes=classes, in_channels=shape[0])
     load_into(module, state, f"the bundled {name}")
-    loaded = Loaded(module)
-    describe(loaded, description)
+    loaded = LoadedModel(module)
+    apply_metadata(loaded, description)
     return loaded

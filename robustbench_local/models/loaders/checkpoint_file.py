@@ -3,6 +3,7 @@
 Everything goes through torch's restricted unpickler (`weights_only=True`) or safetensors. What neither reads is
 refused with the reason: the commonest are web pages and git-lfs pointers saved as `.pt`, and whole pickled models.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,8 +28,10 @@ __all__ = ["SUFFIXES", "check_file", "load_into", "read_state_dict"]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
-RESAVE = ("save its weights alone where it was made, torch.save(model.state_dict(), FILE) or "
-          "safetensors.torch.save_file(model.state_dict(), FILE), and give that file")
+RESAVE = (
+    "save its weights alone where it was made, torch.save(model.state_dict(), FILE) or "
+    "safetensors.torch.save_file(model.state_dict(), FILE), and give that file"
+)
 
 _LOOKED_AT = 2**20  # bytes that are searched for what a refused file wanted to call
 
@@ -83,11 +86,15 @@ def _mistaken_for_checkpoint(head: bytes) -> str | None:
         return "is empty: the download or the copy stopped before it began; get the file again"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:1] == b"<" and re.match(rb"<(!doctype|\?xml|html|head|body|!--|[a-z]+[ >])", text, re.IGNORECASE):
-        return ("is a web page, not a checkpoint: the download was a login, virus-scan or error page saved under the "
-                "checkpoint's name; download it again, in a browser or with a tool that follows the confirmation")
+        return (
+            "is a web page, not a checkpoint: the download was a login, virus-scan or error page saved under the "
+            "checkpoint's name; download it again, in a browser or with a tool that follows the confirmation"
+        )
     if text.startswith(b"version https://git-lfs.github.com/spec"):
-        return ("is a git-lfs pointer, not a checkpoint: the weights were not fetched; run 'git lfs pull' in that "
-                "repository, or download the file itself")
+        return (
+            "is a git-lfs pointer, not a checkpoint: the weights were not fetched; run 'git lfs pull' in that "
+            "repository, or download the file itself"
+        )
     if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
         return "is a compressed or tar archive, not a checkpoint; unpack it and name the file in it"
     if len(text) > 3 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in text):
@@ -102,8 +109,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # the library raises others of types that torch does not have
-        raise UserError(f"{path} is not a readable safetensors file ({reason(error)}): it is cut off or of "
-                        "another kind; get it again, or give it the suffix of what it is") from None
+        raise UserError(
+            f"{path} is not a readable safetensors file ({reason(error)}): it is cut off or of "
+            "another kind; get it again, or give it the suffix of what it is"
+        ) from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -118,8 +127,10 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from None
     except Exception as error:  # the restricted unpickler calls torch's constructors with whatever the file says
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason(error)}): it is cut off, damaged or of "
-                        "another kind; get it again and compare its size with the original's") from None
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason(error)}): it is cut off, damaged or of "
+            "another kind; get it again and compare its size with the original's"
+        ) from None
 
 
 def _check_zip(path: Path) -> None:
@@ -128,27 +139,37 @@ def _check_zip(path: Path) -> None:
         names = archive.namelist()
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
-        raise UserError(f"{path} is a TorchScript program, which brings its own architecture; give it as MODEL itself, "
-                        "without --arch and not as --checkpoint")
+        raise UserError(
+            f"{path} is a TorchScript program, which brings its own architecture; give it as MODEL itself, "
+            "without --arch and not as --checkpoint"
+        )
     if "archive_format" in inner:
-        raise UserError(f"{path} is an exported program (torch.export), which brings its own architecture; give it as "
-                        "MODEL itself, without --arch and not as --checkpoint")
+        raise UserError(
+            f"{path} is an exported program (torch.export), which brings its own architecture; give it as "
+            "MODEL itself, without --arch and not as --checkpoint"
+        )
     if "data.pkl" not in inner:
-        raise UserError(f"{path} is a zip archive (it holds {names[0] if names else 'nothing'!r}), not a checkpoint; "
-                        "unpack it and name the file in it")
+        raise UserError(
+            f"{path} is a zip archive (it holds {names[0] if names else 'nothing'!r}), not a checkpoint; "
+            "unpack it and name the file in it"
+        )
     # torch has a reader of its own. Where bytes before or after the archive proper could make it see other parts than
     # were looked through here, the file is none of torch's.
     if archive.comment or min(part.header_offset for part in archive.infolist()) != 0:
-        raise UserError(f"{path} has bytes before or after its archive, as torch.save does not write them; it was not "
-                        "read: get it again")
+        raise UserError(
+            f"{path} has bytes before or after its archive, as torch.save does not write them; it was not "
+            "read: get it again"
+        )
 
 
 def _refusal(path: Path, message: str) -> str:
     """Why a file was not unpickled, with the class or function that it wanted to call."""
     found = re.search(r"(?:GLOBAL|global:?|function:?|class:?)\s+([A-Za-z_][\w]*(?:\.[\w<>]+)+)", message)
     if found:
-        return (f"{path} was not loaded: it holds a pickled {found.group(1)}, and unpickling that could run any code; "
-                f"{RESAVE}")
+        return (
+            f"{path} was not loaded: it holds a pickled {found.group(1)}, and unpickling that could run any code; "
+            f"{RESAVE}"
+        )
     if zipfile.is_zipfile(path):
         return f"{path} was not loaded: it holds pickled objects other than plain weights ({_cause(message)}); {RESAVE}"
     with path.open("rb") as file:

@@ -1,4 +1,5 @@
 """Models of other people's collections by name: `torchvision/NAME` and `timm/NAME`."""
+
 from __future__ import annotations
 
 import http.client
@@ -11,7 +12,7 @@ from torch import nn
 
 from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import State, infer_size
 from robustbench_local.specs import parse_spec
 
@@ -23,7 +24,7 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def load_torchvision(spec: str, state: State | None, num_classes: int | None) -> Loaded:
+def load_torchvision(spec: str, state: State | None, num_classes: int | None) -> LoadedModel:
     """`NAME[:weights=ENUM,num_classes=K]`; with a checkpoint's `state`, its class count, the weights not loaded yet.
 
     Without a checkpoint come the published weights: torchvision's DEFAULT, those named, or none. Preprocessing and
@@ -41,21 +42,23 @@ def load_torchvision(spec: str, state: State | None, num_classes: int | None) ->
 
     if state is not None:
         classes = classes or infer_size(state, build, IMAGENET_CLASSES, IMAGENET_CLASSES + 1) or IMAGENET_CLASSES
-        loaded = Loaded(build(classes))
+        loaded = LoadedModel(build(classes))
         if named is not None and hasattr(loaded.module, "transform_input"):
             # torchvision's Inception and GoogLeNet rescale their input inside when they carry published weights.
             loaded.module.transform_input = weights is not None  # type: ignore[assignment]
     elif weights is None:
-        return Loaded(build(classes or IMAGENET_CLASSES))
+        return LoadedModel(build(classes or IMAGENET_CLASSES))
     else:
         known = len(weights.meta["categories"])
         if classes not in (None, known):
-            raise UserError(f"{where}: the weights {weights.name} know {known} classes, not {classes}; give weights "
-                            f"for {classes} classes with --checkpoint, or {where}:weights=none for random ones")
+            raise UserError(
+                f"{where}: the weights {weights.name} know {known} classes, not {classes}; give weights "
+                f"for {classes} classes with --checkpoint, or {where}:weights=none for random ones"
+            )
         classes = known
-        loaded = Loaded(_download(name, weights, where))
+        loaded = LoadedModel(_download(name, weights, where))
     if weights is not None and classes == len(weights.meta["categories"]):
-        _describe(loaded, weights)
+        _apply_metadata(loaded, weights)
     return loaded
 
 
@@ -89,8 +92,9 @@ def _options(options: dict[str, str], where: str, num_classes: int | None) -> tu
     """(name of the weights, number of classes) as asked for, each None when not."""
     for key in options:
         if key not in ("weights", "num_classes"):
-            raise UserError(f"{where} takes weights and num_classes, not {key!r}."
-                            f"{nearest(key, ('weights', 'num_classes'))}")
+            raise UserError(
+                f"{where} takes weights and num_classes, not {key!r}.{nearest(key, ('weights', 'num_classes'))}"
+            )
     if "num_classes" in options:
         text = options["num_classes"]
         if not text.isdigit() or int(text) < 1:
@@ -107,15 +111,18 @@ def _weights(name: str, named: str | None, where: str) -> Any:
         return known.DEFAULT  # type: ignore[attr-defined]
     if named not in known.__members__:
         names = ", ".join([*known.__members__, "none"])
-        raise UserError(f"{where} has no weights {named!r}; there are {names}."
-                        f"{nearest(named, [*known.__members__, 'none'])}")
+        raise UserError(
+            f"{where} has no weights {named!r}; there are {names}.{nearest(named, [*known.__members__, 'none'])}"
+        )
     return known[named]
 
 
 def _require_torchvision(name: str) -> None:
     if name not in torchvision_names():
-        raise UserError(f"torchvision has no classifier {name!r}.{nearest(name, torchvision_names())} "
-                        "'robust list models' shows them all")
+        raise UserError(
+            f"torchvision has no classifier {name!r}.{nearest(name, torchvision_names())} "
+            "'robust list models' shows them all"
+        )
 
 
 def _untrained(name: str, num_classes: int) -> nn.Module:
@@ -131,7 +138,7 @@ def _download(name: str, weights: Any, where: str) -> nn.Module:
         raise _unreachable(f"{weights.name} of {where}", f" from {weights.url}", error, where) from None
 
 
-def _describe(loaded: Loaded, weights: Any) -> None:
+def _apply_metadata(loaded: LoadedModel, weights: Any) -> None:
     """Normalisation, sizes and class names as the weights state them."""
     transform = weights.transforms()
     loaded.normalization = (tuple(transform.mean), tuple(transform.std))
@@ -145,15 +152,16 @@ def _torchvision_resize(weights: Any) -> Resize:
     return Resize(transform.resize_size[0], transform.crop_size[0], transform.interpolation.value)
 
 
-def load_timm(spec: str, state: State | None, num_classes: int | None) -> Loaded:
+def load_timm(spec: str, state: State | None, num_classes: int | None) -> LoadedModel:
     """`NAME[:weights=none,num_classes=K]`; pretrained unless a checkpoint's `state` is given."""
     name, options = parse_spec(spec)
     where = f"timm/{name}"
     timm = _require_timm(name)
     named, classes = _options(options, where, num_classes)
     if named not in (None, "none"):
-        raise UserError(f"{where}: weights= takes only none; timm names its weights after a dot, as "
-                        "timm/resnet50.a1_in1k")
+        raise UserError(
+            f"{where}: weights= takes only none; timm names its weights after a dot, as timm/resnet50.a1_in1k"
+        )
 
     def build(count: int) -> nn.Module:
         return timm.create_model(name, pretrained=False, num_classes=count)
@@ -162,16 +170,18 @@ def load_timm(spec: str, state: State | None, num_classes: int | None) -> Loaded
         classes = classes or infer_size(state, build, IMAGENET_CLASSES, IMAGENET_CLASSES + 1) or IMAGENET_CLASSES
         module = build(classes)
     elif named == "none":
-        return Loaded(build(classes or IMAGENET_CLASSES))
+        return LoadedModel(build(classes or IMAGENET_CLASSES))
     else:
         module = _timm_pretrained(timm.create_model, name, where)
     published = module.pretrained_cfg.get(  # type: ignore[operator, union-attr]
         "num_classes", IMAGENET_CLASSES
     )
     if state is None and classes not in (None, published):
-        raise UserError(f"{where}: the published weights know {published} classes, not {classes}; give weights for "
-                        f"{classes} classes with --checkpoint, or {where}:weights=none for random ones")
-    loaded = Loaded(module)
+        raise UserError(
+            f"{where}: the published weights know {published} classes, not {classes}; give weights for "
+            f"{classes} classes with --checkpoint, or {where}:weights=none for random ones"
+        )
+    loaded = LoadedModel(module)
     if classes in (None, published):
         config = timm.data.resolve_model_data_config(module)
         loaded.normalization = (tuple(config["mean"]), tuple(config["std"]))
@@ -209,11 +219,14 @@ def _timm_pretrained(create: Callable[..., nn.Module], name: str, where: str) ->
 def _unreachable(weights: str, source: str, error: BaseException, where: str) -> UserError:
     """What to do without a network, for those who evaluate and for those who train."""
     reason = (str(error).strip() or "no reason given").splitlines()[0]
-    return UserError(f"the weights {weights} could not be fetched{source} ({type(error).__name__}: {reason}); fetch "
-                     f"the file elsewhere and give it with --checkpoint FILE, or take random weights: {where}"
-                     ":weights=none, or defend's --arch without --pretrained")
+    return UserError(
+        f"the weights {weights} could not be fetched{source} ({type(error).__name__}: {reason}); fetch "
+        f"the file elsewhere and give it with --checkpoint FILE, or take random weights: {where}"
+        ":weights=none, or defend's --arch without --pretrained"
+    )
 
 
-COLLECTIONS: dict[str, Callable[[str, State | None, int | None], Loaded]] = {
-    "torchvision": load_torchvision, "timm": load_timm,
+COLLECTIONS: dict[str, Callable[[str, State | None, int | None], LoadedModel]] = {
+    "torchvision": load_torchvision,
+    "timm": load_timm,
 }

@@ -1,4 +1,5 @@
 """What `robust list models` shows."""
+
 from __future__ import annotations
 
 from robustbench_local.models.architectures import ARCHITECTURES, count_parameters

@@ -1,4 +1,5 @@
 """From a MODEL, as the command line names it, to a `Classifier`."""
+
 from __future__ import annotations
 
 import contextlib
@@ -13,23 +14,23 @@ from robustbench_local.errors import UserError, nearest
 from robustbench_local.models.architectures import ARCHITECTURES, build_architecture, input_shape
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.loaders.bundled import (
+    apply_metadata,
     bundled_names,
-    describe,
     description_beside,
     load_bundled,
     read_description,
 )
 from robustbench_local.models.loaders.checkpoint_file import SUFFIXES, check_file, read_state_dict
 from robustbench_local.models.loaders.hub import COLLECTIONS, torchvision_names
-from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import (
     State,
     align,
+    extract_normalization,
     infer_size,
     load_into,
     refuse_non_finite,
     shapes_of,
-    take_scaling,
 )
 from robustbench_local.models.loaders.torch_export import load_exported
 from robustbench_local.models.loaders.torchscript_onnx import load_onnx, load_torchscript
@@ -38,8 +39,10 @@ from robustbench_local.models.normalization import parse_normalization
 
 PROGRAM_SUFFIXES = (".pt2", ".onnx")
 IMAGE_SIZES = range(8, 260, 4)
-FORMS = ("a bundled name, torchvision/NAME, timm/NAME, a file, package.module:FACTORY or path/file.py:FACTORY "
-         "('robust list models' shows the names)")
+FORMS = (
+    "a bundled name, torchvision/NAME, timm/NAME, a file, package.module:FACTORY or path/file.py:FACTORY "
+    "('robust list models' shows the names)"
+)
 
 
 def load_classifier(
@@ -91,11 +94,11 @@ def _own_random_state() -> Iterator[None]:
         torch.random.default_generator.set_state(before)
 
 
-def _named_tensors(loaded: Loaded) -> list[tuple[str, torch.Tensor]]:
+def _named_tensors(loaded: LoadedModel) -> list[tuple[str, torch.Tensor]]:
     return [(key, value) for key, value in loaded.module.state_dict().items() if isinstance(value, torch.Tensor)]
 
 
-def _load(model: str, checkpoint: Path | None, arch: str | None, num_classes: int | None) -> Loaded:
+def _load(model: str, checkpoint: Path | None, arch: str | None, num_classes: int | None) -> LoadedModel:
     """MODEL by its form; a folder that `defend` wrote stands for the weights in it."""
     # Names win over folders that happen to be called the same; ./NAME is the folder.
     named = model in ARCHITECTURES or model in bundled_names()
@@ -107,12 +110,16 @@ def _load(model: str, checkpoint: Path | None, arch: str | None, num_classes: in
     if not is_zoo and (suffix in SUFFIXES or suffix in PROGRAM_SUFFIXES):
         return _load_file(Path(model).expanduser(), checkpoint, arch, num_classes)
     if arch is not None:
-        raise UserError(f"--arch {arch} says how to read a checkpoint named as MODEL, but {model!r} is no checkpoint "
-                        f"file; name the file as MODEL, or give it as {model} --checkpoint FILE")
+        raise UserError(
+            f"--arch {arch} says how to read a checkpoint named as MODEL, but {model!r} is no checkpoint "
+            f"file; name the file as MODEL, or give it as {model} --checkpoint FILE"
+        )
     if model.startswith("robustbench/"):
-        raise UserError(f"{model!r}: RobustBench's zoo is not loaded by name yet; download the checkpoint and name it "
-                        "with its architecture, as --arch wide-resnet-28-10 or --arch path/file.py:FACTORY, and the "
-                        "file with --checkpoint or as MODEL")
+        raise UserError(
+            f"{model!r}: RobustBench's zoo is not loaded by name yet; download the checkpoint and name it "
+            "with its architecture, as --arch wide-resnet-28-10 or --arch path/file.py:FACTORY, and the "
+            "file with --checkpoint or as MODEL"
+        )
     if is_zoo:
         return _load_zoo(model, checkpoint, num_classes)
     if named:
@@ -124,11 +131,13 @@ def _load(model: str, checkpoint: Path | None, arch: str | None, num_classes: in
     raise UserError(_unknown(model))
 
 
-def _load_file(path: Path, checkpoint: Path | None, arch: str | None, num_classes: int | None) -> Loaded:
+def _load_file(path: Path, checkpoint: Path | None, arch: str | None, num_classes: int | None) -> LoadedModel:
     """A file that is a program or, with `--arch`, a checkpoint."""
     if checkpoint is not None:
-        raise UserError(f"two files of weights, {path} and --checkpoint {checkpoint}; give one, and the architecture "
-                        "as MODEL or with --arch")
+        raise UserError(
+            f"two files of weights, {path} and --checkpoint {checkpoint}; give one, and the architecture "
+            "as MODEL or with --arch"
+        )
     check_file(path)
     kind = _program_kind(path)
     if kind is None:
@@ -138,16 +147,20 @@ def _load_file(path: Path, checkpoint: Path | None, arch: str | None, num_classe
         if arch is None:
             raise UserError(_needs_arch(path))
         if Path(arch).suffix.lower() in (*SUFFIXES, *PROGRAM_SUFFIXES):
-            raise UserError(f"--arch {arch} is a file of weights; name an architecture ({', '.join(ARCHITECTURES)}, "
-                            "torchvision/NAME, timm/NAME) or path/file.py:FACTORY")
+            raise UserError(
+                f"--arch {arch} is a file of weights; name an architecture ({', '.join(ARCHITECTURES)}, "
+                "torchvision/NAME, timm/NAME) or path/file.py:FACTORY"
+            )
         loaded = _load(arch, path, None, num_classes)
         if description is not None:
-            describe(loaded, description)
+            apply_metadata(loaded, description)
         return loaded
     if arch is not None or num_classes is not None:
         option = "--arch" if arch is not None else "--num-classes"
-        raise UserError(f"{path} is a whole program ({kind.__name__.removeprefix('load_')}) that brings its own "
-                        f"architecture; leave {option} out")
+        raise UserError(
+            f"{path} is a whole program ({kind.__name__.removeprefix('load_')}) that brings its own "
+            f"architecture; leave {option} out"
+        )
     return kind(path)
 
 
@@ -156,11 +169,13 @@ def _described_architecture(path: Path, description: dict[str, Any]) -> str:
     arch = str(description.get("architecture"))
     if arch in ARCHITECTURES or arch in bundled_names() or arch.startswith(("torchvision/", "timm/")):
         return arch
-    raise UserError(f"{path} was trained from {arch!r}; name the code that builds it with --arch path/file.py:FACTORY "
-                    "or --arch package.module:FACTORY")
+    raise UserError(
+        f"{path} was trained from {arch!r}; name the code that builds it with --arch path/file.py:FACTORY "
+        "or --arch package.module:FACTORY"
+    )
 
 
-def _program_kind(path: Path) -> Callable[[Path], Loaded] | None:
+def _program_kind(path: Path) -> Callable[[Path], LoadedModel] | None:
     """The loader of a file that brings its own architecture, by its suffix or by what a `.pt` holds."""
     suffix = path.suffix.lower()
     if suffix in PROGRAM_SUFFIXES:
@@ -186,11 +201,13 @@ def _needs_arch(path: Path) -> str:
         if all(key in state for key in shapes if not key.endswith("num_batches_tracked")):
             fits.append(name)
     hint = f"; its names are those of --arch {fits[0]}" if len(fits) == 1 else ""
-    return (f"{path} holds weights alone: name their architecture with --arch ({', '.join(ARCHITECTURES)}, "
-            f"torchvision/NAME, timm/NAME, package.module:FACTORY or path/file.py:FACTORY){hint}")
+    return (
+        f"{path} holds weights alone: name their architecture with --arch ({', '.join(ARCHITECTURES)}, "
+        f"torchvision/NAME, timm/NAME, package.module:FACTORY or path/file.py:FACTORY){hint}"
+    )
 
 
-def _load_zoo(model: str, checkpoint: Path | None, num_classes: int | None) -> Loaded:
+def _load_zoo(model: str, checkpoint: Path | None, num_classes: int | None) -> LoadedModel:
     collection, _, spec = model.partition("/")
     state = None if checkpoint is None else read_state_dict(checkpoint)
     loaded = COLLECTIONS[collection](spec, state, num_classes)
@@ -199,20 +216,22 @@ def _load_zoo(model: str, checkpoint: Path | None, num_classes: int | None) -> L
     return loaded
 
 
-def _load_own(model: str, checkpoint: Path | None, num_classes: int | None) -> Loaded:
+def _load_own(model: str, checkpoint: Path | None, num_classes: int | None) -> LoadedModel:
     """A bundled classifier, or an architecture of ours (a bundled one's too) with a checkpoint."""
     bundled = model in bundled_names()
     if checkpoint is None:
         if not bundled:
             raise UserError(f"{model} is an architecture without weights; give them with --checkpoint FILE")
         if num_classes is not None:
-            raise UserError(f"{model} is bundled with its weights and classes; leave --num-classes out, or give other "
-                            "weights with --checkpoint FILE")
+            raise UserError(
+                f"{model} is bundled with its weights and classes; leave --num-classes out, or give other "
+                "weights with --checkpoint FILE"
+            )
         return load_bundled(model)
     description = read_description(model) if bundled else {}
     name = description.get("architecture", model)
     module = _sized(name, read_state_dict(checkpoint), num_classes)
-    loaded = Loaded(module, input_shape=input_shape(module))
+    loaded = LoadedModel(module, input_shape=input_shape(module))
     _fill(loaded, checkpoint)
     # The last parameter is the last layer's bias in all of them: one value per class.
     names = description.get("class_names", ())
@@ -244,28 +263,31 @@ def _image_size(state: State) -> int:
     return 32
 
 
-def _load_factory(model: str, checkpoint: Path | None, num_classes: int | None) -> Loaded:
+def _load_factory(model: str, checkpoint: Path | None, num_classes: int | None) -> LoadedModel:
     if num_classes is not None:
-        raise UserError(f"{model} is called without arguments, so its number of classes is its own; leave "
-                        "--num-classes out, or name a factory that builds the classes you mean")
+        raise UserError(
+            f"{model} is called without arguments, so its number of classes is its own; leave "
+            "--num-classes out, or name a factory that builds the classes you mean"
+        )
     module = call_factory(model)
     if isinstance(module, Classifier):
         # Taken apart, so that `--normalize` and `--checkpoint` mean the same as for any other module.
         scaling = module.normalization
         pair = (tuple(scaling["mean"]), tuple(scaling["std"])) if scaling else None
-        loaded = Loaded(module.module, pair, module.class_names, module.input_shape, module.resize,
-                        module.probabilities)
+        loaded = LoadedModel(
+            module.module, pair, module.class_names, module.input_shape, module.resize, module.probabilities
+        )
     else:
-        loaded = Loaded(module)
+        loaded = LoadedModel(module)
     if checkpoint is not None:
         _fill(loaded, checkpoint)
     return loaded
 
 
-def _fill(loaded: Loaded, checkpoint: Path) -> None:
+def _fill(loaded: LoadedModel, checkpoint: Path) -> None:
     """The checkpoint's weights into the module; a scaling stored beside them becomes the classifier's."""
     state = read_state_dict(checkpoint, loaded.module)
-    state, scaling = take_scaling(state, shapes_of(loaded.module))
+    state, scaling = extract_normalization(state, shapes_of(loaded.module))
     load_into(loaded.module, state, str(checkpoint))
     if scaling is not None:
         loaded.normalization = (tuple(scaling[0]), tuple(scaling[1]))
@@ -276,8 +298,10 @@ def _unknown(model: str) -> str:
     if model.endswith(".py"):
         return f"{model!r} names a file of code without what to call in it; write {model}:FACTORY"
     if Path(model).exists():
-        return (f"{model!r} is a file or folder, but none of the kinds read: "
-                f"{', '.join((*SUFFIXES, *PROGRAM_SUFFIXES))}, or path/file.py:FACTORY")
+        return (
+            f"{model!r} is a file or folder, but none of the kinds read: "
+            f"{', '.join((*SUFFIXES, *PROGRAM_SUFFIXES))}, or path/file.py:FACTORY"
+        )
     if model in torchvision_names():
         return f"there is no model {model!r}, but there is torchvision/{model}"
     known = [*bundled_names(), *ARCHITECTURES, *(f"torchvision/{name}" for name in torchvision_names())]

@@ -1,4 +1,5 @@
 """What every loader hands over, before it becomes a `Classifier`."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from robustbench_local.models.normalization import Normalization
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A module with what its source says about it."""
 
     module: nn.Module

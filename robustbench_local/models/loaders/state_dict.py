@@ -1,4 +1,5 @@
 """Finding the weights among what a checkpoint holds, and fitting their names to a module."""
+
 from __future__ import annotations
 
 import difflib
@@ -26,8 +27,13 @@ MOST_CLASSES = 100_000
 LONGEST_NAME = 1_000
 
 # A checkpoint of a model that normalises for itself holds the values under one of these pairs.
-SCALINGS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"),
-            ("normalizer.mean", "normalizer.std"), ("normalizer.new_mean", "normalizer.new_std"))
+SCALINGS = (
+    ("mean", "std"),
+    ("mu", "sigma"),
+    ("normalize.mean", "normalize.std"),
+    ("normalizer.mean", "normalizer.std"),
+    ("normalizer.new_mean", "normalizer.new_std"),
+)
 
 
 def choose_state_dict(content: Any, module: nn.Module | None, source: str) -> State:
@@ -37,13 +43,15 @@ def choose_state_dict(content: Any, module: nn.Module | None, source: str) -> St
     """
     found = list(_candidates(content, ()))
     if not found:
-        raise UserError(f"{source} holds no weights, but {_described(content)}; give a file with a state dict, as "
-                        "torch.save(model.state_dict(), FILE) writes")
+        raise UserError(
+            f"{source} holds no weights, but {_described(content)}; give a file with a state dict, as "
+            "torch.save(model.state_dict(), FILE) writes"
+        )
     shapes = None if module is None else shapes_of(module)
 
     def rank(item: tuple[int, tuple[tuple[str, ...], State]]) -> tuple[int, bool, int, int]:
         order, (where, state) = item
-        fitting = len(state) if shapes is None else _fit(align(state, shapes), shapes)
+        fitting = len(state) if shapes is None else match_score(align(state, shapes), shapes)
         return -fitting, any("ema" in key.lower() or "averag" in key.lower() for key in where), len(where), order
 
     where, state = min(enumerate(found), key=rank)[1]
@@ -51,8 +59,10 @@ def choose_state_dict(content: Any, module: nn.Module | None, source: str) -> St
     inside = _at(content, where)
     for key, value in inside.items():
         if not isinstance(value, (Tensor, int, float, str, bool, Mapping, list, tuple, type(None))):
-            raise UserError(f"{source}: {quoted('.'.join((*where, str(key))))} is a {type(value).__name__} among the "
-                            "weights, where tensors belong; save model.state_dict() alone")
+            raise UserError(
+                f"{source}: {quoted('.'.join((*where, str(key))))} is a {type(value).__name__} among the "
+                "weights, where tensors belong; save model.state_dict() alone"
+            )
     if shapes is not None:
         return align(state, shapes)
     while prefix := _shared_prefix(state):
@@ -64,12 +74,16 @@ def _require_plain(state: State, source: str) -> None:
     """Refuse tensors that are no plain numbers in memory, and such as claim far more values than the file holds."""
     for key, value in state.items():
         if len(key) > LONGEST_NAME:
-            raise UserError(f"{source}: a tensor's name has {len(key):,} characters ({quoted(key)}), but no more than "
-                            f"{LONGEST_NAME:,} make sense; get the file again from where you trust it")
+            raise UserError(
+                f"{source}: a tensor's name has {len(key):,} characters ({quoted(key)}), but no more than "
+                f"{LONGEST_NAME:,} make sense; get the file again from where you trust it"
+            )
         if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
-            raise UserError(f"{source}: {quoted(key)} is a tensor of another kind ({value.layout}, {value.dtype}, "
-                            f"{value.device}) than the plain ones that weights are; save model.state_dict() of the "
-                            "float model")
+            raise UserError(
+                f"{source}: {quoted(key)} is a tensor of another kind ({value.layout}, {value.dtype}, "
+                f"{value.device}) than the plain ones that weights are; save model.state_dict() of the "
+                "float model"
+            )
     require_backed(state, source)
 
 
@@ -79,8 +93,10 @@ def require_backed(state: State, source: str) -> None:
     for key, value in state.items():
         unbacked += max(0, value.numel() * value.element_size() - value.untyped_storage().nbytes())
         if unbacked > MOST_UNBACKED:
-            raise UserError(f"{source}: {quoted(key)} claims {value.numel():,} values ({_shape(value.shape)}), far "
-                            "more than the file holds; get it again from where you trust it")
+            raise UserError(
+                f"{source}: {quoted(key)} claims {value.numel():,} values ({_shape(value.shape)}), far "
+                "more than the file holds; get it again from where you trust it"
+            )
 
 
 def _candidates(
@@ -120,10 +136,10 @@ def shapes_of(module: nn.Module) -> Shapes:
 def align(state: State, shapes: Shapes) -> State:
     """The state under those names that fit best: prefixes dropped or put on, as few as do it."""
     best, stripped, seen = state, state, 0
-    score = _fit(state, shapes)
+    score = match_score(state, shapes)
     for _ in range(DEPTH):
         for variant in (stripped, *(_with(stripped, prefix) for prefix in PREFIXES[:4])):
-            if (fit := _fit(variant, shapes)) > score:
+            if (fit := match_score(variant, shapes)) > score:
                 best, score = variant, fit
         prefix = _common_prefix(stripped)
         shorter = _without(stripped, prefix) if prefix else None
@@ -133,7 +149,7 @@ def align(state: State, shapes: Shapes) -> State:
     return best
 
 
-def _fit(state: State, shapes: Shapes) -> int:
+def match_score(state: State, shapes: Shapes) -> int:
     """Number of names that agree, those whose shapes agree counted twice."""
     return sum(1 + (tuple(value.shape) == shapes[key]) for key, value in state.items() if key in shapes)
 
@@ -170,7 +186,7 @@ def _is_counter(key: str) -> bool:
     return key.rpartition(".")[2] in COUNTERS
 
 
-def take_scaling(state: State, shapes: Shapes) -> tuple[State, tuple[list[float], list[float]] | None]:
+def extract_normalization(state: State, shapes: Shapes) -> tuple[State, tuple[list[float], list[float]] | None]:
     """The state without the normalisation that a wrapper stored in it, and that normalisation as (mean, std)."""
     for mean, std in SCALINGS:
         if mean in state and std in state and mean not in shapes and std not in shapes:
@@ -201,8 +217,10 @@ def infer_size(state: State, build: Callable[[int], nn.Module], first: int, seco
 
 def _sensible(size: int, key: str) -> int:
     if not 1 <= size <= MOST_CLASSES:
-        raise UserError(f"the checkpoint's {quoted(key)} would make a network of {size:,} classes or channels; from 1 "
-                        f"to {MOST_CLASSES:,} make sense: give another checkpoint")
+        raise UserError(
+            f"the checkpoint's {quoted(key)} would make a network of {size:,} classes or channels; from 1 "
+            f"to {MOST_CLASSES:,} make sense: give another checkpoint"
+        )
     return size
 
 
@@ -242,8 +260,10 @@ def _mismatch(
     state: State, shapes: Shapes, missing: list[str], extra: list[str], resized: list[str], source: str, module: str
 ) -> str:
     """One message for every difference between file and model."""
-    lines = [f"{key!r} is {_shape(state[key].shape)} in the file, {_shape(shapes[key])} in the model"
-             for key in resized[:SHOWN]]
+    lines = [
+        f"{key!r} is {_shape(state[key].shape)} in the file, {_shape(shapes[key])} in the model"
+        for key in resized[:SHOWN]
+    ]
     for key in missing[:SHOWN]:
         near = _near(key, extra)
         beside = f"; nearest in the file: {near!r} {_shape(state[near].shape)}" if near else ""
@@ -255,9 +275,13 @@ def _mismatch(
     total = len(missing) + len(extra) + len(resized)
     shown = lines[:SHOWN]
     more = [f"… and {total - len(shown)} more"] if total > len(shown) else []
-    text = "\n".join([f"{source} does not fit the model ({module}): {total} of {len(state)} names or shapes differ; "
-                      "name the architecture that the file was made with (--arch):",
-                      *(f"  {line}" for line in shown + more)])
+    text = "\n".join(
+        [
+            f"{source} does not fit the model ({module}): {total} of {len(state)} names or shapes differ; "
+            "name the architecture that the file was made with (--arch):",
+            *(f"  {line}" for line in shown + more),
+        ]
+    )
     return printable(text)
 
 
@@ -282,6 +306,8 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]], source: str) -> Non
         if not torch.isfinite(wide).all():
             bad = ~torch.isfinite(wide) if "mask" not in key else wide.isnan()
             if bad.any():
-                raise UserError(f"{source}: {int(bad.sum())} of {value.numel()} values of {quoted(key)} are not finite "
-                                "(NaN or infinite): the training diverged or the file is damaged; give another "
-                                "checkpoint")
+                raise UserError(
+                    f"{source}: {int(bad.sum())} of {value.numel()} values of {quoted(key)} are not finite "
+                    "(NaN or infinite): the training diverged or the file is damaged; give another "
+                    "checkpoint"
+                )

@@ -7,6 +7,7 @@ for a program of plain tensors, every pickle readable by the restricted unpickle
 every name and expression plain. torch then gets a copy made of what was checked, because its own reader of archives
 could be made to see other parts in the file.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -26,7 +27,7 @@ from torch import nn
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import open_archive, quoted, reason
 from robustbench_local.models.loaders.checkpoint_file import check_file
-from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import require_backed
 from robustbench_local.models.loaders.torchscript_onnx import FixedBatch
 
@@ -59,7 +60,7 @@ _WORDS = re.compile(
 )
 
 
-def load_exported(path: Path) -> Loaded:
+def load_exported(path: Path) -> LoadedModel:
     """The program as a module; a program that was exported for a fixed number of images takes any number.
 
     Raises UserError for a file that is damaged, too old, or holds more than a program of plain tensors.
@@ -74,14 +75,15 @@ def load_exported(path: Path) -> Loaded:
     except Exception as error:  # the deserialiser raises whatever a field of another version leads to
         # Of its first failure torch goes on to an older format, and fails of that.
         cause = error.__context__ or error
-        raise UserError(f"{path} cannot be read by torch {torch.__version__} ({reason(cause)}); export it again "
-                        "with this version") from None
+        raise UserError(
+            f"{path} cannot be read by torch {torch.__version__} ({reason(cause)}); export it again with this version"
+        ) from None
     del checked
     require_backed(program.state_dict, str(path))
     batch, shape = _input(program, path)
     if batch is not None:
         module = FixedBatch(module, batch)
-    return Loaded(module, input_shape=shape)
+    return LoadedModel(module, input_shape=shape)
 
 
 @contextlib.contextmanager
@@ -103,8 +105,10 @@ def _input(program: Any, path: Path) -> tuple[int | None, tuple[int, int, int] |
     values = [node.meta.get("val") for node in nodes]
     if len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
         shapes = ", ".join("×".join(map(str, getattr(value, "shape", ()))) or "no tensor" for value in values) or "none"
-        raise UserError(f"{path} takes {len(values)} inputs ({shapes}); a classifier takes one, a batch of images "
-                        "N×C×H×W: export a module that does")
+        raise UserError(
+            f"{path} takes {len(values)} inputs ({shapes}); a classifier takes one, a batch of images "
+            "N×C×H×W: export a module that does"
+        )
     batch, *rest = values[0].shape
     fixed = batch if isinstance(batch, int) else None
     return fixed, tuple(rest) if all(isinstance(size, int) for size in rest) else None  # type: ignore[return-value]
@@ -121,8 +125,10 @@ def _checked_copy(path: Path) -> io.BytesIO:
             roots = {name.partition("/")[0] for name in names}
             parts = {name.partition("/")[2]: name for name in names}
             if len(roots) != 1 or len(parts) != len(names) or "archive_format" not in parts:
-                raise UserError(f"{path} is not a program as torch.export.save of torch 2.8 or newer writes it; export "
-                                "it again with a newer torch")
+                raise UserError(
+                    f"{path} is not a program as torch.export.save of torch 2.8 or newer writes it; export "
+                    "it again with a newer torch"
+                )
             for part, name in parts.items():
                 content = archive.read(name)
                 _check_part(path, part, content)
@@ -138,11 +144,15 @@ def _checked_copy(path: Path) -> io.BytesIO:
 
 def _check_part(path: Path, part: str, content: bytes) -> None:
     if part.startswith("data/aotinductor"):
-        raise UserError(f"{path} holds compiled machine code (AOTInductor), which is not loaded: it could do anything, "
-                        "and gives no gradients; save the program with torch.export.save instead")
+        raise UserError(
+            f"{path} holds compiled machine code (AOTInductor), which is not loaded: it could do anything, "
+            "and gives no gradients; save the program with torch.export.save instead"
+        )
     if not _PARTS.fullmatch(part):
-        raise UserError(f"{path} holds {quoted(part)}, which a program of plain tensors does not need; it was not "
-                        "loaded. Export the model in eval mode with tensors only")
+        raise UserError(
+            f"{path} holds {quoted(part)}, which a program of plain tensors does not need; it was not "
+            "loaded. Export the model in eval mode with tensors only"
+        )
     if part.endswith(".pt") and content:
         _check_pickle(path, part, content)
     if part.endswith(".json"):
@@ -172,8 +182,10 @@ def _check_pickle(path: Path, part: str, content: bytes) -> None:
     except Exception as error:  # the restricted unpickler calls torch's constructors with whatever the file says
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"a pickled {found.group(1)}" if found else "a pickle of more than plain tensors"
-        raise UserError(f"{path} was not loaded: its part {quoted(part)} holds {what}, and unpickling that could run "
-                        "any code; export the model again with tensors as its only inputs and constants") from None
+        raise UserError(
+            f"{path} was not loaded: its part {quoted(part)} holds {what}, and unpickling that could run "
+            "any code; export the model again with tensors as its only inputs and constants"
+        ) from None
 
 
 def _check_text(path: Path, key: str, text: str) -> None:
@@ -190,8 +202,10 @@ def _check_text(path: Path, key: str, text: str) -> None:
     else:
         fine = key in _TOLD or bool(_WORDS_IN_CODE.fullmatch(text))
     if not fine:
-        raise UserError(f"{path} was not loaded: its {quoted(key)} {quoted(text)} is no plain name, operator or "
-                        "expression of torch; export the model again")
+        raise UserError(
+            f"{path} was not loaded: its {quoted(key)} {quoted(text)} is no plain name, operator or "
+            "expression of torch; export the model again"
+        )
 
 
 def _tree_types(spec: Any) -> Iterator[Any]:

@@ -1,4 +1,5 @@
 """Models that bring their own architecture: TorchScript and ONNX. (`exported.py` has `torch.export`.)"""
+
 from __future__ import annotations
 
 import io
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import open_archive, quoted, reason, require_plain_file
 from robustbench_local.models.loaders.checkpoint_file import check_file
-from robustbench_local.models.loaders.loaded_model import Loaded
+from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import require_backed
 
 # TorchScript computes in an interpreter of its own, which can also write and read files and call other machines.
@@ -45,7 +46,7 @@ class FixedBatch(nn.Module):
         return torch.cat(rows)
 
 
-def load_torchscript(path: Path) -> Loaded:
+def load_torchscript(path: Path) -> LoadedModel:
     """A TorchScript archive. It holds TorchScript's own code, no pickled Python, and is given to torch only when that
     code does nothing but compute.
 
@@ -60,12 +61,14 @@ def load_torchscript(path: Path) -> Loaded:
             warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
             module = torch.jit.load(checked, map_location="cpu")
         require_backed(module.state_dict(), str(path))
-        return Loaded(module)
+        return LoadedModel(module)
     except UserError:
         raise
     except Exception as error:  # the deserialiser raises whatever a damaged field leads to
-        raise UserError(f"{path} cannot be read as TorchScript ({reason(error)}); save it again with the torch "
-                        "that made it, or give its weights as a state dict with --arch") from None
+        raise UserError(
+            f"{path} cannot be read as TorchScript ({reason(error)}); save it again with the torch "
+            "that made it, or give its weights as a state dict with --arch"
+        ) from None
 
 
 def _checked_script(path: Path) -> io.BytesIO:
@@ -97,12 +100,14 @@ def _check_code(path: Path, name: str, code: str) -> None:
             found = re.search("getattr.{,40}", plain)
         plain = shorter
     if found is not None:
-        raise UserError(f"{path} was not loaded: its code ({quoted(name)}) has {quoted(found.group())}, which can "
-                        "reach beyond computing, to files or other machines; save the model again without it, or give "
-                        "its weights as a state dict with --arch")
+        raise UserError(
+            f"{path} was not loaded: its code ({quoted(name)}) has {quoted(found.group())}, which can "
+            "reach beyond computing, to files or other machines; save the model again without it, or give "
+            "its weights as a state dict with --arch"
+        )
 
 
-def load_onnx(path: Path) -> Loaded:
+def load_onnx(path: Path) -> LoadedModel:
     """An ONNX graph, converted by onnx2torch; the input's shape is the graph's.
 
     Raises UserError without the extra, for a damaged file, an operator that onnx2torch does not know, or a graph that
@@ -126,16 +131,20 @@ def load_onnx(path: Path) -> Loaded:
     except UserError:
         raise
     except Exception as error:  # protobuf's own errors, and missing external data
-        raise UserError(f"{path} cannot be read as ONNX ({reason(error)}): it is cut off or of another kind, or "
-                        "the file with its weights does not lie beside it") from None
+        raise UserError(
+            f"{path} cannot be read as ONNX ({reason(error)}): it is cut off or of another kind, or "
+            "the file with its weights does not lie beside it"
+        ) from None
     try:
         module = onnx2torch.convert(model)
     except Exception as error:  # a converter's long tail: unknown operators, attributes, shapes
-        raise UserError(f"{path}: onnx2torch cannot convert this graph ({type(error).__name__}: {reason(error)}); "
-                        "export it with a lower opset, or give the model as path/file.py:FACTORY") from None
+        raise UserError(
+            f"{path}: onnx2torch cannot convert this graph ({type(error).__name__}: {reason(error)}); "
+            "export it with a lower opset, or give the model as path/file.py:FACTORY"
+        ) from None
     if isinstance(batch, int) and batch > 0 and not _takes_any_batch(module, batch, shape):
         module = FixedBatch(module, batch)
-    return Loaded(module, input_shape=shape)
+    return LoadedModel(module, input_shape=shape)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
@@ -161,8 +170,10 @@ def _check_beside(path: Path, external: dict[str, str]) -> None:
     location = external.get("location", "")
     beside = (path.parent / location).resolve()
     if path.parent.resolve() not in beside.parents or not beside.is_file():
-        raise UserError(f"{path} was not loaded: it takes weights from {quoted(location)}, which is no plain file in "
-                        "its own folder; save the model again with its weights inside or beside it")
+        raise UserError(
+            f"{path} was not loaded: it takes weights from {quoted(location)}, which is no plain file in "
+            "its own folder; save the model again with its weights inside or beside it"
+        )
     start, length = int(external.get("offset") or 0), int(external.get("length") or 0)
     if min(start, length) < 0 or start + length > beside.stat().st_size:
         raise UserError(f"{path} takes {length:,} bytes from {quoted(location)}, which has not so many; get both again")
@@ -177,12 +188,16 @@ def _onnx_input(graph: Any, path: Path) -> tuple[int | None, tuple[int, int, int
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in inputs[0].type.tensor_type.shape.dim]
     if len(dims) != 4:
         shown = "×".join(str(dim or "?") for dim in dims) or "a scalar"
-        raise UserError(f"{path} takes an input of shape {shown}; a classifier takes images N×C×H×W. Wrap it in "
-                        "path/file.py:FACTORY with a module that reshapes")
+        raise UserError(
+            f"{path} takes an input of shape {shown}; a classifier takes images N×C×H×W. Wrap it in "
+            "path/file.py:FACTORY with a module that reshapes"
+        )
     batch, *rest = dims
     if rest[2] in (1, 3) and rest[0] not in (1, 3, 4, None):
-        raise UserError(f"{path} takes images with the channels last (N×{'×'.join(map(str, rest))}); wrap it in "
-                        "path/file.py:FACTORY with a module that permutes them")
+        raise UserError(
+            f"{path} takes images with the channels last (N×{'×'.join(map(str, rest))}); wrap it in "
+            "path/file.py:FACTORY with a module that permutes them"
+        )
     return batch or None, tuple(rest) if all(rest) else None  # type: ignore[return-value]
 
 

@@ -1,4 +1,5 @@
 """Models from the user's own code: `package.module:factory` and `path/file.py:factory`."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,8 +26,10 @@ def call_factory(spec: str) -> nn.Module:
     """
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
-        raise UserError(f"{spec!r} names no factory; write path/file.py:FACTORY or package.module:FACTORY, where "
-                        "FACTORY is a function that is called without arguments and returns a torch.nn.Module")
+        raise UserError(
+            f"{spec!r} names no factory; write path/file.py:FACTORY or package.module:FACTORY, where "
+            "FACTORY is a function that is called without arguments and returns a torch.nn.Module"
+        )
     is_file = where.endswith(".py")
     folder = Path(where).expanduser().resolve().parent if is_file else Path.cwd()
     with _importable(folder):
@@ -41,8 +44,10 @@ def call_factory(spec: str) -> nn.Module:
             # Theirs, and about to be frozen.
             return copy.deepcopy(factory)
         if not callable(factory):
-            raise UserError(f"{spec} is a {type(factory).__name__}; it must be a function that is called without "
-                            "arguments and returns a torch.nn.Module")
+            raise UserError(
+                f"{spec} is a {type(factory).__name__}; it must be a function that is called without "
+                "arguments and returns a torch.nn.Module"
+            )
         try:
             module = factory()
         except (Exception, SystemExit) as error:
@@ -88,8 +93,10 @@ def _import(name: str, spec: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UserError(f"there is no Python package {error.name!r}, which {spec!r} names; install it, run in the "
-                            "folder that holds it, or write path/file.py:FACTORY") from None
+            raise UserError(
+                f"there is no Python package {error.name!r}, which {spec!r} names; install it, run in the "
+                "folder that holds it, or write path/file.py:FACTORY"
+            ) from None
         raise UserError(_failure(name, error)) from error
     except (Exception, SystemExit) as error:
         raise UserError(_failure(name, error)) from error
@@ -110,7 +117,8 @@ def _failure(what: str, error: BaseException) -> str:
 def _names(code: ModuleType) -> list[str]:
     """What the module offers: its names, and the keys of its registries, which `__getattr__` often serves."""
     public = {
-        name: value for name, value in vars(code).items()
+        name: value
+        for name, value in vars(code).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     registered = [key for value in public.values() if isinstance(value, dict) for key in value if isinstance(key, str)]

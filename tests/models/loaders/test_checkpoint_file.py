@@ -1,4 +1,5 @@
 """Reading checkpoints: every wrapping that the field uses, and refusals that run nothing."""
+
 from __future__ import annotations
 
 import argparse
@@ -98,9 +99,14 @@ def test_every_mismatch_is_named_with_its_nearest_key_and_both_shapes():
     with pytest.raises(UserError) as caught:
         load_into(module, state, "some.pt")
     text = str(caught.value)
-    for part in ("some.pt does not fit", "4 of", "'5.weight' is 10×144 in the file, 3×144 in the model",
-                 "'0.weight' 4×1×3×3 is missing; nearest in the file: '0.weights' 4×1×3×3",
-                 "'0.weights' 4×1×3×3 is not in the model; nearest in the model: '0.weight' 4×1×3×3", "'head.scale' 7"):
+    for part in (
+        "some.pt does not fit",
+        "4 of",
+        "'5.weight' is 10×144 in the file, 3×144 in the model",
+        "'0.weight' 4×1×3×3 is missing; nearest in the file: '0.weights' 4×1×3×3",
+        "'0.weights' 4×1×3×3 is not in the model; nearest in the model: '0.weight' 4×1×3×3",
+        "'head.scale' 7",
+    ):
         assert part in text
     assert same(module.state_dict(), STATE), "nothing is loaded by halves"
 
@@ -122,13 +128,17 @@ class Evil:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("write", [
-    lambda content, path: torch.save(content, path),
-    lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
-    lambda content, path: torch.save(content, path, pickle_protocol=4),
-    lambda content, path: path.write_bytes(pickle.dumps(content)),
-    lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
-], ids=["zip", "legacy", "zip, protocol 4", "pickle", "pickle, protocol 2"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda content, path: torch.save(content, path),
+        lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+        lambda content, path: torch.save(content, path, pickle_protocol=4),
+        lambda content, path: path.write_bytes(pickle.dumps(content)),
+        lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+    ],
+    ids=["zip", "legacy", "zip, protocol 4", "pickle", "pickle, protocol 2"],
+)
 def test_nothing_is_unpickled(tmp_path, write):
     target = tmp_path / "executed"
     write({"state_dict": STATE, "extra": Evil(target)}, tmp_path / "evil.pt")
@@ -154,20 +164,24 @@ def saved(value) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("content, said", [
-    (b"<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page, not a checkpoint"),
-    (b"\n\n  <html lang='en'>", "is a web page"),
-    (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git-lfs pointer.*git lfs pull"),
-    (b'{"error": "Repository not found"}', "is a text file"),
-    (b"\x1f\x8b\x08\x00abc", "compressed or tar archive"),
-    (b"", "is empty"),
-    (saved(STATE)[:2000], "cut off, damaged"),
-    (bytes(range(128, 256)) * 8, "is not a checkpoint"),
-    (saved(3), "holds no weights, but a int"),
-    (saved({}), "holds no weights, but an empty dict"),
-    (saved({"epoch": 3, "losses": [1.0]}), "holds no weights, but a dict of 'epoch', 'losses'"),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page, not a checkpoint"),
+        (b"\n\n  <html lang='en'>", "is a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git-lfs pointer.*git lfs pull"),
+        (b'{"error": "Repository not found"}', "is a text file"),
+        (b"\x1f\x8b\x08\x00abc", "compressed or tar archive"),
+        (b"", "is empty"),
+        (saved(STATE)[:2000], "cut off, damaged"),
+        (bytes(range(128, 256)) * 8, "is not a checkpoint"),
+        (saved(3), "holds no weights, but a int"),
+        (saved({}), "holds no weights, but an empty dict"),
+        (saved({"epoch": 3, "losses": [1.0]}), "holds no weights, but a dict of 'epoch', 'losses'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_files_that_are_no_checkpoints(tmp_path, content, said, suffix):
     path = tmp_path / f"w{suffix}"

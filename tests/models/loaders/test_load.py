@@ -1,4 +1,5 @@
 """MODEL in every form, from the name to the logits, and the sentence for every form that is wrong."""
+
 from __future__ import annotations
 
 import json
@@ -64,9 +65,16 @@ def bundle(tmp_path, monkeypatch):
     torch.manual_seed(0)
     module = build_architecture("digits-cnn")
     save_file(module.state_dict(), tmp_path / "digits-cnn.safetensors")
-    (tmp_path / "digits-cnn.json").write_text(json.dumps({
-        "architecture": "digits-cnn", "normalization": {"mean": [0.5], "std": [0.25]}, "input_shape": [1, 8, 8],
-        "class_names": [str(i) for i in range(10)]}))
+    (tmp_path / "digits-cnn.json").write_text(
+        json.dumps(
+            {
+                "architecture": "digits-cnn",
+                "normalization": {"mean": [0.5], "std": [0.25]},
+                "input_shape": [1, 8, 8],
+                "class_names": [str(i) for i in range(10)],
+            }
+        )
+    )
     monkeypatch.setattr(shipped, "bundled_folder", lambda: tmp_path)
     return module
 
@@ -95,18 +103,26 @@ def test_a_damaged_bundle_is_named(bundle, tmp_path):
         load_classifier("digits-cnn")
 
 
-@pytest.mark.parametrize("name, classes, channels, options, form", [
-    ("digits-cnn", 7, 1, {}, "--checkpoint"), ("digits-cnn", 7, 1, {}, "--arch"), ("cnn-small", 7, 3, {}, "--arch"),
-    ("cnn-small", 10, 1, {"image_size": 28}, "--checkpoint"), ("cnn-medium", 43, 1, {}, "--arch"),
-    ("resnet18", 5, 3, {}, "--checkpoint"), ("preact-resnet18", 100, 3, {}, "--arch"),
-    ("preact-resnet18", 10, 3, {"final_norm": False}, "--checkpoint"),
-])
+@pytest.mark.parametrize(
+    "name, classes, channels, options, form",
+    [
+        ("digits-cnn", 7, 1, {}, "--checkpoint"),
+        ("digits-cnn", 7, 1, {}, "--arch"),
+        ("cnn-small", 7, 3, {}, "--arch"),
+        ("cnn-small", 10, 1, {"image_size": 28}, "--checkpoint"),
+        ("cnn-medium", 43, 1, {}, "--arch"),
+        ("resnet18", 5, 3, {}, "--checkpoint"),
+        ("preact-resnet18", 100, 3, {}, "--arch"),
+        ("preact-resnet18", 10, 3, {"final_norm": False}, "--checkpoint"),
+    ],
+)
 def test_sizes_come_from_the_checkpoint(tmp_path, name, classes, channels, options, form):
     module = build_architecture(name, classes, channels, **options).eval()
     path = tmp_path / "w.pt"
     torch.save({"net": {f"module.{key}": value for key, value in module.state_dict().items()}, "acc": 9}, path)
-    classifier = (load_classifier(name, checkpoint=path) if form == "--checkpoint"
-                  else load_classifier(str(path), arch=name))
+    classifier = (
+        load_classifier(name, checkpoint=path) if form == "--checkpoint" else load_classifier(str(path), arch=name)
+    )
     side = {"digits-cnn": 8, "cnn-small": options.get("image_size", 32)}.get(name, 16)
     images = torch.rand(2, channels, side, side)
     assert torch.allclose(classifier(images), module(images), atol=1e-5)
@@ -137,8 +153,13 @@ def test_a_scaling_stored_beside_the_weights_is_used(tmp_path):
 def test_weights_that_defend_wrote_describe_themselves(tmp_path):
     module = build_architecture("digits-cnn", 3)
     save_file(module.state_dict(), tmp_path / "model.safetensors")
-    card = {"schema": "robustbench-local/checkpoint/1", "architecture": "digits-cnn", "class_names": ["a", "b", "c"],
-            "normalization": {"mean": [0.5], "std": [0.5]}, "input_shape": [1, 8, 8]}
+    card = {
+        "schema": "robustbench-local/checkpoint/1",
+        "architecture": "digits-cnn",
+        "class_names": ["a", "b", "c"],
+        "normalization": {"mean": [0.5], "std": [0.5]},
+        "input_shape": [1, 8, 8],
+    }
     (tmp_path / "model.json").write_text(json.dumps(card))
     for model in (str(tmp_path), str(tmp_path / "model.safetensors")):
         classifier = load_classifier(model)
@@ -176,25 +197,35 @@ def test_a_factory_takes_a_checkpoint(code, tmp_path):
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     torch.save({"state_dict": module.state_dict()}, tmp_path / "w.pt")
     images = torch.rand(2, 1, 8, 8)
-    for classifier in (load_classifier(f"{code}:good", checkpoint=tmp_path / "w.pt"),
-                       load_classifier(str(tmp_path / "w.pt"), arch=f"{code}:good")):
+    for classifier in (
+        load_classifier(f"{code}:good", checkpoint=tmp_path / "w.pt"),
+        load_classifier(str(tmp_path / "w.pt"), arch=f"{code}:good"),
+    ):
         assert torch.equal(classifier(images), module(images))
 
 
 def test_a_factory_may_return_a_classifier(tmp_path):
     (tmp_path / "m.py").write_text(
         "from robustbench_local.models import Classifier, build_architecture\n"
-        "def f():\n    return Classifier(build_architecture('digits-cnn'), mean=[0.5], std=[0.5], class_names=['x'])\n")
+        "def f():\n    return Classifier(build_architecture('digits-cnn'), mean=[0.5], std=[0.5], class_names=['x'])\n"
+    )
     classifier = load_classifier(f"{tmp_path / 'm.py'}:f")
     assert (classifier.normalization, classifier.class_names) == ({"mean": [0.5], "std": [0.5]}, ["x"])
     assert load_classifier(f"{tmp_path / 'm.py'}:f", normalize="none").normalization is None
 
 
-@pytest.mark.parametrize("name, said", [
-    ("godo", "has no 'godo'. Did you mean 'good'"), ("served_nte", "Did you mean 'served_net'"),
-    ("broken", "RuntimeError: no weights today.*models.py line 16"), ("needs", "TypeError.*without arguments"),
-    ("text", "returned a str"), ("number", "is a int"), ("", "names no factory"),
-])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("godo", "has no 'godo'. Did you mean 'good'"),
+        ("served_nte", "Did you mean 'served_net'"),
+        ("broken", "RuntimeError: no weights today.*models.py line 16"),
+        ("needs", "TypeError.*without arguments"),
+        ("text", "returned a str"),
+        ("number", "is a int"),
+        ("", "names no factory"),
+    ],
+)
 def test_factories_that_fail(code, name, said):
     with pytest.raises(UserError, match=said):
         load_classifier(f"{code}:{name}")
@@ -257,21 +288,24 @@ def test_offline_is_one_sentence(monkeypatch):
         load_classifier("torchvision/alexnet")
 
 
-@pytest.mark.parametrize("model, said", [
-    ("torchvision/resnet51", "Did you mean 'resnet50'"),
-    ("torchvision/resnet18:weights=IMAGENET1K_V3", "there are IMAGENET1K_V1, DEFAULT, none"),
-    ("torchvision/resnet18:wieghts=none", "Did you mean 'weights'"),
-    ("torchvision/resnet18:num_classes=many", "whole number"),
-    ("resnet18", "without weights; give them with --checkpoint"),
-    ("resnet18:num_classes=3", "takes no settings"),
-    ("resnet50", "but there is torchvision/resnet50"),
-    ("wide-resnet-28", "Did you mean 'wide-resnet-28-10'"),
-    ("robustbench/Wang2023Better", "not loaded by name yet.*--checkpoint"),
-    ("absent.pt", "there is no file absent.pt"),
-    ("absent.onnx", "there is no file absent.onnx"),
-    ("absent.pt2", "there is no file absent.pt2"),
-    ("models.py", "write models.py:FACTORY"),
-])
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        ("torchvision/resnet51", "Did you mean 'resnet50'"),
+        ("torchvision/resnet18:weights=IMAGENET1K_V3", "there are IMAGENET1K_V1, DEFAULT, none"),
+        ("torchvision/resnet18:wieghts=none", "Did you mean 'weights'"),
+        ("torchvision/resnet18:num_classes=many", "whole number"),
+        ("resnet18", "without weights; give them with --checkpoint"),
+        ("resnet18:num_classes=3", "takes no settings"),
+        ("resnet50", "but there is torchvision/resnet50"),
+        ("wide-resnet-28", "Did you mean 'wide-resnet-28-10'"),
+        ("robustbench/Wang2023Better", "not loaded by name yet.*--checkpoint"),
+        ("absent.pt", "there is no file absent.pt"),
+        ("absent.onnx", "there is no file absent.onnx"),
+        ("absent.pt2", "there is no file absent.pt2"),
+        ("models.py", "write models.py:FACTORY"),
+    ],
+)
 def test_names_that_are_wrong(model, said):
     with pytest.raises(UserError, match=said):
         load_classifier(model)

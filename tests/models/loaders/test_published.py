@@ -1,4 +1,5 @@
 """Checkpoints that others published, where the shared folder is at hand."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,7 +15,8 @@ from robustbench_local.models import load_classifier
 
 PUBLISHED = Path(os.environ.get("ROBUST_SHARED", "../shared")) / "published"
 pytestmark = pytest.mark.skipif(
-    not (PUBLISHED / "manifest.json").is_file(), reason="the published checkpoints are not here (set ROBUST_SHARED)")
+    not (PUBLISHED / "manifest.json").is_file(), reason="the published checkpoints are not here (set ROBUST_SHARED)"
+)
 
 
 def entries():
@@ -29,8 +31,10 @@ def test_every_published_checkpoint_loads(entry):
     assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
     scaling = entry["normalisation"]
     classifier = load_classifier(
-        f"{PUBLISHED / 'architectures.py'}:{entry['architecture']}", checkpoint=path,
-        normalize=":".join(",".join(map(str, scaling[key])) for key in ("mean", "std")))
+        f"{PUBLISHED / 'architectures.py'}:{entry['architecture']}",
+        checkpoint=path,
+        normalize=":".join(",".join(map(str, scaling[key])) for key in ("mean", "std")),
+    )
     assert classifier.normalization == scaling
     state = torch.load(path, weights_only=True)
     loaded = classifier.module.state_dict()
@@ -39,7 +43,9 @@ def test_every_published_checkpoint_loads(entry):
 
 def test_the_wrong_factory_is_explained():
     with pytest.raises(UserError, match="does not fit"):
-        load_classifier(f"{PUBLISHED / 'architectures.py'}:cifar_cnn_base",
-                        checkpoint=PUBLISHED / "models" / "sdp_cifar_cnn_a_adv.pt")
+        load_classifier(
+            f"{PUBLISHED / 'architectures.py'}:cifar_cnn_base",
+            checkpoint=PUBLISHED / "models" / "sdp_cifar_cnn_a_adv.pt",
+        )
     with pytest.raises(UserError, match="Did you mean 'cifar_cnn_small'"):
         load_classifier(f"{PUBLISHED / 'architectures.py'}:cifar_cnn_smal")

@@ -1,4 +1,5 @@
 """Files that bring their own architecture: TorchScript, torch.export, ONNX."""
+
 from __future__ import annotations
 
 import json
@@ -135,9 +136,9 @@ def plant_expression(parts, evil):
     assert parts["models/model.json"].decode() != model
 
 
-@pytest.mark.parametrize("plant", [
-    plant_sample_inputs, plant_weight, plant_constant, plant_legacy_weights, plant_expression,
-])
+@pytest.mark.parametrize(
+    "plant", [plant_sample_inputs, plant_weight, plant_constant, plant_legacy_weights, plant_expression]
+)
 def test_nothing_in_an_exported_program_is_executed(tmp_path, plant):
     source, target = exported(tmp_path / "m.pt2"), tmp_path / "executed"
     evil = rewritten(source, tmp_path / "evil.pt2", lambda parts: plant(parts, Evil(target)))
@@ -152,8 +153,11 @@ def test_rewriting_alone_is_no_reason_to_refuse(tmp_path):
 
 
 def test_damaged_programs(tmp_path, script):
-    for name, content in (("a.pt2", b"\x00\x01" * 400), ("b.pt2", exported(tmp_path / "m.pt2").read_bytes()[:3000]),
-                          ("c.pt2", script.read_bytes())):
+    for name, content in (
+        ("a.pt2", b"\x00\x01" * 400),
+        ("b.pt2", exported(tmp_path / "m.pt2").read_bytes()[:3000]),
+        ("c.pt2", script.read_bytes()),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=r"not an exported program|not a program as torch.export.save"):
             load_classifier(str(tmp_path / name))
@@ -186,8 +190,12 @@ def onnx_file(path, *, batch="batch", shape=(1, 8, 8), merge=False, nan=False):
         first = helper.make_node("Flatten", ["x"], ["flat"], axis=1)
     nodes = [first, helper.make_node("Gemm", ["flat", "w", "b"], ["y"], transB=1)]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 3])], weights)
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 3])],
+        weights,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     model.ir_version = 8
     onnx.save(model, str(path))

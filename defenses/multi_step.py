@@ -1,4 +1,5 @@
 """What the methods share whose inner attack is PGD of several steps."""
+
 from __future__ import annotations
 
 import torch
@@ -6,10 +7,10 @@ from torch import Tensor
 
 from robustbench_local.attacks.divergence import DivergencePGD
 from robustbench_local.attacks.pgd import PGD
-from robustbench_local.defenses.objective import AtPoints, Examples, Learner, last_points
+from robustbench_local.defenses.objective import AdversarialCrossEntropy, Examples, TrainingContext, inner_attack
 
 
-class Stepped(AtPoints):
+class MultiStep(AdversarialCrossEntropy):
     """Learns from the points where PGD on the labels' cross-entropy ends.
 
     steps: gradients of the inner attack. step_size: in pixel units; by default 2.5 · eps / steps. Both are fields of
@@ -28,22 +29,22 @@ class Stepped(AtPoints):
     def _attack(self) -> PGD:
         return PGD(steps=self.steps, step_size=self.step_size)
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        return Examples(images, labels, keys, last_points(self._attack(), learner, images, labels, keys))
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        return Examples(images, labels, keys, inner_attack(self._attack(), context, images, labels, keys))
 
 
-class Diverging(Stepped):
+class KLGuided(MultiStep):
     """Learns from points that PGD has led away from a prediction on the images, whatever the labels are."""
 
     def _attack(self) -> DivergencePGD:
         return DivergencePGD(steps=self.steps, step_size=self.step_size)
 
-    def _reference(self, learner: Learner, images: Tensor) -> Tensor:
+    def _reference(self, context: TrainingContext, images: Tensor) -> Tensor:
         """The logits that the attack leads away from, float [rows, classes]: the network's while it stands still."""
-        with torch.no_grad(), learner.attacked() as model:
+        with torch.no_grad(), context.frozen_model() as model:
             return model(images)
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
-        told = self._reference(learner, images)
-        points = last_points(self._attack(), learner, images, labels, keys, reference=told.softmax(1))
-        return Examples(images, labels, keys, points, told=told)
+    def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
+        told = self._reference(context, images)
+        points = inner_attack(self._attack(), context, images, labels, keys, reference=told.softmax(1))
+        return Examples(images, labels, keys, points, reference_logits=told)
