@@ -1,5 +1,6 @@
 """APGD: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks" (ICML 2020)."""
+attacks" (ICML 2020).
+"""
 
 from __future__ import annotations
 

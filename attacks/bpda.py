@@ -105,7 +105,8 @@ class StraightThrough(TorchFunctionMode):
 
     def _returned(self, value: Any) -> Any:
         """What comes back from numpy, which is any tensor without a gradient of the size of what went there, tied to
-        that; or a list of tensors, where what went there went one by one."""
+        that; or a list of tensors, where what went there went one by one.
+        """
         several = len(self._left) > 1 and all(part.shape == self._left[0].shape for part in self._left)
         if several and isinstance(value, (list, tuple)) and len(value) == len(self._left):
             return [self._tied(each, left) for each, left in zip(value, self._left, strict=True)]
@@ -221,7 +222,6 @@ def straight_through(
     model: images -> logits. layers: named layers that are taken for the identity on the way back. saturating, stretch:
     as for `StraightThrough`.
     """
-
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
 
     def forward(points: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Down instead of up: Chen et al., "Adversarial attack on attackers: post-process to mitigate black-box score-based
-query attacks" (NeurIPS 2022) show how logits can be bent, with no class changed, until their loss leads astray."""
+query attacks" (NeurIPS 2022) show how logits can be bent, with no class changed, until their loss leads astray.
+"""
 
 from __future__ import annotations
 

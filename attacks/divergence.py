@@ -1,5 +1,6 @@
 """The inner attack of TRADES: Zhang et al., "Theoretically principled trade-off between robustness and accuracy"
-(ICML 2019)."""
+(ICML 2019).
+"""
 
 from __future__ import annotations
 

@@ -173,7 +173,8 @@ class FAB:
 
     def _last(self, threat_model: ThreatModel, state: State, walk: Tensor) -> Tensor:
         """What to ask the model about if no step follows: the walk if it is in the ball, or else the nearest success
-        brought into it, which the boundary may just allow."""
+        brought into it, which the boundary may just allow.
+        """
         images = state["images"]
         found = state["length"].isfinite() & ~_inside(threat_model, walk, images)
         return threat_model.project(torch.where(expand_rows(found, walk), state["nearest"], walk), images)

@@ -1,5 +1,6 @@
 """Random points of the ball: what no attack may be weaker than (Carlini et al., "On evaluating adversarial robustness",
-arXiv:1902.06705)."""
+arXiv:1902.06705).
+"""
 
 from __future__ import annotations
 

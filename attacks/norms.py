@@ -33,7 +33,7 @@ def to_float64(tensor: Tensor) -> Tensor:
 
 
 def _inside(images: Tensor, perturbation: Tensor, box: Box) -> Tensor:
-    """images + perturbation in the box, every pixel rounded towards its image, so that no length ever grows.
+    """Images + perturbation in the box, every pixel rounded towards its image, so that no length ever grows.
 
     Rounded to nearest, a perturbation of 150,000 pixels ends up to 1e-5 longer than its ball is wide.
     """
@@ -106,7 +106,8 @@ class L2(Norm):
 
 class L1(Norm):
     """Steps are sparse, as in Tramèr and Boneh, "Adversarial training and robustness for multiple perturbations"
-    (NeurIPS 2019): spread over at least a hundredth of the pixels, those with the largest gradients."""
+    (NeurIPS 2019): spread over at least a hundredth of the pixels, those with the largest gradients.
+    """
 
     name = "l1"
     share = 0.01

@@ -1,5 +1,6 @@
 """Square: Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack
-via random search" (ECCV 2020); for ℓ1 as in Croce and Hein, "Mind the box" (ICML 2021)."""
+via random search" (ECCV 2020); for ℓ1 as in Croce and Hein, "Mind the box" (ICML 2021).
+"""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from robustbench_local.attacks import losses
 from robustbench_local.attacks.norms import NORMS, Box, Norm
+from robustbench_local.numbers import parse_number
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,10 @@ class ThreatModel:
         if self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
         text = str(self.eps)
-        numerator, slash, denominator = text.partition("/")
         try:
-            eps = float(Fraction(numerator) / (Fraction(denominator) if slash else 1))
-        except (ValueError, ZeroDivisionError, OverflowError):
+            eps = parse_number(text)
+        except ValueError:
             eps = math.nan
-        eps = math.nan if "/" in denominator else eps
         if not eps >= 0:
             raise ValueError(f"eps is {text!r}, but must be a number of at least 0, such as 0.03 or 8/255")
         width = self.box[1] - self.box[0]

@@ -180,7 +180,7 @@ def unpaired(n: int, truth: float, draws: int, rng: np.random.Generator) -> floa
 
 
 def holm(runs: int, rng: np.random.Generator) -> Rows:
-    """k limits, floors and drops in turn, on 1,000 samples: some truly broken, the others with the truth at the limit.
+    """K limits, floors and drops in turn, on 1,000 samples: some truly broken, the others with the truth at the limit.
 
     naive: each of the limits is decided as if it were the only one.
     """
@@ -291,7 +291,8 @@ def walk(
 
 def naive_peeking(truth: int, population: int, limit: float, held: bool, runs: int, rng: np.random.Generator) -> float:
     """How often the bound of a fixed set decides wrongly when it is looked at after every hundred samples, and the
-    whole set decides in the end."""
+    whole set decides in the end.
+    """
     correct, wrong = np.zeros(runs, dtype=int), 0
     for n in range(100, population, 100):
         left = population - (n - 100)

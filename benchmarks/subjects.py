@@ -93,7 +93,7 @@ def _published() -> list[Subject]:
 
 
 def _written(eps: float) -> str:
-    """eps as the field writes it: with few decimals, else in grey levels."""
+    """Eps as the field writes it: with few decimals, else in grey levels."""
     return f"{eps:g}" if round(eps, 4) == eps else f"{round(eps * 255)}/255"
 
 

@@ -1,5 +1,6 @@
 """HAT: Rade and Moosavi-Dezfooli, "Reducing excessive margin to achieve a better accuracy vs. robustness trade-off"
-(ICLR 2022)."""
+(ICLR 2022).
+"""
 
 from __future__ import annotations
 

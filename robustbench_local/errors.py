@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Bad usage or bad input: one sentence that says what, where, what is allowed and how to mend it.
+    """Bad usage or bad input, in one sentence: what is wrong, where, what is allowed and how to fix it.
 
-    The command line prints it without a traceback and exits with code 2.
+    slug: a stable name in kebab-case, such as `unknown-attack`. Programs and tests rely on it, so that the sentence may
+    improve. The command line prints both without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str, *, slug: str = "user-error") -> None:
+        super().__init__(message)
+        self.slug = slug
+
+    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[type[UserError], str, str]]:
+        """Pickle the slug too: errors travel between processes."""
+        return _rebuilt, (type(self), str(self), self.slug)
+
+
+def _rebuilt(kind: type[UserError], message: str, slug: str) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, message, slug=slug)
+    return error
 
 
 class Diverged(UserError):
-    """A training that went astray: what was asked for made sense, but its numbers did not stay finite or useful."""
+    """Training failed: the request was valid, but loss, gradients or predictions did not stay finite or useful."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -65,7 +65,8 @@ def test_unknown_suites_are_refused(text, words):
 def test_settings_decide_the_hash_and_only_a_suite_carries_its_name():
     protocol, steps = resolve_suite("fast")
     attacks = [step.attack for step in steps]
-    assert custom(attacks)[0].name == "custom" and custom(attacks)[0].sha256 != protocol.sha256
+    assert custom(attacks)[0].name == "custom"
+    assert custom(attacks)[0].sha256 != protocol.sha256
     assert settings_hash(steps) == protocol.sha256 != settings_hash(steps[::-1])
     assert custom([PGD(steps=49)])[0].sha256 != custom([PGD(steps=50)])[0].sha256
 
@@ -73,4 +74,5 @@ def test_settings_decide_the_hash_and_only_a_suite_carries_its_name():
 @pytest.mark.parametrize("suite", [f"{name}/{version}" for name in SUITES for version in SUITES[name]])
 def test_every_suite_can_be_run(suite):
     protocol, steps = resolve_suite(suite)
-    assert f"{protocol.name}/{protocol.version}" == suite and steps
+    assert f"{protocol.name}/{protocol.version}" == suite
+    assert steps

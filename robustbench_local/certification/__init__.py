@@ -1,0 +1,1 @@
+"""Certification: ReLU networks as linear layers, and exact searches over their activation regions."""

@@ -277,7 +277,8 @@ class _Tree:
     def _solve(self, phases: np.ndarray, least: float | None = None) -> tuple[float, np.ndarray, np.ndarray] | None:
         """The lowest cost, minus the highest value, where phases [unstable] are 1 (active), -1 (inactive) or 0 (open);
         its image [pixels]; how much the relaxation of every open ReLU lends to it [unstable]. None where no value
-        reaches `least`, and where HiGHS comes to no end, which leaves the tree incomplete."""
+        reaches `least`, and where HiGHS comes to no end, which leaves the tree incomplete.
+        """
         self.solved += 1
         limits = np.concatenate([self.regions.limits, [[self.least if least is None else least, np.inf]]])
         limits[self.outputs, 1][phases < 0] = 0

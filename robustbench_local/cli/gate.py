@@ -19,7 +19,7 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     """A limit: a decimal or a fraction between 0 and 1; percent are caught, being the usual slip."""
     if value is None:
         return None
-    from robustbench_local.specs import parse_number
+    from robustbench_local.numbers import parse_number
 
     try:
         number = parse_number(value) if not value.strip().endswith("%") else None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustbench_local.attacks.randomness import fold_in, uniform
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.specs import parse_number
+from robustbench_local.numbers import parse_number
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 

@@ -38,7 +38,8 @@ def automatic_workers() -> int:
 
 class _Reader(TorchDataset):
     """Positions in, images out; what is wrong with a file comes back as a value, because a worker's exceptions lose
-    their sentence on the way."""
+    their sentence on the way.
+    """
 
     def __init__(self, dataset: Dataset):
         self._dataset = dataset

@@ -19,7 +19,8 @@ _MOST_CHANNELS = 4
 
 def load_npz(path: Path, class_names: list[str] | None = None) -> ArrayDataset:
     """The `images` and `labels` of a numpy archive, whole, and its `groups` if it has some: integers, alike for images
-    that belong together, such as frames of one film. Other arrays are ignored; pickled ones are refused."""
+    that belong together, such as frames of one film. Other arrays are ignored; pickled ones are refused.
+    """
     images, labels, groups = _read_arrays(path)
     dataset = ArrayDataset(
         _as_nchw(images, path), _as_labels(labels, path), name=f"npz:{path.name}", class_names=class_names

@@ -68,7 +68,7 @@ def _arrays(name: str, split: str, data_dir: Path, download: bool) -> ArrayDatas
 
 
 def _one_split(maker: type, train: bool) -> type:
-    """torchvision's class asking only for the two files of one split: it wants all four even to read two.
+    """Torchvision's class asking only for the two files of one split: it wants all four even to read two.
 
     The name must stay, because torchvision makes the folder's name of it.
     """
@@ -130,7 +130,7 @@ def _imagenet(split: str, data_dir: Path, download: bool, resize: Resize | None)
 
 
 def _read(name: str, data_dir: Path, download: bool, make: Callable[[], Any]) -> Any:
-    """torchvision's data set, or a UserError that says where it looked and how to get the files."""
+    """Torchvision's data set, or a UserError that says where it looked and how to get the files."""
     try:
         # Some versions of torchvision print progress; stdout belongs to --json.
         with contextlib.redirect_stdout(sys.stderr):

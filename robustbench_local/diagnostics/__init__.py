@@ -1,0 +1,1 @@
+"""Whether a robust accuracy can be trusted: preflight checks, gradient-masking checks and adaptive attacks."""

@@ -27,7 +27,8 @@ RIDGE = 1e-3
 
 class ActiveTestResult(NamedTuple):
     """Of how many images a planted point could be told apart, on how many the attack found such a point, and on how
-    many further random points did."""
+    many further random points did.
+    """
 
     images: int
     found: int
@@ -111,7 +112,8 @@ def _random_points(threat_model: ThreatModel, image: Tensor, seed: int) -> Tenso
 
 def _direction(inner: Tensor, edge: Tensor) -> Tensor:
     """The direction that best tells one point from many, [features]: linear discriminant analysis (Fisher, 1936), with
-    a little of the mean variance added to every feature."""
+    a little of the mean variance added to every feature.
+    """
     centred = (inner - inner.mean(0)).double()
     covariance = centred.T @ centred / len(inner)
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)

@@ -1,5 +1,6 @@
 """Which adaptive attack answers which finding (Tramèr et al., "On adaptive attacks to adversarial example defenses",
-NeurIPS 2020; Carlini et al., arXiv:1902.06705)."""
+NeurIPS 2020; Carlini et al., arXiv:1902.06705).
+"""
 
 from __future__ import annotations
 

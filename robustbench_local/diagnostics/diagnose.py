@@ -310,7 +310,8 @@ def _probe_diagnostic(check: str, runs: Sequence[StageRun]) -> Diagnostic:
 
 def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> list[Diagnostic]:
     """The findings with what the same probes found in all blocks: what shows in a later one alone, after which nothing
-    adaptive was called for, fails."""
+    adaptive was called for, fails.
+    """
     told = []
     for finding in findings:
         runs = [

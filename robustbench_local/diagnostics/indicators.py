@@ -92,7 +92,8 @@ def margin_instability(looked: ProbeSet, draws: int = 20) -> float:
 
 def gradient_mismatch(looked: ProbeSet, share: float = 0.1) -> float:
     """How far the loss is from rising as its gradient says, at the median image: 0 where a step along the gradient, so
-    long as a share of eps, does what it promises, 1 where it does nothing of it."""
+    long as a share of eps, does what it promises, 1 where it does nothing of it.
+    """
     state = {"points": looked.images, "labels": looked.labels}
     _, before, gradient = value_and_grad(looked.model, looked.threat_model, "margin", state)
     length = torch.full_like(before, share * looked.threat_model.eps)

@@ -76,7 +76,8 @@ def _other_labels(predictions: Tensor, labels: Tensor, classes: int) -> tuple[fl
 @torch.no_grad()
 def _other_pixels(model: Metered, dataset: Dataset, predictions: Tensor, device: torch.device) -> tuple[float, str]:
     """Advice on normalisation, channels or layout, where another reading is right on clearly more of some images, and
-    on what share; (0, "") where none is."""
+    on what share; (0, "") where none is.
+    """
     positions = probe_images(dataset, LOOKED_AT)
     positions = positions[positions < len(predictions)]
     images, labels = dataset.images(positions), dataset.labels[positions]

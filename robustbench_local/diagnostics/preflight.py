@@ -31,7 +31,8 @@ PASSES = 5
 
 class Preflight(NamedTuple):
     """layers: those through which no gradient comes, by name. fits: how many images, of those that are tried, the
-    device takes at a time."""
+    device takes at a time.
+    """
 
     classes: int
     findings: list[Diagnostic]
@@ -129,7 +130,8 @@ def _dynamic(traced: GradientTrace) -> Diagnostic:
 
 def _layers(traced: GradientTrace, *, missing: bool) -> Diagnostic:
     """Which layers stop gradients, where some do. Staircases and detachings beside the path to the logits do no harm,
-    so without a layer that stops them these count only where gradients are missing."""
+    so without a layer that stops them these count only where gradients are missing.
+    """
     told = traced.description if traced.stops or missing else ""
     return Diagnostic(
         check=LAYERS,
@@ -287,7 +289,8 @@ def _batch_independent(model: Metered, images: Tensor, together: Tensor, *, rand
 
 def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: GradientTrace) -> Diagnostic:
     """The share of images at which some loss has no gradient at all, or one that is not finite: the first indicator of
-    Pintor et al., "Indicators of attack failure" (NeurIPS 2022)."""
+    Pintor et al., "Indicators of attack failure" (NeurIPS 2022).
+    """
     where = f" ({traced.description})" if traced.description else ""
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():

@@ -48,7 +48,8 @@ class Transfer(PGD):
 
 def transfer_from(teach: Callable[[], Model], name: str) -> Transfer:
     """The attack by way of a surrogate, images -> logits, which is taught when it is first needed; under a name that
-    says which it is."""
+    says which it is.
+    """
     kind = dataclasses.make_dataclass(
         "TransferFrom",
         [],
@@ -73,7 +74,8 @@ class _Refitted(nn.Module):
 
 def refitted(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
     """The model's own features with a linear readout taught what it answers: whatever is done to the logits after the
-    last linear layer is left out. Images, noise and seed as for `imitation`."""
+    last linear layer is left out. Images, noise and seed as for `imitation`.
+    """
     points, answers, classes = _asked(model, dataset, threat_model, device)
     features = Features(model)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from robustbench_local.gates.decide import Decision, ResultDecision
+from robustbench_local.gates.decide import Decision
 from robustbench_local.gates.limits import Outcome
 from robustbench_local.io.escape import plain
 
@@ -14,7 +14,7 @@ MARKS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow"
 def show_decision(screen: Console, decision: Decision, *, asked_to_update: bool = False) -> None:
     """A line for each limit and each doubt, under a heading for each result, then the outcome."""
     for judged in decision.judged:
-        screen.print(plain(heading(judged)), style="bold", markup=False, soft_wrap=True)
+        screen.print(plain(judged.heading), style="bold", markup=False, soft_wrap=True)
         for check in judged.checks:
             screen.print(f"[{MARKS[check.outcome]}]{check.outcome.word:<16}[/]", end="")
             screen.print(plain(f"{check.limit}: {check.sentence}"), markup=False, soft_wrap=True)
@@ -30,10 +30,3 @@ def show_decision(screen: Console, decision: Decision, *, asked_to_update: bool 
         screen.print(f"baseline{' updated' if decision.updated else ''}: {plain(told)}", markup=False, soft_wrap=True)
     outcome = decision.outcome
     screen.print(f"gate: [{MARKS[outcome]}]{outcome.word}[/]", style="bold")
-
-
-def heading(judged: ResultDecision) -> str:
-    """`digits-cnn on digits, L∞ 0.1 (runs/x.json)`."""
-    if judged.result is None:
-        return judged.threat
-    return f"{judged.result.model.name} on {judged.result.data.name}, {judged.threat} ({judged.path})"

@@ -68,7 +68,8 @@ class EpochTable(ProgressContext, TrainingObserver):
 def show_training(screen: Console, hardened: TrainingRun, *, drawn: Path | None) -> None:
     """What training leaves behind: which epoch was kept and why, and where the files are."""
     card, folder = hardened.card, hardened.folder
-    assert card.chosen is not None and card.evaluation is not None
+    assert card.chosen is not None
+    assert card.evaluation is not None
     screen.print(f"epoch {card.chosen.epoch} of {card.recipe.epochs} was chosen on the hold-out", soft_wrap=True)
     if (last := card.last_evaluation) is not None:
         kept = card.evaluation

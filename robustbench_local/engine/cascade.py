@@ -217,7 +217,8 @@ def _refusal(job: RunContext, step: Step) -> str:
 
 def _first_run(job: RunContext, step: Step, earlier: Sequence[Step]) -> int:
     """The number of a stage's first run: after those of the stages whose random numbers it shares, and such that it
-    begins with the likeliest target."""
+    begins with the likeliest target.
+    """
     rivals = job.threat_model.number_of_targets(job.classes)
     before = sum(
         number_of_runs(other.attack, rivals)

@@ -86,7 +86,8 @@ class Journal:
 
     def _look(self, output: Path, path: Path, binding: RunFingerprint, resume: bool) -> int:
         """Take the journal for this run alone, and read this process's share of what there is; return how much of its
-        own journal is to stay."""
+        own journal is to stay.
+        """
         rank, world = rank_and_world()
         for each in (output, record_path(output), path):
             check_writable(each)

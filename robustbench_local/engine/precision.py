@@ -113,7 +113,8 @@ def build_search_models(metered: Metered, images: Tensor, precision: Precision) 
 
 def _folded(module: nn.Module) -> nn.Module | None:
     """A copy with every batch norm that follows a convolution folded into it; without folding where it cannot be
-    traced, None where it cannot be copied."""
+    traced, None where it cannot be copied.
+    """
     from torch.fx.experimental.optimization import fuse
 
     with contextlib.suppress(Exception):

@@ -337,7 +337,8 @@ class Verification(NamedTuple):
 @torch.no_grad()
 def _verify(job: RunContext, batch: ActiveRows) -> Verification:
     """Ask about the point that is claimed to have fooled, or where the row ended: in the ball, in the box,
-    misclassified? Every row pays one forward pass."""
+    misclassified? Every row pays one forward pass.
+    """
     state, threat_model = batch.state, job.threat_model
     images, claimed = state["images"], state["best_margin"] < 0
     points = torch.where(expand_rows(claimed, images), state["best_points"], state["points"])

@@ -51,7 +51,8 @@ def summed_up(
     config: dict[str, Any],
 ) -> Result:
     """job: its data set and ledger hold the samples that were evaluated. available: samples of the whole split.
-    seconds: of the whole run."""
+    seconds: of the whole run.
+    """
     ledger, dataset, n = job.ledger, job.dataset, len(job.dataset)
 
     def accuracy(correct: int) -> Accuracy:

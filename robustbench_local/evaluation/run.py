@@ -38,7 +38,7 @@ from robustbench_local.engine.protocol import Step, custom, require_goes_with, r
 from robustbench_local.engine.search import RunContext, clean_pass, full_precision
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.build_result import summed_up, threat_model_info
-from robustbench_local.gates.stopping import GateStoppingRule, blocks
+from robustbench_local.evaluation.stopping import StoppingRule, blocks
 from robustbench_local.io.atomic_write import check_writable
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.models.metered import Metered, Passes, forget_peak_memory, seconds_since
@@ -110,7 +110,7 @@ def evaluate(
     output: Path | None = None,
     resume: bool = False,
     assess: bool = True,
-    until: GateStoppingRule | None = None,
+    until: StoppingRule | None = None,
     observer: Observer | None = None,
     config: dict[str, Any] | None = None,
 ) -> Evaluation:
@@ -240,10 +240,11 @@ def _attacked(
     found: Preflight,
     *,
     assess: bool,
-    until: GateStoppingRule | None,
+    until: StoppingRule | None,
 ) -> tuple[list[Cascade], list[Diagnostic]]:
     """All samples, or block after block until the floors are decided, through the suite and what the first block's
-    diagnosis calls for."""
+    diagnosis calls for.
+    """
     ledger, n = job.ledger, len(job.dataset)
     targets = max(MOST_TARGETS, *(step.attack.targets for step in steps))
     gradients = finding_of(found.findings, GRADIENTS)
@@ -274,13 +275,14 @@ def _first_samples(job: RunContext, n: int) -> RunContext:
     return dataclasses.replace(job, dataset=job.dataset.subset(torch.arange(n)), ledger=job.ledger.first(n))
 
 
-def _stopped(cascades: Sequence[Cascade], until: GateStoppingRule, seed: int) -> Sequential:
+def _stopped(cascades: Sequence[Cascade], until: StoppingRule, seed: int) -> Sequential:
     return Sequential(gate=until.name, order_seed=seed, looks=[int(cascade.positions[-1]) + 1 for cascade in cascades])
 
 
 def _all_passes(own: Passes, journal: Journal, before: tuple[int, int]) -> Passes:
     """The passes of the whole run: every event's, of whatever process and session, and what this process spent beside
-    its own events on looking at the model. before: how many events there were when this session began."""
+    its own events on looking at the model. before: how many events there were when this session began.
+    """
     rank = rank_and_world()[0]
     events = [*journal.clean, *journal.searches]
     fresh = [*journal.clean[before[0] :], *journal.searches[before[1] :]]
@@ -308,7 +310,8 @@ def _complete(output: Path, binding: RunFingerprint, dataset: Dataset, asked: di
 @torch.no_grad()
 def _identity(metered: Metered, batches: Sequence[Tensor], findings: Sequence[Diagnostic]) -> str:
     """A hash of the model: its name, its layers, its weights, and roughly what it says of a few images, because its
-    code may have changed while its weights have not. A random model says nothing twice."""
+    code may have changed while its weights have not. A random model says nothing twice.
+    """
     classifier = metered.model
     told = [classifier.name, repr(classifier.module), fingerprint(classifier)]
     if not any(finding.check == DETERMINISTIC and finding.status == "warn" for finding in findings):

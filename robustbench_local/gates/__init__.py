@@ -1,0 +1,1 @@
+"""Decisions for CI over result files. Never imports torch."""

@@ -27,9 +27,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector
 from robustbench_local.io.safe_read import parse_yaml
+from robustbench_local.numbers import parse_number
 from robustbench_local.results.protocol_order import require_known
 from robustbench_local.results.schema import SCHEMA
-from robustbench_local.specs import parse_number
 
 LARGEST = 200_000
 """Bytes of a gate file: a thousand classes for two threat models take half of that."""

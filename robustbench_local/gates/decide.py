@@ -120,7 +120,8 @@ class Limits:
 @dataclass(frozen=True)
 class Gate:
     """Limits for each threat model. alpha: how often a single limit may wrongly pass, and any of all wrongly fail.
-    source: the file that they were read from."""
+    source: the file that they were read from.
+    """
 
     limits: tuple[Limits, ...]
     alpha: float = 0.05
@@ -139,7 +140,8 @@ class Gate:
 class ResultDecision:
     """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of, or
     that nothing looked; it decides nothing, but it is said. flips: samples that changed sides since the baseline, those
-    that moved most first. baseline: the result file it was, or for want of one is to be, compared with."""
+    that moved most first. baseline: the result file it was, or for want of one is to be, compared with.
+    """
 
     threat: str
     path: Path | None
@@ -148,6 +150,13 @@ class ResultDecision:
     doubts: list[str] = field(default_factory=list)
     flips: list[Flip] = field(default_factory=list)
     baseline: Path | None = None
+
+    @property
+    def heading(self) -> str:
+        """Model, data, threat model and file, such as `digits-cnn on digits, L∞ 0.1 (runs/x.json)`."""
+        if self.result is None:
+            return self.threat
+        return f"{self.result.model.name} on {self.result.data.name}, {self.threat} ({self.path})"
 
 
 @dataclass(frozen=True)

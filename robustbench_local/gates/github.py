@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-from robustbench_local.display.gate import heading
 from robustbench_local.errors import UserError
 from robustbench_local.gates.decide import Decision, ResultDecision
 from robustbench_local.gates.limits import Check, Outcome, confidence
@@ -29,7 +28,8 @@ LARGEST = 1_000_000
 
 def workflow_commands(decision: Decision) -> str:
     """Workflow commands: one for each limit that is not passed, the gravest first, one for each doubt, and one that
-    sums up."""
+    sums up.
+    """
     lines = []
     for outcome in (Outcome.NOT_COMPARABLE, Outcome.FAIL, Outcome.UNDECIDED):
         for judged in decision.judged:
@@ -95,7 +95,7 @@ def summary(decision: Decision) -> str:
     sure = confidence(decision.alpha)
     lines = [f"## {SIGNS[decision.outcome]} robust gate: {decision.outcome.word}", ""]
     for judged in decision.judged:
-        lines += [f"### {markdown(heading(judged))}", ""]
+        lines += [f"### {markdown(judged.heading)}", ""]
         lines += [f"| | limit | measured | one-sided bounds ({sure} each) | decision |", "|---|---|---|---|---|"]
         lines += [_row(check) for check in judged.checks]
         lines += ["", *(f"Doubtful: {markdown(doubt)}\n" for doubt in judged.doubts)]

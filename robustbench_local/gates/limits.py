@@ -63,7 +63,8 @@ def refused(rule: str, limit: str, reason: str) -> Check:
 
 class Limit(ABC):
     """rule, name: as in a gate file and for people. limit: a fraction. available: samples the data set has of those.
-    of: what samples it speaks of, as ` of class 4`; nothing where it is all."""
+    of: what samples it speaks of, as ` of class 4`; nothing where it is all.
+    """
 
     rule: str
     name: str

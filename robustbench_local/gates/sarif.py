@@ -14,7 +14,6 @@ from urllib.parse import quote
 from xml.etree import ElementTree as Xml
 
 from robustbench_local import __version__
-from robustbench_local.display.gate import heading
 from robustbench_local.gates.decide import Decision, ResultDecision
 from robustbench_local.gates.limits import Check, Outcome
 from robustbench_local.io.escape import plain
@@ -88,7 +87,8 @@ def _properties(judged: ResultDecision) -> dict[str, str]:
 
 def sarif(decision: Decision) -> str:
     """One rule for each limit; a result for each that is not passed, so that an alert closes when its limit passes; a
-    note for the doubts of a result, which are no fault."""
+    note for the doubts of a result, which are no fault.
+    """
     rules, results = [], []
     for judged in decision.judged:
         for check in [*judged.checks, *_doubts(judged)]:
@@ -97,7 +97,7 @@ def sarif(decision: Decision) -> str:
                 {
                     "id": rule_id(judged, check),
                     "shortDescription": {"text": plain(check.limit)},
-                    "fullDescription": {"text": plain(f"{check.limit}, for {heading(judged)}")},
+                    "fullDescription": {"text": plain(f"{check.limit}, for {judged.heading}")},
                     "defaultConfiguration": {"level": "note" if doubt else "error"},
                 }
             )
@@ -107,7 +107,7 @@ def sarif(decision: Decision) -> str:
                         "ruleId": rule_id(judged, check),
                         "ruleIndex": len(rules) - 1,
                         "level": "note" if doubt else LEVELS[check.outcome],
-                        "message": {"text": plain(f"{heading(judged)}: {check.sentence if doubt else _line(check)}")},
+                        "message": {"text": plain(f"{judged.heading}: {check.sentence if doubt else _line(check)}")},
                         "locations": [
                             {
                                 "physicalLocation": {

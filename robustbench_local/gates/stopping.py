@@ -1,25 +1,18 @@
-"""Evaluating until a gate is decided: block after block, in random order, with bounds that may be looked at any time.
+"""The stopping rule of an evaluation that ends when a gate is decided.
 
-The order is that of a seeded hash, so the first n samples are drawn from the split without replacement, and the bounds
-of `sequential` hold for the accuracy of the whole split at whatever moment the run stops.
+The samples come in seeded random order, without replacement, so the bounds of `statistics.sequential` hold for the
+accuracy of the whole split at whatever moment the run stops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from robustbench_local.errors import UserError
 from robustbench_local.gates.decide import Gate
 from robustbench_local.gates.limits import Floor, failing
 from robustbench_local.results.pairing import threat_name
 from robustbench_local.results.schema import ThreatModelInfo
-
-FIRST, LEAST, GROWTH = 100, 50, 4
-"""Samples of the first block, the fewest of a further one, and one in how many of those seen makes the next."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +55,3 @@ def stopping_rule(gate: Gate, name: str, threat_model: ThreatModelInfo) -> GateS
             "evaluate all samples and hold the result against the gate afterwards"
         )
     return GateStoppingRule(name, gate.alpha, limits.min_clean, limits.min_robust)
-
-
-def blocks(n: int) -> Iterator[Tensor]:
-    """Positions 0 to n - 1 in blocks that grow with what has been seen, int64 [samples] each."""
-    start = 0
-    while start < n:
-        size = FIRST if start == 0 else max(LEAST, start // GROWTH)
-        yield torch.arange(start, min(start + size, n))
-        start += size

@@ -1,0 +1,1 @@
+"""Reads untrusted files safely, writes files atomically, escapes foreign text."""

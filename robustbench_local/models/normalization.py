@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.specs import parse_number
+from robustbench_local.numbers import parse_number
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -1,0 +1,1 @@
+"""The result file: its schema, reading it, comparing several. Never imports torch."""

@@ -82,7 +82,8 @@ class Pair:
 @dataclass(frozen=True)
 class Ranked:
     """A model among several. groups: letters; models that share one cannot be told apart by their robust accuracy.
-    verdict: how far its evaluation is to be believed. doubts: why not outright."""
+    verdict: how far its evaluation is to be believed. doubts: why not outright.
+    """
 
     path: Path
     model: str

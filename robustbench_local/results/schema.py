@@ -20,7 +20,7 @@ from robustbench_local.io.safe_read import (
     reject_control_characters,
     require_plain_file,
 )
-from robustbench_local.specs import parse_number
+from robustbench_local.numbers import parse_number
 from robustbench_local.statistics.intervals import wilson
 from robustbench_local.statistics.sequential import finite_bounds
 
@@ -64,7 +64,8 @@ class Accuracy(StrictModel):
     @classmethod
     def anytime(cls, correct: int, n: int, population: int, level: float = 0.95) -> Accuracy:
         """Of the first n of a random order of `population` samples, with an interval for the accuracy of all of them
-        that holds at whatever moment one stops."""
+        that holds at whatever moment one stops.
+        """
         low, high = finite_bounds(correct, n, population, (1 - level) / 2)
         confidence = Confidence(level=level, method="prior-posterior-ratio", low=low, high=high)
         return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
@@ -163,7 +164,8 @@ class Cost(StrictModel):
 
 class Sequential(StrictModel):
     """The samples are the first n of a seeded random order of the whole split, and were evaluated until a gate was
-    decided. Tests of a fixed number of samples do not hold for them; anytime-valid ones for the finite split do."""
+    decided. Tests of a fixed number of samples do not hold for them; anytime-valid ones for the finite split do.
+    """
 
     gate: str
     order_seed: NonNegativeInt

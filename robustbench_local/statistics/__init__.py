@@ -1,0 +1,1 @@
+"""Confidence intervals and tests for counts, with fixed sample size and anytime-valid."""

@@ -1,0 +1,1 @@
+"""Trains classifiers: recipe, set-up, loop, validation, checkpoints, grid search."""

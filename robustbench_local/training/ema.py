@@ -1,5 +1,6 @@
 """An average of the weights over training (EMA): flatter and more robust than any single step's (Rebuffi et al., "Data
-augmentation can improve robustness", NeurIPS 2021)."""
+augmentation can improve robustness", NeurIPS 2021).
+"""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ SIDE_OUTPUTS = ("torchvision/googlenet", "torchvision/inception_v3")
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global random numbers start from the seed – for initial weights and dropout – and the caller's go on
-    afterwards as if nothing had drawn from them."""
+    """Torch's global random numbers start from the seed – for initial weights and dropout – and the caller's go on
+    afterwards as if nothing had drawn from them.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

@@ -1,5 +1,6 @@
 """The training loop. There is one: what differs between methods is in their objective, what differs between runs in
-their recipe."""
+their recipe.
+"""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ def commit() -> str | None:
 
 def write_weights(path: Path, module: nn.Module, normalization: dict[str, list[float]] | None) -> None:
     """The module's own state dict, and beside it `mean` and `std` where there is a normalisation: without them the
-    file would load and be wrong. Raises UserError when it cannot be written."""
+    file would load and be wrong. Raises UserError when it cannot be written.
+    """
     # Cloned, because tied weights share memory and the format refuses that.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     for name, values in (normalization or {}).items():

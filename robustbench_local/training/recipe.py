@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.io.safe_read import MOST_SETTINGS, parse_yaml, quoted, read_text
-from robustbench_local.specs import build, parse_number, parse_spec
+from robustbench_local.numbers import parse_number
+from robustbench_local.specs import build, parse_spec
 
 if TYPE_CHECKING:
     from robustbench_local.attacks import ThreatModel

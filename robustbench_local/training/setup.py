@@ -34,7 +34,8 @@ from robustbench_local.training.recipe import Recipe
 @dataclass(frozen=True)
 class TrainingSetup:
     """Everything that a training needs. recipe: with the defaults that data and start have settled. whole: what is cut
-    into training and holdout. judged: the images of the final evaluation. teacher: the one that was named."""
+    into training and holdout. judged: the images of the final evaluation. teacher: the one that was named.
+    """
 
     recipe: Recipe
     objective: Objective

@@ -28,7 +28,8 @@ class TrainingState:
 
     def write(self, path: Path, about: dict[str, Any]) -> None:
         """about: what the training is, to be compared before anybody goes on with it. Raises UserError when the file
-        cannot be written; the one that was there is intact then."""
+        cannot be written; the one that was there is intact then.
+        """
         tensors = {f"now.{name}": tensor for name, tensor in self.tensors.items()}
         facts = {"about": about, "now": self.facts}
         if self.rollback is not None:

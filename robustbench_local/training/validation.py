@@ -25,7 +25,8 @@ VALIDATION_ATTACK = PGD(steps=10, loss="margin")
 @dataclass(frozen=True)
 class HoldoutMetrics:
     """Accuracies on the hold-out; None where the method is not judged by it. only_class: what every image is taken for,
-    where it is one class for all. finite: whether every logit was a finite number."""
+    where it is one class for all. finite: whether every logit was a finite number.
+    """
 
     clean: Accuracy
     robust: Accuracy | None

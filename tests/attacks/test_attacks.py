@@ -86,7 +86,8 @@ def test_falling_steps_with_momentum_find_it_too(problem, norm, eps, share, loss
     )
     gain = ((found - images) * model.weight).flatten(1).sum(1)
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
-    assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * (share - 1e-4)).all()
+    assert (gain <= best * (1 + 1e-5)).all()
+    assert (gain >= best * (share - 1e-4)).all()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_every_run_steers_to_a_class_of_its_own(attack, eps):
     labels = logits.argmax(1)
     threat_model = ThreatModel("linf", eps)
     rivals = top_wrong_classes(logits, labels, threat_model)
-    assert (logits.gather(1, rivals).diff(dim=1) <= 0).all() and number_of_runs(attack, 3) == 3
+    assert (logits.gather(1, rivals).diff(dim=1) <= 0).all()
+    assert number_of_runs(attack, 3) == 3
     for number in range(3):
         target = target_for_run(attack, number, rivals)
         state = attack.start(threat_model, Rows(images, labels, torch.arange(40), target))
@@ -151,7 +153,8 @@ def test_results_lie_in_ball_and_box_and_never_nearer_to_failure(name, norm):
     labels = net(images).argmax(1)
     found = run(ATTACKS[name](), net, threat_model, images, labels)
     assert (threat_model.geometry.distance((found - images).double()) <= 0.3 + 1e-6).all()
-    assert found.min() >= 0 and found.max() <= 1
+    assert found.min() >= 0
+    assert found.max() <= 1
     if name != "descent":  # which goes the other way on an honest model
         assert (logit_margin(net(found), labels) <= logit_margin(net(images), labels) + 1e-4).all()
 
@@ -182,7 +185,8 @@ def test_more_restarts_never_hurt():
         logit_margin(net(pgd(net, images, labels, threat_model, steps=3, restarts=restarts)), labels)
         for restarts in (1, 4)
     ]
-    assert (margins[1] <= margins[0] + 1e-5).all() and (margins[1] < 0).sum() >= (margins[0] < 0).sum()
+    assert (margins[1] <= margins[0] + 1e-5).all()
+    assert (margins[1] < 0).sum() >= (margins[0] < 0).sum()
 
 
 def test_model_and_generators_come_back_as_they_were():
@@ -205,7 +209,8 @@ def test_model_and_generators_come_back_as_they_were():
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before[0].items())
     assert [module.training for module in net.modules()] == before[1]
     assert [p.requires_grad for p in net.parameters()] == before[2]
-    assert all(p.grad is None for p in net.parameters()) and torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_works_on_any_image_rank():
@@ -277,7 +282,8 @@ def test_apgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, share, los
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
     if (norm, loss) == ("l1", "scaled-ce"):
         share = 0.95  # its values cannot be compared between points, and the sparse steps of ℓ1 feel it
-    assert (gain <= best * (1 + 1e-5)).all() and (gain >= best * share).all()
+    assert (gain <= best * (1 + 1e-5)).all()
+    assert (gain >= best * share).all()
 
 
 def test_apgds_checkpoints_are_the_papers():

@@ -154,7 +154,8 @@ def test_what_a_model_keeps_is_left_without_a_gradient(problem):
 
     model = Counting()
     run(BPDA(steps=3), model, ThreatModel("linf", EPS), images, torch.zeros(8, dtype=torch.int64))
-    assert not model.mean.requires_grad and float(model.mean) > 0
+    assert not model.mean.requires_grad
+    assert float(model.mean) > 0
 
 
 def test_a_model_that_a_stand_in_breaks_is_attacked_as_it_is(problem):
@@ -186,7 +187,8 @@ def test_descent_wins_where_the_loss_is_turned_round(problem):
     reachable = model(honest).argmax(1) == 1
     assert reachable.any()
     up, down = (run(kind(steps=20, loss="margin"), model, ball, images, labels) for kind in (PGD, Descent))
-    assert (model(down).argmax(1) == 1)[reachable].all() and not (model(up).argmax(1) == 1)[reachable].all()
+    assert (model(down).argmax(1) == 1)[reachable].all()
+    assert not (model(up).argmax(1) == 1)[reachable].all()
 
 
 def test_saturation_is_passed_only_when_asked(problem):
@@ -239,7 +241,8 @@ def test_where_nothing_is_hidden_bpda_and_one_draw_are_pgd(ball, settings):
         for _ in range(attack.steps):
             state = attack.step(model, ball, state)
         ends.append(state["points"])
-    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,8 @@ def test_points_stay_in_ball_and_box_whatever_their_batch(attack, ball):
     labels = model(images).argmax(1)
     found = run(attack, model, ball, images, labels)
     assert (ball.geometry.distance(found - images) <= ball.eps + 1e-6).all()
-    assert found.min() >= 0 and found.max() <= 1
+    assert found.min() >= 0
+    assert found.max() <= 1
     alone = run(attack, model, ball, images[3:4], labels[3:4], indices=torch.tensor([3]))
     torch.testing.assert_close(alone[0], found[3], rtol=0, atol=1e-6)
 
@@ -291,10 +295,12 @@ def test_noise_is_uniform_and_reaches_the_edge():
     attack = Noise(steps=2)
     state = attack.start(ball, Rows(images, torch.zeros(500, dtype=torch.int64), torch.arange(500), None))
     inside = (state["points"] - images).flatten()
-    assert abs(float(inside.mean())) < 0.01 and abs(float(inside.std()) - 0.4 / 12**0.5) < 0.005
+    assert abs(float(inside.mean())) < 0.01
+    assert abs(float(inside.std()) - 0.4 / 12**0.5) < 0.005
     state = attack.step(small_network(), ball, state)
     edge = (state["points"] - images).flatten()
-    assert torch.allclose(edge.abs(), torch.tensor(0.2)) and abs(float(edge.mean())) < 0.01
+    assert torch.allclose(edge.abs(), torch.tensor(0.2))
+    assert abs(float(edge.mean())) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def test_points_climb_inside_ball_and_box(model, rows, ball, settings):
     begun, found = ends(DivergencePGD(steps=20, **settings), model, ball, rows, reference)
     for points in (begun, found):
         assert (ball.geometry.distance(points - rows.images) <= ball.eps * (1 + 1e-5) + 6e-8).all()
-        assert points.min() >= 0 and points.max() <= 1 and not points.requires_grad
+        assert points.min() >= 0
+        assert points.max() <= 1
+        assert not points.requires_grad
     if ball.eps > 1e-4:
         assert (divergence(model, found, reference) > 10 * divergence(model, begun, reference)).all()
 

@@ -92,7 +92,8 @@ def test_the_way_to_a_hyperplane_is_the_shortest_in_the_box(norm, drawn, value):
     values = torch.tensor([value], dtype=torch.float64)
     way = to_hyperplane(norm, points[None], values, gradient[None], (0.0, 1.0))[0]
     moved = points + way
-    assert moved.min() >= -1e-12 and moved.max() <= 1 + 1e-12
+    assert moved.min() >= -1e-12
+    assert moved.max() <= 1 + 1e-12
     best = torch.where(gradient * value > 0, -points, 1 - points)  # as far as the box lets, to where the value falls
     reachable = (gradient * best).sum().abs() >= abs(value)
     if value and gradient.any() and not reachable:
@@ -207,12 +208,14 @@ def test_only_what_is_in_ball_and_box_and_fools_is_ever_claimed(norm, targets, r
     for state in walks(attack, net, threat_model, images, labels, (labels + 1) % 4 if goal is None else labels * 0 + 1):
         for points in (state["points"], state["best_points"]):
             assert (threat_model.geometry.distance(points.double() - images.double()) <= CENTRE[norm] + 1e-7).all()
-            assert points.min() >= 0 and points.max() <= 1
+            assert points.min() >= 0
+            assert points.max() <= 1
         claimed, predicted = state["best_margin"] < 0, net(state["best_points"]).argmax(1)
         assert torch.equal(claimed, predicted != labels if goal is None else predicted == goal)
         away = threat_model.geometry.distance(state["walk"] - images) > CENTRE[norm]
         outside += int((away & (net(state["walk"]).argmax(1) != labels)).sum())
-        assert state["walk"].min() >= 0 and state["walk"].max() <= 1
+        assert state["walk"].min() >= 0
+        assert state["walk"].max() <= 1
     assert outside and claimed.any() and not claimed.all(), "all of it happens"
 
 
@@ -267,7 +270,8 @@ def test_the_nearest_boundary_is_that_of_a_loop(norm):
             ahead = float(ahead.detach())
             ways.append((abs(ahead) / float(DUAL[norm].distance(gradient)), ahead, gradient[0]))
         _, ahead, gradient = min(ways, key=lambda way: way[0])
-        assert float(values[row]) == pytest.approx(ahead, abs=1e-5) and torch.allclose(slope[row], gradient, atol=1e-5)
+        assert float(values[row]) == pytest.approx(ahead, abs=1e-5)
+        assert torch.allclose(slope[row], gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize("targets", [0, 3])
@@ -296,7 +300,8 @@ def test_models_that_give_nothing_to_go_by_are_survived(targets):
     for norm, model in itertools.product(NORMS, (stuck, broken, huge)):
         threat_model = ThreatModel(norm, 0.1)
         found = fab(model, images, labels, threat_model, steps=3, targets=targets)
-        assert found.isfinite().all() and (threat_model.geometry.distance(found - images) <= 0.1 + 1e-6).all()
+        assert found.isfinite().all()
+        assert (threat_model.geometry.distance(found - images) <= 0.1 + 1e-6).all()
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def test_tied_logits_give_finite_losses_and_gradients():
     for loss in LOSSES.values():
         values = loss(logits, torch.tensor([0, 3, 1]))
         (gradient,) = torch.autograd.grad(values.sum(), logits)
-        assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
+        assert torch.isfinite(values).all()
+        assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -75,7 +76,8 @@ def test_ties_go_to_whoever_is_predicted():
 def test_logits_that_are_not_numbers_predict_nothing():
     logits, labels = torch.tensor([[float("nan"), 1.0], [0.0, float("-inf")]]), torch.tensor([0, 0])
     margin = ThreatModel("linf", 0.1).margin(logits, labels)
-    assert margin[0] < 0 < margin[1] and margin.isfinite().all()
+    assert margin[0] < 0 < margin[1]
+    assert margin.isfinite().all()
     assert (ThreatModel("linf", 0.1, target=1).margin(logits, labels) > 0).all()
 
 
@@ -116,4 +118,5 @@ def test_the_scale_of_the_logits_leaves_the_probability_margin_a_gradient(scale)
         targeted_loss("probability-margin", logits, labels, (labels + 1) % 10),
     ):
         gradient = torch.autograd.grad(values.sum(), logits)[0]
-        assert (gradient.abs().amax(1) > 0).all() and gradient.isfinite().all()
+        assert (gradient.abs().amax(1) > 0).all()
+        assert gradient.isfinite().all()

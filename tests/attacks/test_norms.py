@@ -21,7 +21,8 @@ def test_projection_is_in_ball_and_box_and_idempotent(norm, images, moves, eps):
     images, points = torch.from_numpy(images), torch.from_numpy(images + moves)
     projected = norm.project(points, images, eps, (0.0, 1.0))
     assert (norm.distance(projected.double() - images.double()) <= eps + SLACK).all()
-    assert projected.min() >= 0 and projected.max() <= 1
+    assert projected.min() >= 0
+    assert projected.max() <= 1
     again = norm.project(projected, images, eps, (0.0, 1.0))
     assert torch.allclose(again, projected, atol=1e-5)
 

@@ -45,7 +45,8 @@ def test_seed_sample_attack_restart_and_draw_all_matter():
 def test_uniform_and_normal_have_their_distributions():
     keys = sample_keys(7, torch.arange(200), "test", 0)
     draws = uniform(keys, (500,)).flatten()
-    assert draws.min() >= 0 and draws.max() < 1
+    assert draws.min() >= 0
+    assert draws.max() < 1
     assert stats.kstest(draws.double(), "uniform").pvalue > 0.001
     assert stats.kstest(uniform(keys, (1,)).flatten().double(), "uniform").pvalue > 0.001, "the first draw of each"
     assert stats.kstest(normal(keys, (500,)).flatten().double(), "norm").pvalue > 0.001

@@ -97,7 +97,9 @@ def test_no_line_or_column_is_left_out_and_every_position_is_as_likely():
     generator = torch.Generator().manual_seed(0)
     drawn = Windows.drawn(torch.rand((6000, 2), generator=generator), torch.tensor([[2, 3]]).expand(6000, 2), images)
     counts = torch.bincount(drawn.top * 7 + drawn.left, minlength=28).view(4, 7)
-    assert (counts[:3, :5] > 320).all() and (counts[:3, :5] < 480).all() and counts.sum() == counts[:3, :5].sum()
+    assert (counts[:3, :5] > 320).all()
+    assert (counts[:3, :5] < 480).all()
+    assert counts.sum() == counts[:3, :5].sum()
     assert (drawn.mask(images).flatten(1).sum(1) == 6).all()
 
 
@@ -113,8 +115,11 @@ def test_every_proposal_lies_in_ball_and_box_and_the_best_margin_never_rises(nor
     for _ in range(attack.steps):
         points, before = state["points"], state["best_margin"]
         lengths = threat_model.geometry.distance(points.double() - images.double())
-        assert points.shape == images.shape and points.dtype == images.dtype
-        assert (lengths <= EPS[norm] + 1e-6).all() and points.min() >= box[0] and points.max() <= box[1]
+        assert points.shape == images.shape
+        assert points.dtype == images.dtype
+        assert (lengths <= EPS[norm] + 1e-6).all()
+        assert points.min() >= box[0]
+        assert points.max() <= box[1]
         state = attack.step(model, threat_model, state)
         assert (state["best_margin"] <= before).all()
         assert torch.equal(state["best_margin"], threat_model.margin(model(state["best_points"]), labels))
@@ -162,7 +167,8 @@ def test_rows_that_joined_at_different_times_give_what_they_give_alone(norm):
 
 def test_it_asks_for_no_gradients_and_does_not_mind_a_model_without():
     def model(images):
-        assert not torch.is_grad_enabled() and not images.requires_grad
+        assert not torch.is_grad_enabled()
+        assert not images.requires_grad
         images.mul_(4).round_()  # in place, as some models do
         return torch.stack([torch.full((len(images),), 2.0), images.flatten(1).mean(1)], 1)
 
@@ -171,7 +177,8 @@ def test_it_asks_for_no_gradients_and_does_not_mind_a_model_without():
         with context:
             found = square(model, images, labels, ThreatModel("linf", 0.2), steps=400, reschedule=True)
         with torch.no_grad():
-            assert (model(found.clone()).argmax(1) == 1).all() and (found - images).abs().max() <= 0.2 + 1e-6
+            assert (model(found.clone()).argmax(1) == 1).all()
+            assert (found - images).abs().max() <= 0.2 + 1e-6
 
 
 def test_targeted_search_leads_to_the_target():
@@ -187,7 +194,8 @@ def test_squares_shrink_when_the_paper_says():
     steps, halvings = torch.arange(10_001), torch.tensor(HALVINGS)
     level = Square(steps=10_000).level(steps, halvings)
     assert (level.diff().nonzero().squeeze(1)).tolist() == [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]
-    assert level[0] == 0 and level[-1] == 9
+    assert level[0] == 0
+    assert level[-1] == 9
     assert torch.equal(Square(steps=5000).level(steps, halvings), level), "by the number of queries, not their share"
     assert torch.equal(Square(steps=1000, reschedule=True).level(steps[:1001], halvings), level[::10])
 
@@ -196,8 +204,10 @@ def test_squares_cover_their_share_in_images_of_any_shape():
     assert [sides(0.8 * 1024 / 2**n, 32, 32, odd=False)[0] for n in range(10)] == [29, 20, 14, 10, 7, 5, 4, 3, 2, 1]
     assert [sides(0.8 * 1024 / 2**n, 32, 32, odd=True)[0] for n in range(10)] == [29, 21, 15, 11, 7, 5, 5, 3, 3, 3]
     assert sides(0.8 * 100, 1, 100, odd=False) == (1, 80), "in a line, as far as it takes"
-    assert sides(0.8 * 2000, 20, 100, odd=False) == (20, 80) and sides(0.1 * 2000, 100, 20, odd=False) == (14, 14)
-    assert sides(0.001, 9, 9, odd=False) == (1, 1) and sides(0.001, 2, 9, odd=True) == (2, 3)
+    assert sides(0.8 * 2000, 20, 100, odd=False) == (20, 80)
+    assert sides(0.1 * 2000, 100, 20, odd=False) == (14, 14)
+    assert sides(0.001, 9, 9, odd=False) == (1, 1)
+    assert sides(0.001, 2, 9, odd=True) == (2, 3)
 
 
 def test_the_l1_search_ends_where_a_projection_would():
@@ -242,7 +252,8 @@ def test_bumps_are_the_authors(norm, theirs):
         with torch.random.fork_rng():
             drawn = [peer.eta(size) for _ in range(12)]
         matches = torch.tensor([[torch.allclose(one, bump, atol=1e-6) for bump in ours] for one in drawn])
-        assert matches.any(1).all() and matches.any(0).all()
+        assert matches.any(1).all()
+        assert matches.any(0).all()
 
 
 def test_a_bump_stays_whole_wherever_its_square_lies():
@@ -260,7 +271,8 @@ def test_a_bump_stays_whole_wherever_its_square_lies():
 @pytest.mark.parametrize(("norm", "theirs", "eps"), [("linf", "Linf", 0.06), ("l2", "L2", 0.8), ("l1", "L1", 5.0)])
 def test_it_breaks_as_many_as_the_authors_code(norm, theirs, eps):
     """Of 150 images at 150 queries, by the mean of three seeds each. Their code draws one square for a whole batch, so
-    its counts differ between seeds with a standard deviation of up to 6, ours with 3: means of three by 4."""
+    its counts differ between seeds with a standard deviation of up to 6, ours with 3: means of three by 4.
+    """
     peer = pytest.importorskip("pyautoattack.square").SquareAttack
     net, images = small_net(), torch.rand((150, 3, 16, 16), generator=torch.Generator().manual_seed(3))
     counts, left = torch.zeros(3, 2), torch.zeros(3, 2)

@@ -61,7 +61,8 @@ def test_the_rooms_refuse_a_foreign_name(room):
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", f"import {room}"]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert ran.returncode != 0 and f"robustbench_local.{room}" in ran.stderr
+    assert ran.returncode != 0
+    assert f"robustbench_local.{room}" in ran.stderr
 
 
 @pytest.mark.parametrize("reject", [0, 2, 4])
@@ -79,7 +80,9 @@ def test_a_refusal_is_no_success(reject):
     torch.testing.assert_close(ball.margin(logits, labels), hurdle - best)
     torch.testing.assert_close(ball.attack_loss("margin", logits, labels), best - hurdle)
     likely = top_wrong_classes(logits, labels, ball)
-    assert likely.shape == (200, 3) and not (likely == reject).any() and not (likely == labels[:, None]).any()
+    assert likely.shape == (200, 3)
+    assert not (likely == reject).any()
+    assert not (likely == labels[:, None]).any()
     aimed = ball.attack_loss("margin", logits, labels, likely[:, 0])
     torch.testing.assert_close(aimed, best - hurdle)
 

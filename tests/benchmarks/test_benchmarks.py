@@ -33,13 +33,15 @@ def test_rows_are_written_as_they_come_and_kept(bench, digits, tmp_path, capsys)
     assert both[0] == first[0]
     assert content["machine"]["cores"] == os.cpu_count()
     for row in both:
-        assert row["subject"] == "digits-cnn" and row["images"] == 20
+        assert row["subject"] == "digits-cnn"
+        assert row["images"] == 20
         assert len(row["standing"]) == row["robust"] <= row["clean"] <= 20
         assert row["forward_passes"] > row["backward_passes"] > 0 < row["seconds"]
         assert sum(stage["fooled"] for stage in row["stages"]) == row["clean"] - row["robust"]
     importlib.import_module("plots").show(both, base=SUITES[1], reference=SUITES[0])
     told = capsys.readouterr().out
-    assert all(suite in told for suite in SUITES) and "1.000" in told
+    assert all(suite in told for suite in SUITES)
+    assert "1.000" in told
 
 
 def test_the_picture_is_drawn(bench, tmp_path):
@@ -78,7 +80,8 @@ def test_peers_are_counted_and_successes_out_of_bounds_refused(bench):
         return lambda images, labels: 1 - images
 
     row = bench.run_peer(bench.Peer(far, None), classifier, dataset, threat_model)
-    assert row["refused"] > 0 and row["robust"] == row["clean"]
+    assert row["refused"] > 0
+    assert row["robust"] == row["clean"]
     row = bench.run_peer(bench.Peer(bench.bare_pgd, None), classifier, dataset, threat_model)
     assert row["backward_passes"] == bench.STEPS * row["clean"]
     assert row["forward_passes"] == bench.STEPS * row["clean"] + 20

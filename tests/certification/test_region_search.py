@@ -87,7 +87,8 @@ def test_finds_an_adversarial_example_exactly_where_enumeration_says_there_is_on
         margin = float(threat_model.margin(logits, torch.tensor([label]))[0])
         assert (margin < 0) == (highest > 0) == (not exhausted)
         assert (point - image).abs().max() <= eps + 1e-6
-        assert point.min() >= 0 and point.max() <= 1
+        assert point.min() >= 0
+        assert point.max() <= 1
         if not reachable(network, pixel_bounds(image, threat_model), label, target)[0]:
             assert highest < 0
 
@@ -126,7 +127,8 @@ def test_bounds_hold_at_random_points(seed, eps):
     *values, logits = network.forward(points)
     bounds = network.neuron_bounds((low, high))
     for (least, most), value in zip(bounds, values, strict=True):
-        assert (value >= least - 1e-9).all() and (value <= most + 1e-9).all()
+        assert (value >= least - 1e-9).all()
+        assert (value <= most + 1e-9).all()
     rows = np.random.default_rng(seed).standard_normal((5, 4))
     assert (logits @ rows.T <= network.highest(rows, 3, bounds, (low, high)) + 1e-9).all()
 
@@ -153,7 +155,8 @@ def test_reads_a_residual_network_and_leaves_it_as_it_was():
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     network = PiecewiseLinear(classifier, (3, 4, 4))
     assert network.neurons == [64, 64]
-    assert set(network.layers[1].weights) == {1} and set(network.layers[2].weights) == {2}
+    assert set(network.layers[1].weights) == {1}
+    assert set(network.layers[2].weights) == {2}
     images = torch.rand(20, 3, 4, 4)
     logits = network.forward(images.double().flatten(1).numpy())[-1]
     assert np.allclose(logits, classifier(images).numpy(), atol=1e-4)

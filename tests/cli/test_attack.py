@@ -17,18 +17,22 @@ from robustbench_local.results.schema import read_result, read_samples
 
 def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):
     ended = robust("attack")
-    assert ended.code == 0 and ended.out == ""
+    assert ended.code == 0
+    assert ended.out == ""
     assert "digits-cnn on digits (360 of 360 images), L∞ 0.1" in ended.err
     assert all(word in ended.err for word in ("clean", "fgsm", "pgd", "robust", "fast/1", "result: runs/"))
     (output,) = (tmp_path / "runs").glob("*.json")
     result = read_result(output)
-    assert result.protocol.name == "fast" and result.threat_model.eps == 0.1 and result.data.n == 360
+    assert result.protocol.name == "fast"
+    assert result.threat_model.eps == 0.1
+    assert result.data.n == 360
     assert len(read_samples(result, output)) == 360
 
 
 def test_json_is_alone_on_stdout(robust, tmp_path):
     ended = robust("attack", "--samples", 40, "--json", "--output", "r.json")
-    assert ended.code == 0 and json.loads(ended.out) == json.loads((tmp_path / "r.json").read_text())
+    assert ended.code == 0
+    assert json.loads(ended.out) == json.loads((tmp_path / "r.json").read_text())
 
 
 def test_attacks_by_name_are_recorded(robust, tmp_path):
@@ -52,7 +56,9 @@ def test_attacks_by_name_are_recorded(robust, tmp_path):
     assert ended.code == 0
     result = read_result(tmp_path / "r.json")
     assert [attack.name for attack in result.attacks] == ["fgsm", f"pgd:steps=5,restarts=2,step-size={2 / 255}"]
-    assert result.protocol.name == "custom" and result.threat_model.eps_text == "1/2" and result.data.subset_seed == 0
+    assert result.protocol.name == "custom"
+    assert result.threat_model.eps_text == "1/2"
+    assert result.data.subset_seed == 0
 
 
 def test_config_file_gives_defaults_and_flags_win(robust, tmp_path):
@@ -227,12 +233,14 @@ def test_bad_input_gets_one_sentence(robust, files, case):
     before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
     ended = robust("attack", *arguments)
     assert ended.code == 2, ended.err
-    assert word in ended.err and "Traceback" not in ended.err
+    assert word in ended.err
+    assert "Traceback" not in ended.err
     assert len(ended.err.strip().splitlines()) <= (12 if case == "wrong architecture" else 4), ended.err
     after = {path: path.stat().st_mtime_ns for path in files.rglob("*") if "__pycache__" not in str(path)}
     if case == "model that fails":  # half-way, when there was something to lose
         (kept,) = (path for path in after if path.suffix == ".partial")
-        assert "--resume" in ended.err and after.pop(kept)
+        assert "--resume" in ended.err
+        assert after.pop(kept)
     assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}, "nothing written"
 
 
@@ -246,13 +254,16 @@ def test_a_model_that_works_in_place_is_attacked_all_the_same(robust, files):
 
 def test_what_a_model_prints_does_not_spoil_the_json(robust, files):
     ended = robust("attack", "f.py:talks", *GOOD, "--json", "--output", "r.json")
-    assert ended.code == 0 and json.loads(ended.out) and "HELLO" in ended.err
+    assert ended.code == 0
+    assert json.loads(ended.out)
+    assert "HELLO" in ended.err
 
 
 def test_a_link_is_written_through(robust, tmp_path):
     (tmp_path / "r.json").symlink_to(tmp_path / "real.json")
     assert robust("attack", "--samples", 10, "--attack", "fgsm", "--output", "r.json").code == 0
-    assert (tmp_path / "r.json").is_symlink() and read_result(tmp_path / "real.json")
+    assert (tmp_path / "r.json").is_symlink()
+    assert read_result(tmp_path / "real.json")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +281,8 @@ def test_a_reader_that_leaves_early_changes_no_outcome(files, robust, arguments,
 
 def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
     ended = robust("attack", "f.py:softmaxed", *GOOD, "--output", "r.json", "--no-diagnostics")
-    assert ended.code == 0 and "softmax" in ended.err
+    assert ended.code == 0
+    assert "softmax" in ended.err
     assert read_result(files / "r.json").verdict.status == "doubtful"
 
 
@@ -307,6 +319,8 @@ def test_ctrl_c_keeps_what_was_decided(files):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "Traceback" not in err and "--output r.json --resume" in err
+    assert "Traceback" not in err
+    assert "--output r.json --resume" in err
     kinds = [json.loads(line.partition(" ")[2])["kind"] for line in partial.read_text().splitlines()]
-    assert kinds and not (files / "r.json").exists()
+    assert kinds
+    assert not (files / "r.json").exists()

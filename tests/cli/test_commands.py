@@ -23,12 +23,14 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_shows_an_example(robust, command):
     ended = robust(command, "--help")
-    assert ended.code == 0 and f"robust {command}" in ended.out.replace("Usage: robust", "")
+    assert ended.code == 0
+    assert f"robust {command}" in ended.out.replace("Usage: robust", "")
 
 
 def test_unknown_commands_name_the_nearest(robust):
     ended = robust("atack")
-    assert ended.code == 2 and "'attack'" in ended.err
+    assert ended.code == 2
+    assert "'attack'" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,8 @@ def test_unknown_commands_name_the_nearest(robust):
 def test_lists(robust, kind, expected):
     ended = robust("list", kind)
     names = [line.split()[0] for line in ended.out.splitlines()]
-    assert ended.code == 0 and set(expected) <= set(names)
+    assert ended.code == 0
+    assert set(expected) <= set(names)
 
 
 @pytest.fixture
@@ -58,10 +61,12 @@ def test_gate_exit_codes(results):
     robust = results
     assert robust("gate", "digits-cnn-robust.json", "--min-robust", "0.40", "--min-clean", "0.80").code == 0
     failed = robust("gate", "digits-cnn.json", "--min-robust", "0.60", "--min-clean", "0.80")
-    assert failed.code == 3 and "gate: fail" in failed.err
+    assert failed.code == 3
+    assert "gate: fail" in failed.err
     value = json.loads(Path("digits-cnn-robust.json").read_text())["robust_accuracy"]["value"]
     undecided = robust("gate", "digits-cnn-robust.json", "--min-robust", value - 0.005)
-    assert undecided.code == 4 and "samples would decide" in undecided.err
+    assert undecided.code == 4
+    assert "samples would decide" in undecided.err
     drop = ("--baseline", "digits-cnn-robust.json", "--max-drop", "0.02")
     assert robust("attack", "digits-cnn-robust", "--output", "again.json").code == 0
     assert robust("gate", "again.json", *drop).code == 0
@@ -69,7 +74,8 @@ def test_gate_exit_codes(results):
     assert robust("attack", "--samples", 50, "--output", "fewer.json").code == 0
     assert robust("gate", "fewer.json", *drop).code == 5
     decision = json.loads(robust("gate", "digits-cnn.json", "--min-robust", "0.6", "--json").out)
-    assert decision["outcome"] == "fail" and decision["exit_code"] == 3
+    assert decision["outcome"] == "fail"
+    assert decision["exit_code"] == 3
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,9 @@ def test_gate_exit_codes(results):
 )
 def test_gate_refuses_bad_input(results, arguments, word):
     ended = results("gate", *arguments)
-    assert ended.code == 2 and word in ended.err and "Traceback" not in ended.err
+    assert ended.code == 2
+    assert word in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_doctor_says_what_it_found(robust, tmp_path):
@@ -100,4 +108,5 @@ def test_doctor_says_what_it_found(robust, tmp_path):
         "    def forward(self, x): return self.inner(x * 0.5 + 0.5)\n"
     )
     ended = robust("doctor", "f.py:Half", "--data", "digits")
-    assert ended.code == 0 and "--normalize 0.5:0.5" in ended.err
+    assert ended.code == 0
+    assert "--normalize 0.5:0.5" in ended.err

@@ -13,19 +13,23 @@ def compared(robust):
 
 def test_compare(compared):
     ended = compared("a.json", "b.json")
-    assert ended.code == 0 and ended.out == ""
+    assert ended.code == 0
+    assert ended.out == ""
     for words in ("digits (360 images), L∞ 0.1", "from a.json to b.json", "robust after", "lost: ", "class 9"):
         assert words in ended.err
     machine = compared("a.json", "b.json", "--format", "json")
     content = json.loads(machine.out)
-    assert machine.code == 0 and content == json.loads(compared("a.json", "b.json", "--json").out)
+    assert machine.code == 0
+    assert content == json.loads(compared("a.json", "b.json", "--json").out)
     lost = sum(flip["lost"] for flip in content["pair"]["flips"])
     drop = content["models"][0]["robust_accuracy"]["correct"] - content["models"][1]["robust_accuracy"]["correct"]
     assert lost - (len(content["pair"]["flips"]) - lost) == drop > 0
     assert [model["groups"] for model in content["models"]] == ["a", "b"]
 
     refused = compared("a.json", "few.json", "--json")
-    assert refused.code == 5 and "different samples" in refused.err and not json.loads(refused.out)["comparable"]
+    assert refused.code == 5
+    assert "different samples" in refused.err
+    assert not json.loads(refused.out)["comparable"]
 
     Path("broken.json").write_text("{")
     for arguments, word in (
@@ -37,4 +41,7 @@ def test_compare(compared):
         (["a.json", "b.json", "--json", "--format", "terminal"], "give one of them"),
     ):
         bad = compared(*arguments)
-        assert bad.code == 2 and word in bad.err and "Traceback" not in bad.err and bad.out == ""
+        assert bad.code == 2
+        assert word in bad.err
+        assert "Traceback" not in bad.err
+        assert bad.out == ""

@@ -76,7 +76,9 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
     before = listing()
     ended = gate(*arguments)
     words = {0: "pass", 3: "fail", 4: "undecided", 5: "not comparable"}
-    assert ended.code == code and f"gate: {words[code]}" in ended.err and ended.out == ""
+    assert ended.code == code
+    assert f"gate: {words[code]}" in ended.err
+    assert ended.out == ""
     assert listing() == before
 
 
@@ -117,7 +119,10 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
 def test_bad_usage_is_one_sentence(gate, arguments, word):
     before = listing()
     ended = gate(*arguments)
-    assert ended.code == 2 and word in ended.err and "Traceback" not in ended.err and ended.out == ""
+    assert ended.code == 2
+    assert word in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
     assert listing() == before
 
 
@@ -136,7 +141,9 @@ def test_the_gate_file_is_not_written_over(gate):
     Path("gate.yaml").write_text("min_clean: 0.1")
     output = Path("..") / Path.cwd().name / "gate.yaml"
     ended = gate("weak.json", "--gate", "gate.yaml", "--format", "sarif", "--output", output)
-    assert ended.code == 2 and "the gate reads" in ended.err and Path("gate.yaml").read_text() == "min_clean: 0.1"
+    assert ended.code == 2
+    assert "the gate reads" in ended.err
+    assert Path("gate.yaml").read_text() == "min_clean: 0.1"
 
 
 def test_every_result_has_a_heading(gate):
@@ -150,9 +157,11 @@ def test_each_format_goes_to_stdout_or_whole_into_a_file(gate, monkeypatch):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     for style in ("json", "junit", "sarif", "github"):
         ended = gate("weak.json", "--gate", "digits", "--format", style)
-        assert ended.code == 3 and "gate: fail" in ended.err
+        assert ended.code == 3
+        assert "gate: fail" in ended.err
         in_file = gate("weak.json", "--gate", "digits", "--format", style, "--output", f"out/gate.{style}")
-        assert in_file.code == 3 and in_file.out == ""
+        assert in_file.code == 3
+        assert in_file.out == ""
         written = Path(f"out/gate.{style}").read_text()
         if style != "junit":  # which has the time in it
             assert written == ended.out
@@ -166,7 +175,9 @@ def test_the_step_summary_is_appended_where_github_says(gate, monkeypatch):
     assert gate("weak.json", "--baseline", "strong.json", "--max-drop", "0.02", "--format", "github").code == 3
     assert gate("weak.json", "--min-clean", "0.9").code == 0
     text = Path("summary.md").read_text()
-    assert text.count("## ") == 1 + text.count("### ") and "robust gate: fail" in text and text.count("| lost |") == 10
+    assert text.count("## ") == 1 + text.count("### ")
+    assert "robust gate: fail" in text
+    assert text.count("| lost |") == 10
 
 
 def test_update_baseline_takes_the_place_of_the_old_one(gate, robust):
@@ -174,12 +185,15 @@ def test_update_baseline_takes_the_place_of_the_old_one(gate, robust):
     shutil.copy("weak.samples.jsonl", "main.samples.jsonl")
     limits = ("--baseline", "main.json", "--max-drop", "0.02")
     ended = gate("strong.json", *limits, "--update-baseline", "--json")
-    assert ended.code == 0 and "baseline updated: main.json" in ended.err
+    assert ended.code == 0
+    assert "baseline updated: main.json" in ended.err
     assert json.loads(ended.out)["updated"] == ["main.json"]
     assert Path("main.samples.jsonl").read_bytes() == Path("strong.samples.jsonl").read_bytes()
     content = json.loads(Path("main.json").read_text())
-    assert content["model"]["name"] == "digits-cnn-robust" and content["samples_file"] == "main.samples.jsonl"
-    assert gate("strong.json", *limits).code == 0 and gate("weak.json", *limits).code == 3
+    assert content["model"]["name"] == "digits-cnn-robust"
+    assert content["samples_file"] == "main.samples.jsonl"
+    assert gate("strong.json", *limits).code == 0
+    assert gate("weak.json", *limits).code == 3
 
 
 @pytest.mark.parametrize(("name", "code"), [("weak", 3), ("few", 5)])
@@ -187,7 +201,8 @@ def test_update_baseline_leaves_it_where_the_gate_does_not_pass(gate, name, code
     shutil.copy("strong.json", "main.json")
     before = listing()
     ended = gate(f"{name}.json", "--baseline", "main.json", "--max-drop", "0.02", "--update-baseline")
-    assert ended.code == code and "left as it was" in ended.err
+    assert ended.code == code
+    assert "left as it was" in ended.err
     assert listing() == before
 
 
@@ -199,7 +214,8 @@ def test_the_first_baseline_is_made_of_the_result(gate):
     results = ("strong.json", "l2.json", "--gate", "gate.yaml")
     assert gate(*results).code == 2
     ended = gate(*results, "--update-baseline")
-    assert ended.code == 0 and "nothing to compare with" in ended.err
+    assert ended.code == 0
+    assert "nothing to compare with" in ended.err
     assert sorted(path.name for path in Path("base").iterdir()) == [
         "l2.json",
         "l2.samples.jsonl",
@@ -223,7 +239,8 @@ def test_a_baseline_that_cannot_be_written_is_whole(gate, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     ended = gate("strong.json", "--baseline", "main.json", "--max-drop", "0.02", "--update-baseline")
-    assert ended.code == 2 and "the disk is full" in ended.err
+    assert ended.code == 2
+    assert "the disk is full" in ended.err
     assert listing() == before
 
 

@@ -30,7 +30,8 @@ def digits(tmp_path):
 def test_one_line_for_every_image(robust, digits):
     ended = robust("predict", "digits-cnn", "photos/3.png", "photos/0.png", "--device", "cpu")
     expected = [f"photos/{row}.png: {int(digits[row].argmax())} {float(digits[row].max()):.1%}" for row in (3, 0)]
-    assert ended.code == 0 and ended.out.splitlines() == expected
+    assert ended.code == 0
+    assert ended.out.splitlines() == expected
 
 
 def test_a_folder_and_the_next_likely_classes_as_json(robust, digits):
@@ -113,7 +114,7 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         (("absent.png",), "there is no image absent.png"),
         (("photos/notes.txt",), "photos/notes.txt is corrupt"),
@@ -130,7 +131,10 @@ def test_what_cannot_be_read_is_one_sentence(robust, digits, tmp_path, arguments
     (tmp_path / "empty").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     ended = robust("predict", "digits-cnn", *arguments)
-    assert ended.code == 2 and said in ended.err and ended.out == "" and "Traceback" not in ended.err
+    assert ended.code == 2
+    assert said in ended.err
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
 
 
 def test_a_model_that_is_not_finite_or_takes_no_picture_is_refused(digits, tmp_path):

@@ -37,7 +37,8 @@ def test_flip_mirrors_its_share_of_the_images():
     found = Augmentation.parse("flip")(IMAGES, KEYS)
     mirrored = [torch.equal(each, image.flip(-1)) for each, image in zip(found, IMAGES, strict=True)]
     untouched = [torch.equal(each, image) for each, image in zip(found, IMAGES, strict=True)]
-    assert all(one != other for one, other in zip(mirrored, untouched, strict=True)) and 10 <= sum(mirrored) <= 30
+    assert all(one != other for one, other in zip(mirrored, untouched, strict=True))
+    assert 10 <= sum(mirrored) <= 30
     assert mirrored == (drawn(()) < 0.5).tolist()
     assert torch.equal(Augmentation.parse("flip=1")(IMAGES, KEYS), IMAGES.flip(-1))
 
@@ -62,8 +63,11 @@ def test_an_image_meets_the_same_fate_in_any_batch_and_order(written):
     before = torch.get_rng_state()
     whole = augment(IMAGES, KEYS)
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers are left alone"
-    assert whole.shape == IMAGES.shape and whole.dtype == torch.float32 and not torch.equal(whole, IMAGES)
-    assert whole.min() >= 0 and whole.max() <= 1
+    assert whole.shape == IMAGES.shape
+    assert whole.dtype == torch.float32
+    assert not torch.equal(whole, IMAGES)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(2)
     assert torch.equal(augment(IMAGES[order], KEYS[order]), whole[order])
@@ -107,7 +111,7 @@ def test_none_does_nothing():
 
 
 @pytest.mark.parametrize(
-    "text, sentence",
+    ("text", "sentence"),
     [
         ("flop", "there is no 'flop'; there are crop, flip.*none. Did you mean 'flip'"),
         ("", "there is no ''"),
@@ -124,4 +128,5 @@ def test_none_does_nothing():
 def test_what_cannot_be_is_one_sentence(text, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         Augmentation.parse(text)
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("--augment")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("--augment")

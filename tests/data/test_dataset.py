@@ -47,7 +47,8 @@ def test_subsets_of_subsets_keep_identity_labels_and_pixels(first, data):
     assert part.indices.tolist() == rows
     assert torch.equal(part.labels, whole.labels[rows])
     assert torch.equal(part.images(range(len(part))), whole.images(rows))
-    assert len(whole) == 6 and whole.indices.tolist() == list(range(6))
+    assert len(whole) == 6
+    assert whole.indices.tolist() == list(range(6))
 
 
 def test_a_subset_shares_the_memory_of_the_whole():
@@ -96,7 +97,8 @@ def test_the_identity_of_a_sample_is_its_shape_and_its_bytes():
 
 def test_names_and_default_budgets():
     names = [name for name, note in list_datasets() if note]
-    assert names[0] == "digits" and len(names) == 10
+    assert names[0] == "digits"
+    assert len(names) == 10
     assert default_eps("digits", "linf") == "0.1"
     assert default_eps("gtsrb", "linf") == "8/255"
     assert default_eps("cifar10", "l2") == "0.5"

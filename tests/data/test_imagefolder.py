@@ -129,7 +129,8 @@ def test_nothing_is_decoded_before_it_is_asked_for_and_nothing_is_kept(tmp_path,
     original = FolderDataset._decode
     monkeypatch.setattr(FolderDataset, "_decode", lambda self, path: decoded.append(path) or original(self, path))
     data = load_dataset(spec)
-    assert data.image_shape == (3, 5, 6) and not decoded
+    assert data.image_shape == (3, 5, 6)
+    assert not decoded
     data.images([3, 3, 7])
     data.images([3])
     assert len(decoded) == 4

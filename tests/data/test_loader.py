@@ -20,9 +20,11 @@ from robustbench_local.errors import UserError
 def test_every_image_comes_once_an_epoch_in_full_batches_and_another_order():
     generator = torch.Generator().manual_seed(0)
     first, second = (shuffled_batches(165, 32, generator) for _ in range(2))
-    assert all(len(positions) == 32 for positions in first) and len(first) == 5
+    assert all(len(positions) == 32 for positions in first)
+    assert len(first) == 5
     flat = torch.cat(first)
-    assert len(flat.unique()) == 160 and set(flat.tolist()) <= set(range(165))
+    assert len(flat.unique()) == 160
+    assert set(flat.tolist()) <= set(range(165))
     assert not torch.equal(flat, torch.cat(second))
 
 
@@ -51,7 +53,8 @@ def test_training_from_worker_processes_gives_the_same_weights(monkeypatch):
     one = Training(epochs=1, data=parts(80)).run()
     monkeypatch.setattr("robustbench_local.data.loader.RESIDENT_BYTES", 0)
     other = Training(epochs=1, data=parts(80)).run(workers=1)
-    assert same(one.model, other.model) and one.told == other.told
+    assert same(one.model, other.model)
+    assert one.told == other.told
 
 
 def test_a_damaged_file_is_one_sentence_from_a_worker_too(tmp_path, monkeypatch):
@@ -116,6 +119,7 @@ def test_groups_of_an_npz_file_reach_the_cut(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_training(recipe, tmp_path / "out", device="cpu")
     ((training, holdout),) = seen
-    assert len(training) + len(holdout) == 100 and len(holdout) > 0
+    assert len(training) + len(holdout) == 100
+    assert len(holdout) > 0
     films = [set((part.indices // 4).tolist()) for part in (training, holdout)]
     assert not films[0] & films[1]

@@ -24,7 +24,8 @@ def test_it_is_sorted_unique_of_the_right_size_and_in_proportion(request):
     assert chosen.dtype == torch.int64
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     assert len(chosen) == samples
-    assert int(chosen[0]) >= 0 and int(chosen[-1]) < len(labels)
+    assert int(chosen[0]) >= 0
+    assert int(chosen[-1]) < len(labels)
     for label in labels.unique():
         exact = Fraction(samples * int((labels == label).sum()), len(labels))
         assert abs(int((labels[chosen] == label).sum()) - exact) < 1
@@ -53,7 +54,8 @@ def test_every_sample_is_drawn_about_equally_often():
     for seed in range(800):
         times[stratified_subset(labels, 8, seed)] += 1
     # Binomial(800, 0.2): mean 160, standard deviation 11.3; five of them either way.
-    assert times.min() > 103 and times.max() < 217
+    assert times.min() > 103
+    assert times.max() < 217
 
 
 def test_fewer_samples_than_classes_favour_no_class():
@@ -62,7 +64,8 @@ def test_fewer_samples_than_classes_favour_no_class():
     for seed in range(400):
         seen[labels[stratified_subset(labels, 3, seed)]] += 1
     # Binomial(400, 0.3): mean 120, standard deviation 9.2; five of them either way.
-    assert seen.min() > 74 and seen.max() < 166
+    assert seen.min() > 74
+    assert seen.max() < 166
 
 
 def test_all_samples_are_all_samples():

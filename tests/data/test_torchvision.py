@@ -32,7 +32,8 @@ def test_idx_files_of_one_split_are_enough(tmp_path, name, folder):
     data = load_dataset(name, data_dir=tmp_path)
     assert (data.name, data.split, len(data), data.image_shape) == (name, "test", 10_000, (1, 28, 28))
     assert data._images.dtype == torch.uint8
-    assert torch.bincount(data.labels).min() > 890 and data.labels.max() == 9
+    assert torch.bincount(data.labels).min() > 890
+    assert data.labels.max() == 9
     raw = (tmp_path / folder / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:]
     last = torch.frombuffer(bytearray(raw[-784:]), dtype=torch.uint8).reshape(1, 28, 28)
     assert torch.equal(data.images([9_999])[0], last / 255)
@@ -69,7 +70,8 @@ def test_traffic_signs_are_read_lazily_and_squeezed_to_32(tmp_path):
     data = load_dataset("gtsrb", data_dir=tmp_path)
     assert data.labels.tolist() == [14, 0, 42]
     assert data.image_shape == (3, 32, 32)
-    assert len(data.class_names) == 43 and data.class_names[14] == "stop"
+    assert len(data.class_names) == 43
+    assert data.class_names[14] == "stop"
     assert [data.class_names[i] for i in (0, 6, 8)] == ["speed limit 20", "end of speed limit 80", "speed limit 120"]
     assert torch.equal(data.images([2])[0, :, 5, 5], torch.tensor([20, 255, 0]) / 255)
     (tmp_path / "gtsrb" / "GT-final_test.csv").unlink()
@@ -99,7 +101,8 @@ def test_frames_of_one_sign_are_a_group(tmp_path):
         (root / f"{label:05}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9)).save(root / f"{label:05}" / f"{track:05}_{frame:05}.ppm")
     groups = load_dataset("gtsrb", split="train", data_dir=tmp_path).groups.tolist()
-    assert groups[0] == groups[1] and len(set(groups)) == 3
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 3
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "gtsrb"])
@@ -135,7 +138,8 @@ def test_stdout_is_left_to_the_result(tmp_path, monkeypatch, capsys):
         load_dataset("cifar10", data_dir=tmp_path)
     assert "download=True" not in str(caught.value)
     printed = capsys.readouterr()
-    assert printed.out == "" and "verified" in printed.err
+    assert printed.out == ""
+    assert "verified" in printed.err
 
 
 def _fake_cifar(maker, count):

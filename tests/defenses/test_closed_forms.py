@@ -90,7 +90,8 @@ def test_divergence_is_highest_at_the_corner_on_the_side_where_the_attack_begins
     """It is convex in the score and 0 at the image, so that either way leads uphill as far as the ball goes."""
     images, _, keys = inner
     sides = score(linear, images + NEAR * normal(keys, images.shape[1:])) - score(linear, images)
-    assert (sides > 0).any() and (sides < 0).any()
+    assert (sides > 0).any()
+    assert (sides < 0).any()
     found = points_of(objective, linear, inner)
     torch.testing.assert_close(found, corners(linear, images, sides), rtol=0, atol=1e-6)
 
@@ -101,7 +102,8 @@ def test_rslad_leads_away_from_what_the_teacher_says_and_not_from_the_student(li
     with torch.no_grad():
         teacher[1].bias += torch.tensor([0.2, 0.0])
     sides = score(linear, images + NEAR * normal(keys, images.shape[1:])) - score(teacher, images)
-    assert (sides > 0.05).any() and (sides < -0.05).any()
+    assert (sides > 0.05).any()
+    assert (sides < -0.05).any()
     found = points_of(RSLAD(), linear, inner, teacher=teacher)
     torch.testing.assert_close(found, corners(linear, images, sides), rtol=0, atol=1e-6)
 
@@ -112,7 +114,8 @@ def test_fgsm_rs_is_one_step_from_uniform_noise_projected_back(linear, inner, ep
     ball = ThreatModel("linf", eps)
     # Without a step the noise itself shows.
     start = PGDAT(steps=1, step_size=1e-30).examples(TrainingContext.of(linear, ball), images, labels, keys).adversarial
-    assert (start != images).any() and (start - images).abs().amax() <= eps + 1e-6
+    assert (start != images).any()
+    assert (start - images).abs().amax() <= eps + 1e-6
     for step in (1.25, 0.5):
         moved = start - images + step * eps * uphill(linear, images, labels).sign()
         expected = (images + moved.clamp(-eps, eps)).clamp(0, 1)
@@ -145,7 +148,9 @@ def test_free_moves_points_by_the_gradient_that_the_weights_got_and_ends(linear,
     assert 0.9 * EPS < (expected - images).abs().max() <= EPS + 1e-6
     for replay in range(4):
         torch.testing.assert_close(examples.adversarial.detach(), expected, rtol=0, atol=1e-6)
-        assert examples.replay == replay and examples.adversarial.is_leaf and examples.adversarial.requires_grad
+        assert examples.replay == replay
+        assert examples.adversarial.is_leaf
+        assert examples.adversarial.requires_grad
         objective.loss(learner, examples)[0].backward()
         moved = expected + EPS * uphill(linear, images, labels).sign()
         expected = images + (moved - images).clamp(-EPS, EPS)
@@ -153,7 +158,9 @@ def test_free_moves_points_by_the_gradient_that_the_weights_got_and_ends(linear,
             linear[1].weight.neg_()  # the step is that of the weights that were learnt with, not of those that are now
         following = objective.next_replay(learner, examples)
         if replay < 3:
-            assert following.images is images and following.labels is labels and following.keys is keys
+            assert following.images is images
+            assert following.labels is labels
+            assert following.keys is keys
             examples = following
     assert following is None
 
@@ -205,7 +212,9 @@ def test_a_helper_lies_reach_times_as_far_out_in_the_box_and_is_named_by_the_tea
     examples = objective.examples(learner, images, labels, keys)
     _, parts = objective.loss(learner, examples)
     helpers = (images + 6 * (examples.adversarial - images)).clamp(0, 1)
-    assert ((examples.adversarial - images).abs() > 0.99 * EPS).all() and (helpers == 0).any() and (helpers == 1).any()
+    assert ((examples.adversarial - images).abs() > 0.99 * EPS).all()
+    assert (helpers == 0).any()
+    assert (helpers == 1).any()
     assert any(torch.equal(points, helpers) for points in seen)
     told = teacher(examples.adversarial).argmax(1)
     assert (told != labels).any(), "the teacher has a mind of its own"

@@ -159,7 +159,8 @@ def test_divergence_of_a_prediction_that_has_not_moved_is_0_and_never_less(netwo
     learner.model.eval()
     _, still = TRADES().loss(learner, dataclasses.replace(examples, adversarial=images))
     _, moved = TRADES().loss(learner, examples)
-    assert still["divergence"] == 0 and moved["divergence"] > 1e-4
+    assert still["divergence"] == 0
+    assert moved["divergence"] > 1e-4
 
 
 def test_mart_looks_at_the_strongest_rival_whether_or_not_the_point_is_recognised():
@@ -179,7 +180,8 @@ def test_mart_costs_a_finite_amount_where_a_rival_is_certain(sure):
     image, label = torch.zeros(1, 1), torch.tensor([0])
     loss, parts = MART().loss(learner, Examples(image, label, label, image))
     (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss.isfinite() and gradient.isfinite().all()
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
     if sure > 1:
         assert parts["boosted"].item() == pytest.approx(sure - math.log(0.0001), abs=0.02)
 

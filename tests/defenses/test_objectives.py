@@ -74,13 +74,16 @@ def test_points_are_where_the_method_promises(learner, batch, name, ball):
     examples = OBJECTIVES[name]().examples(learner(threat_model=ball), images, labels, keys)
     points, low, high = examples.adversarial.detach(), 0.0, 1.0
     far = ball.geometry.distance(points - images)
-    assert points.isfinite().all() and examples.images is images and examples.labels is labels
+    assert points.isfinite().all()
+    assert examples.images is images
+    assert examples.labels is labels
     if name in PLAIN:
         assert examples.adversarial is images
     elif name == "gaussian":
         assert points.min() < low and points.max() > high, "the certificate's noise knows no box"
     else:
-        assert points.min() >= low and points.max() <= high
+        assert points.min() >= low
+        assert points.max() <= high
     if name not in OUTSIDE:
         assert (far <= ball.eps * (1 + 1e-5) + 1e-7).all()
     if name == "n-fgsm":
@@ -95,11 +98,14 @@ def test_parts_are_detached_and_the_loss_trains_every_weight(learner, batch, nam
     who, (images, labels, keys) = learner(dropout=0.2), batch()
     objective = OBJECTIVES[name]()
     loss, parts = objective.loss(who, objective.examples(who, images, labels, keys))
-    assert loss.shape == () and loss.isfinite() and parts
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert parts
     assert all(part.shape == () and part.isfinite() and not part.requires_grad for part in parts.values())
     loss.backward()
     trained = [parameter for parameter in who.model.parameters() if parameter.requires_grad]
-    assert len(trained) == 6 and who.model.scale.grad is None
+    assert len(trained) == 6
+    assert who.model.scale.grad is None
     assert all(each.grad.isfinite().all() and each.grad.any() for each in trained)
 
 
@@ -112,13 +118,17 @@ def test_examples_leave_network_teacher_images_and_random_state_as_they_were(lea
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pixels, state = images.clone(), torch.get_rng_state()
     examples = OBJECTIVES[name]().examples(who, images, labels, keys)
-    assert examples.adversarial.grad_fn is None and examples.adversarial.requires_grad == (name == "free")
+    assert examples.adversarial.grad_fn is None
+    assert examples.adversarial.requires_grad == (name == "free")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training and model.dropout.training and not model.norm.training, "every part keeps its own mode"
-    assert model.first.weight.requires_grad and not model.scale.requires_grad
-    assert (model.first.weight.grad == 3).all() and model.last.weight.grad is None
+    assert model.first.weight.requires_grad
+    assert not model.scale.requires_grad
+    assert (model.first.weight.grad == 3).all()
+    assert model.last.weight.grad is None
     assert not any(each.training for each in who.teacher.modules())
-    assert torch.equal(images, pixels) and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(images, pixels)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 COSTS = {  # in passes of the batch: forward and backward of the attack, forward of the loss, forward of the teacher
@@ -149,7 +159,8 @@ def test_passes_are_those_the_method_needs_and_happen_on_a_network_held_still(le
     objective.loss(who, examples)
     assert model.seen == {(True, True)}
     found = (forwards, backwards, model.forwards / rows - forwards, who.teacher.forwards / rows)
-    assert found == COSTS[name] and who.teacher.backwards == 0
+    assert found == COSTS[name]
+    assert who.teacher.backwards == 0
 
 
 @every_method
@@ -161,7 +172,8 @@ def test_images_may_have_any_rank(learner, batch, name, shape, ball):
     examples = objective.examples(who, images, labels, keys)
     loss, _ = objective.loss(who, examples)
     loss.backward()
-    assert examples.adversarial.shape == images.shape and who.model.first.weight.grad.isfinite().all()
+    assert examples.adversarial.shape == images.shape
+    assert who.model.first.weight.grad.isfinite().all()
 
 
 class Broken(nn.Module):
@@ -175,7 +187,9 @@ def test_a_network_is_released_when_the_attack_fails(learner, batch, name):
     who.model.last = Broken()
     with pytest.raises(RuntimeError, match="out of memory"):
         OBJECTIVES[name]().examples(who, *batch())
-    assert who.model.training and who.model.norm.training and who.model.first.weight.requires_grad
+    assert who.model.training
+    assert who.model.norm.training
+    assert who.model.first.weight.requires_grad
 
 
 class Root(nn.Module):
@@ -194,7 +208,8 @@ def test_gradients_that_are_no_numbers_do_not_move_points_out_of_the_world(learn
     crooked = nn.Sequential(Root(), nn.Linear(48, 5))
     black = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(crooked(black).logsumexp(1).sum(), black)
-    assert gradient.isnan().any() and gradient.isinf().any()
+    assert gradient.isnan().any()
+    assert gradient.isinf().any()
 
     who = TrainingContext.of(crooked, ball, teacher=learner().teacher)
     objective = OBJECTIVES[name]()
@@ -202,7 +217,8 @@ def test_gradients_that_are_no_numbers_do_not_move_points_out_of_the_world(learn
     loss, _ = objective.loss(who, examples)
     loss.backward()
     again = objective.next_replay(who, examples)
-    assert examples.adversarial.isfinite().all() and loss.isfinite()
+    assert examples.adversarial.isfinite().all()
+    assert loss.isfinite()
     assert again is None or again.adversarial.isfinite().all()
 
 
@@ -217,7 +233,8 @@ def test_losses_are_float32s_even_of_bfloat16_logits(learner, batch, name):
         who, model=lambda x: network(x).bfloat16().float(), teacher=lambda x: teacher(x).bfloat16().float()
     )
     losses = [objective.loss(each, objective.examples(each, images, labels, keys)) for each in (narrow, rounded)]
-    assert losses[0][0].dtype == torch.float32 and losses[0] == losses[1]
+    assert losses[0][0].dtype == torch.float32
+    assert losses[0] == losses[1]
 
 
 @every_method
@@ -312,7 +329,8 @@ def test_settings_keep_their_names_order_and_defaults_which_written_recipes_rely
 )
 def test_what_departs_from_the_defaults_is_written_in_that_order(written):
     objective = Recipe(method=written).objective()
-    assert spec_text(objective) == written and repr(objective).count("=") == written.count("=")
+    assert spec_text(objective) == written
+    assert repr(objective).count("=") == written.count("=")
 
 
 @pytest.mark.parametrize(
@@ -324,11 +342,15 @@ def test_nothing_is_a_possible_weight(name, key):
 
 
 def test_registry_holds_objectives_by_their_names():
-    assert set(OBJECTIVES) == set(COSTS) and AWP.name not in OBJECTIVES
+    assert set(OBJECTIVES) == set(COSTS)
+    assert AWP.name not in OBJECTIVES
     for name, kind in OBJECTIVES.items():
         objective = kind()
-        assert kind.name == name and isinstance(objective, Objective) and kind.__doc__
-        assert objective == kind() and hash(objective) == hash(kind())
+        assert kind.name == name
+        assert isinstance(objective, Objective)
+        assert kind.__doc__
+        assert objective == kind()
+        assert hash(objective) == hash(kind())
         assert objective.validation_metric in ("clean", "robust", "noisy")
         with pytest.raises(dataclasses.FrozenInstanceError):
             objective.anything = 1

@@ -69,8 +69,10 @@ def by_check(result):
 def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
     result = evaluate(load_classifier("digits-cnn-robust"), digits, THREAT).result
     found = by_check(result)
-    assert result.verdict.status == "trusted" and result.verdict.reasons == []
-    assert found.keys() >= AFTER and all(found[check].status == "pass" for check in AFTER)
+    assert result.verdict.status == "trusted"
+    assert result.verdict.reasons == []
+    assert found.keys() >= AFTER
+    assert all(found[check].status == "pass" for check in AFTER)
     assert [report.name.partition(":")[0] for report in result.attacks if report.role == "diagnostic"] == [
         "noise",
         "square",
@@ -83,12 +85,14 @@ def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
 
 def test_without_diagnostics_nothing_is_trusted_outright(digits):
     result = evaluate(load_classifier("digits-cnn-robust"), digits, THREAT, assess=False).result
-    assert result.verdict.status == "not-assessed" and not AFTER & by_check(result).keys()
+    assert result.verdict.status == "not-assessed"
+    assert not AFTER & by_check(result).keys()
 
 
 def test_no_eps_needs_no_diagnosis(digits):
     result = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", 0)).result
-    assert result.robust_accuracy == result.clean_accuracy and not AFTER & by_check(result).keys()
+    assert result.robust_accuracy == result.clean_accuracy
+    assert not AFTER & by_check(result).keys()
 
 
 def test_a_masked_model_is_seen_and_attacked_through_its_mask(digits, short_square):
@@ -99,9 +103,12 @@ def test_a_masked_model_is_seen_and_attacked_through_its_mask(digits, short_squa
         assert found[check].status == "warn" and found[check].advice, check
     assert "round" in found[checks.LAYERS].value
     suite = next(report for report in reversed(result.attacks) if report.role == "search")
-    assert suite.robust_accuracy_after > 0.85 and result.robust_accuracy.value < 0.3
+    assert suite.robust_accuracy_after > 0.85
+    assert result.robust_accuracy.value < 0.3
     through = next(report for report in result.attacks if report.name.startswith("bpda"))
-    assert through.role == "adaptive" and through.fooled > 20 and through.because in REASONS
+    assert through.role == "adaptive"
+    assert through.fooled > 20
+    assert through.because in REASONS
 
 
 def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
@@ -115,14 +122,16 @@ def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
     result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
     assert result.verdict.status == "not-trusted"
     failed = {finding.check for finding in result.diagnostics if finding.status == "fail"}
-    assert checks.GROWTH in failed and failed & {checks.NOISE, checks.SQUARE}
+    assert checks.GROWTH in failed
+    assert failed & {checks.NOISE, checks.SQUARE}
 
 
 def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
     """FGSM alone on an undefended network: more steps find more, and what they find counts."""
     weak = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15"), attacks=[PGD(steps=1)]).result
     strong = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15")).result
-    assert by_check(weak)[checks.MORE_STEPS].status == "warn" and weak.verdict.status == "doubtful"
+    assert by_check(weak)[checks.MORE_STEPS].status == "warn"
+    assert weak.verdict.status == "doubtful"
     assert weak.attacks[0].robust_accuracy_after > strong.robust_accuracy.value + 0.1
     assert abs(weak.robust_accuracy.value - strong.robust_accuracy.value) <= 0.02
 

@@ -48,7 +48,8 @@ def traced(function, wrap=lambda net: net):
 )
 def test_the_innermost_layer_is_named(function, stops, calls):
     found = traced(function)
-    assert found.stops == stops and found.functions == calls
+    assert found.stops == stops
+    assert found.functions == calls
     assert all(name in found.description for name in {**stops, **calls})
 
 

@@ -87,9 +87,11 @@ def test_a_wide_ball_holds_every_image_unless_the_attack_is_blind():
         success_by_radius(looked(Linear()), ATTACK, (1e6,)),
         success_by_radius(looked(Linear(front=lambda images: images.detach())), ATTACK, (2.0, 1e6)),
     )
-    assert bool(everyone[0].all()) and not any(bool(each.any()) for each in blind)
+    assert bool(everyone[0].all())
+    assert not any(bool(each.any()) for each in blind)
     narrow, wide = success_by_radius(looked(Linear()), ATTACK, (0.5, 2.0))
-    assert int(narrow.sum()) < int(wide.sum()) and bool((wide | ~narrow).all())
+    assert int(narrow.sum()) < int(wide.sum())
+    assert bool((wide | ~narrow).all())
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ def test_planted_points_are_found_with_gradients_and_not_without():
     images = 0.2 + 0.6 * torch.rand((8, *SHAPE), generator=torch.Generator().manual_seed(3))
     attack = PGD(steps=40, loss="margin", schedule="cosine", momentum=0.25, restarts=2)
     seen = active_test(network(), ThreatModel("linf", EPS), images, attack)
-    assert seen.images >= 6 and seen.found >= seen.images / 2 and seen.by_chance < seen.found
+    assert seen.images >= 6
+    assert seen.found >= seen.images / 2
+    assert seen.by_chance < seen.found
 
     class Blind(nn.Module):
         def __init__(self):
@@ -161,7 +165,8 @@ def test_planted_points_are_found_with_gradients_and_not_without():
             return self.net(points.detach())
 
     blind = active_test(Blind(), ThreatModel("linf", EPS), images, attack)
-    assert blind.images == seen.images and blind.found <= 1
+    assert blind.images == seen.images
+    assert blind.found <= 1
 
 
 def test_instability_and_misguidance_are_bounded_and_medians():

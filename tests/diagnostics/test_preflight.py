@@ -44,14 +44,17 @@ def findings(net, dataset=None):
 )
 def test_each_trouble_is_warned_of_and_only_then(after, check):
     troubled = findings(Net(after))[check]
-    assert troubled.status == "warn" and troubled.advice
+    assert troubled.status == "warn"
+    assert troubled.advice
     healthy = findings(Net())[check]
-    assert healthy.status == "pass" and not healthy.advice
+    assert healthy.status == "pass"
+    assert not healthy.advice
 
 
 def test_guessing_is_warned_of():
     found = findings(Net(), data(400))["clean accuracy is above chance"]
-    assert found.status == "warn" and "guessing" in found.advice
+    assert found.status == "warn"
+    assert "guessing" in found.advice
 
 
 @pytest.mark.parametrize(

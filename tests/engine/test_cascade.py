@@ -80,7 +80,8 @@ def test_a_share_takes_the_samples_of_smallest_margin(digits, suite):
         model, digits, THREAT, suite=suite(Stage(attack=weak), Stage(attack="pgd:steps=30,loss=scaled-ce", share=0.1))
     )
     report = share.result.attacks[1]
-    assert report.attacked == -(-len(standing) // 10) and report.share == 0.1
+    assert report.attacked == -(-len(standing) // 10)
+    assert report.share == 0.1
     nearest = {sample.index for sample in standing[: report.attacked]}
     assert {sample.index for sample in share.samples if sample.broken_by == report.name} <= nearest
     assert report.fooled > 0
@@ -103,7 +104,8 @@ def test_a_follow_up_needs_something_to_follow(digits, suite):
         ),
     ).result.attacks
     assert [report.name.partition(":")[0] for report in ran] == ["pgd", "pgd", "pgd"]
-    assert ran[0].fooled == 0 < ran[1].fooled and ran[2].role == "follow-up"
+    assert ran[0].fooled == 0 < ran[1].fooled
+    assert ran[2].role == "follow-up"
 
 
 def test_the_same_attack_again_draws_other_numbers(digits, suite):
@@ -139,7 +141,8 @@ def test_without_gradients_the_tail_runs_and_says_why(digits, monkeypatch):
     monkeypatch.setitem(SUITES, "standard", {1: stages})
     part = digits.subset(range(60))
     result = evaluate(Classifier(Rounded(), input_shape=(1, 8, 8)), part, THREAT, suite="standard").result
-    assert result.attacks[-1].role == "tail" and result.attacks[-1].fooled > 5
+    assert result.attacks[-1].role == "tail"
+    assert result.attacks[-1].fooled > 5
     assert result.verdict.status == "doubtful"
     assert any(
         each.check == "gradients lead to the weakest samples" and each.status == "warn" for each in result.diagnostics
@@ -159,9 +162,11 @@ def test_a_probe_that_wins_calls_the_tail(digits, suite):
             Stage(attack="apgd:steps=20", role="tail"),
         ),
     ).result
-    assert [each.role for each in result.attacks] == ["search", "probe", "tail"] and result.attacks[2].fooled > 0
+    assert [each.role for each in result.attacks] == ["search", "probe", "tail"]
+    assert result.attacks[2].fooled > 0
     finding = next(each for each in result.diagnostics if each.check == "gradients lead to the weakest samples")
-    assert finding.status == "warn" and finding.value > finding.threshold
+    assert finding.status == "warn"
+    assert finding.value > finding.threshold
 
 
 def test_sound_gradients_cost_no_tail(digits):

@@ -32,7 +32,9 @@ def test_batch_norm_is_folded_and_the_answers_stay():
     net[1].running_var.uniform_(0.3, 3)
     classifier, images = Classifier(net, mean=[0.3], std=[0.5]), torch.rand(16, 1, 8, 8)
     search_models = build_search_models(Metered(classifier), images, "fp32")
-    assert search_models.coarse is None and search_models.fine.model is not classifier and search_models.name == "fp32"
+    assert search_models.coarse is None
+    assert search_models.fine.model is not classifier
+    assert search_models.name == "fp32"
     assert not any(isinstance(part, nn.BatchNorm2d) for part in search_models.fine.model.modules())
     assert any(isinstance(part, nn.BatchNorm2d) for part in classifier.modules()), "the classifier is untouched"
     assert torch.allclose(search_models.fine.model(images), classifier(images), atol=1e-5)
@@ -70,7 +72,8 @@ def test_what_cannot_be_traced_still_gives_the_same_answers_and_gradients(kind):
     logits = [model(each) for model, each in zip((classifier, twin), points, strict=True)]
     assert torch.allclose(*logits, atol=1e-5)
     gradients = [torch.autograd.grad(value.amax(1).sum(), each)[0] for value, each in zip(logits, points, strict=True)]
-    assert torch.allclose(*gradients, atol=1e-5) and gradients[0].abs().sum() > 0
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert gradients[0].abs().sum() > 0
 
 
 class Fickle(nn.Module):
@@ -87,11 +90,9 @@ class Fickle(nn.Module):
 def test_a_twin_that_differs_is_left_out():
     classifier = Classifier(Fickle())
     search_models = build_search_models(Metered(classifier), torch.rand(12, 1, 8, 8), "bf16")
-    assert (
-        search_models.coarse is None
-        and search_models.fine.model is classifier
-        and search_models.fine.margin_tolerance == 0
-    )
+    assert search_models.coarse is None
+    assert search_models.fine.model is classifier
+    assert search_models.fine.margin_tolerance == 0
 
 
 def test_networks_without_convolutions_search_as_they_are():
@@ -153,6 +154,8 @@ def test_low_precision_successes_that_float32_denies_are_counted_and_searched_on
     part = digits.subset((digits.labels == 0).nonzero().squeeze(1)[:20])
     result = evaluate(Classifier(Flattering()), part, THREAT, attacks=[PGD(steps=10)], precision="bf16").result
     report = result.attacks[0]
-    assert result.robust_accuracy.correct == 20 and report.fooled == 0
-    assert report.low_precision_unconfirmed == 20 and report.unconfirmed == 0
+    assert result.robust_accuracy.correct == 20
+    assert report.fooled == 0
+    assert report.low_precision_unconfirmed == 20
+    assert report.unconfirmed == 0
     assert report.backward_passes > 20 * 2, "float32 went on"

@@ -72,7 +72,8 @@ def interrupted(model, digits, output, batches, **options):
 def test_a_resumed_run_ends_like_an_uninterrupted_one(model, digits, reference, tmp_path, batches):
     output = tmp_path / "r.json"
     interrupted(model, digits, output, batches)
-    assert journals(output) and not output.exists()
+    assert journals(output)
+    assert not output.exists()
     evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True)
     assert told(output) == reference
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
@@ -115,7 +116,9 @@ def test_resuming_a_complete_run_gives_its_result(model, digits, tmp_path):
     first = evaluate(model, digits, THREAT, attacks=[PGD(steps=2)], output=output)
     stamp = output.stat().st_mtime_ns
     again = evaluate(model, digits, THREAT, attacks=[PGD(steps=2)], output=output, resume=True)
-    assert again.result == first.result and again.samples == first.samples and output.stat().st_mtime_ns == stamp
+    assert again.result == first.result
+    assert again.samples == first.samples
+    assert output.stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="another run"):
         evaluate(model, digits, THREAT, attacks=[PGD(steps=3)], output=output, resume=True)
 
@@ -167,7 +170,8 @@ def test_a_fresh_start_does_not_throw_away_what_was_found(model, digits, referen
     journal_path(output).unlink()
     journal_path(output, 1).write_text("of another process\n")
     evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
-    assert told(output) == reference and not journals(output)
+    assert told(output) == reference
+    assert not journals(output)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
@@ -306,7 +310,8 @@ def test_two_processes_give_the_verdicts_of_one(tmp_path, uninterrupted):
     ended = subprocess.run(torchrun(tmp_path, "r.json", "--json"), env=ENVIRONMENT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     result, record = told(tmp_path / "r.json")
-    assert result["config"].pop("processes") == 2 and json.loads(ended.stdout)["config"]["processes"] == 2
+    assert result["config"].pop("processes") == 2
+    assert json.loads(ended.stdout)["config"]["processes"] == 2
     expected, samples = uninterrupted
     expected = {**expected, "config": {**expected["config"]}}
     assert expected["config"].pop("processes") == 1

@@ -71,7 +71,8 @@ def test_every_sample_is_counted_once_and_the_sums_agree(reference, digits):
         assert (sample.broken_by is not None) == (sample.clean_prediction == sample.label and not sample.robust)
         assert (sample.margin < 0) == (not sample.robust)
         if sample.broken_by:
-            assert sample.distance.linf <= 0.1 + 1e-6 and sample.adversarial_prediction != sample.label
+            assert sample.distance.linf <= 0.1 + 1e-6
+            assert sample.adversarial_prediction != sample.label
 
 
 def test_robust_accuracy_falls_as_eps_grows(model, digits):
@@ -79,7 +80,8 @@ def test_robust_accuracy_falls_as_eps_grows(model, digits):
         evaluate(model, digits, ThreatModel("linf", eps), samples=100).robust_accuracy.value
         for eps in (0, 0.05, 0.1, 0.2, 0.5)
     ]
-    assert found == sorted(found, reverse=True) and found[-1] == 0
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == 0
     clean = evaluate(model, digits, ThreatModel("linf", 0), samples=100).clean_accuracy
     assert found[0] == clean.value
 
@@ -89,7 +91,8 @@ def test_other_norms_stay_in_their_ball(digits, norm):
     eps = {"l2": 0.5, "l1": 2.0}[norm]
     evaluation = evaluate(load_classifier("digits-cnn"), digits, ThreatModel(norm, eps), samples=100)
     broken = [sample for sample in evaluation.samples if sample.broken_by]
-    assert broken and all(getattr(sample.distance, norm) <= eps + 1e-6 for sample in broken)
+    assert broken
+    assert all(getattr(sample.distance, norm) <= eps + 1e-6 for sample in broken)
 
 
 def test_targeted_counts_only_images_taken_for_the_target(digits):
@@ -97,7 +100,8 @@ def test_targeted_counts_only_images_taken_for_the_target(digits):
     evaluation = evaluate(load_classifier("digits-cnn"), digits, threat_model, attacks=[PGD(steps=20)])
     assert {sample.label for sample in evaluation.samples} == {3}
     broken = [sample for sample in evaluation.samples if sample.broken_by]
-    assert broken and all(sample.adversarial_prediction == 8 for sample in broken)
+    assert broken
+    assert all(sample.adversarial_prediction == 8 for sample in broken)
     assert evaluation.result.threat_model.goal.target == 8
 
 
@@ -166,7 +170,8 @@ def test_an_interrupted_run_keeps_what_it_decided(model, digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, digits.subset(range(60)), THREAT, output=output, observer=Impatient())
     kinds = [json.loads(line.partition(" ")[2])["kind"] for line in journal_path(output).read_text().splitlines()]
-    assert kinds[0] == "header" and {"clean", "search"} == set(kinds[1:])
+    assert kinds[0] == "header"
+    assert {"clean", "search"} == set(kinds[1:])
     assert not output.exists()
 
 
@@ -177,8 +182,10 @@ def test_the_classifier_comes_back_as_it_was(digits):
     state = torch.get_rng_state()
     evaluate(classifier, digits.subset(range(20)), THREAT)
     assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
-    assert not classifier.probabilities and torch.equal(state, torch.get_rng_state())
-    assert net.training and all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert not classifier.probabilities
+    assert torch.equal(state, torch.get_rng_state())
+    assert net.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
 def test_a_softmax_model_is_attacked_on_its_logarithm(digits, model):
@@ -187,7 +194,8 @@ def test_a_softmax_model_is_attacked_on_its_logarithm(digits, model):
     evaluation = evaluate(softmaxed, digits, THREAT)
     assert evaluation.robust_accuracy.value == pytest.approx(plain, abs=0.012)
     finding = next(each for each in evaluation.result.diagnostics if each.check == "outputs are logits")
-    assert finding.status == "warn" and evaluation.result.verdict.status == "doubtful"
+    assert finding.status == "warn"
+    assert evaluation.result.verdict.status == "doubtful"
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():
@@ -244,9 +252,12 @@ def test_the_toolbox_is_verified_and_recorded_like_anyone(digits, name):
     part = digits.subset(range(60))
     evaluation = evaluate(load_classifier("digits-cnn"), part, ThreatModel("linf", 0.2), attacks=[resolve_attack(name)])
     report = evaluation.result.attacks[0]
-    assert report.name == name.replace("_", "-") and report.fooled > 0 and report.forward_passes > 60
+    assert report.name == name.replace("_", "-")
+    assert report.fooled > 0
+    assert report.forward_passes > 60
     broken = [sample for sample in evaluation.samples if sample.broken_by]
-    assert len(broken) == report.fooled and all(sample.distance.linf <= 0.2 + 1e-6 for sample in broken)
+    assert len(broken) == report.fooled
+    assert all(sample.distance.linf <= 0.2 + 1e-6 for sample in broken)
     assert (np.random.get_state()[1] == before).all()
     again = evaluate(load_classifier("digits-cnn"), part, ThreatModel("linf", 0.2), attacks=[resolve_attack(name)])
     assert verdicts(again) == verdicts(evaluation), "seeded, so repeatable"
@@ -318,7 +329,8 @@ def test_a_model_that_gives_nan_off_the_images_is_not_robust(digits):
     count, result = standing(lambda logits, images: torch.where(on_grid(images), logits, torch.nan), part)
     assert count == 0
     finding = next(each for each in result.diagnostics if each.check == "logits are numbers under attack")
-    assert finding.status == "fail" and result.verdict.status == "not-trusted"
+    assert finding.status == "fail"
+    assert result.verdict.status == "not-trusted"
 
 
 def test_nan_on_a_clean_image_stops_the_run_and_leaves_nothing(digits, tmp_path):
@@ -360,7 +372,8 @@ def test_every_success_in_a_large_ball_is_confirmed(norm, eps):
     classifier = Classifier(net)
     dataset = ArrayDataset(images, classifier(images).argmax(1))
     result = evaluate(classifier, dataset, ThreatModel(norm, eps), attacks=[PGD(steps=20, loss="margin")]).result
-    assert result.robust_accuracy.correct == 0 and result.attacks[0].unconfirmed == 0
+    assert result.robust_accuracy.correct == 0
+    assert result.attacks[0].unconfirmed == 0
 
 
 def test_the_same_attack_twice_writes_every_sample_once(model, digits):
@@ -396,4 +409,5 @@ def test_a_fooled_sample_costs_nothing_more(digits):
     report = evaluate(
         load_classifier("digits-cnn"), part, ThreatModel("linf", 0.5), attacks=[PGD(steps=50)], batch_size=16
     ).result.attacks[0]
-    assert report.fooled == report.attacked and report.backward_passes < 10 * report.attacked
+    assert report.fooled == report.attacked
+    assert report.backward_passes < 10 * report.attacked

@@ -46,7 +46,8 @@ def test_the_threshold_rejects_as_many_calibration_images_as_allowed(classifier,
 def test_the_attack_that_knows_of_the_detector_clearly_finds_more(classifier, halves):
     calibration, data = halves
     found = evaluate_detector(classifier, data, calibration, THREAT, squeezers=BINARY)
-    assert found.n == 180 and found.clean_accuracy.value > 0.9
+    assert found.n == 180
+    assert found.clean_accuracy.value > 0.9
     assert abs(found.false_positives.value - 0.05) < 0.04
     assert found.robust_accuracy_adaptive.value <= found.robust_accuracy_non_adaptive.value - 0.1
     assert found.detected_non_adaptive.value > 0.3 > 0.15 > found.detected_adaptive.value
@@ -63,12 +64,14 @@ def test_every_point_is_verified(classifier, halves, norm, eps):
     detector = calibrate(classifier, halves[0].images(range(180)), BINARY)
     best, _ = _search(detector, threat_model, images, labels, torch.arange(60), 10.0, 20)
     mistaken, passed = _verified(detector, threat_model, images, labels, best)
-    assert passed.any() and (mistaken | ~passed).all()
+    assert passed.any()
+    assert (mistaken | ~passed).all()
     logits = classifier(best[passed])
     assert (logits.argmax(1) != labels[passed]).all()
     assert (detector.score(best[passed], logits) <= detector.threshold).all()
     assert (threat_model.geometry.distance(best[passed] - images[passed]) <= eps + 1e-5).all()
-    assert best.min() >= 0 and best.max() <= 1
+    assert best.min() >= 0
+    assert best.max() <= 1
     twice = images + 2 * (best - images)  # out of the ball, and some out of the box
     assert not _verified(detector, threat_model, images, labels, twice)[0][passed].any()
 
@@ -76,7 +79,8 @@ def test_every_point_is_verified(classifier, halves, norm, eps):
 def test_a_ball_without_room_leaves_the_clean_accuracy(classifier, halves):
     found = evaluate_detector(classifier, halves[1], halves[0], ThreatModel("linf", 0), squeezers=BINARY, steps=2)
     assert found.robust_accuracy_adaptive == found.robust_accuracy_non_adaptive == found.clean_accuracy
-    assert found.detected_adaptive is None and found.detected_non_adaptive is None
+    assert found.detected_adaptive is None
+    assert found.detected_non_adaptive is None
 
 
 def test_bad_input_is_refused(classifier, halves):

@@ -135,7 +135,7 @@ def jumping_clocks(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def closed(handle: int) -> Iterator[None]:
-    """stdout or stderr was closed before the command began, as by `>&-`."""
+    """Stdout or stderr was closed before the command began, as by `>&-`."""
     os.close(handle)
     setattr(sys, {1: "stdout", 2: "stderr"}[handle], None)
     yield
@@ -143,6 +143,6 @@ def closed(handle: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def onto(handle: int, target: int | str) -> Iterator[None]:
-    """stdout or stderr goes to another handle, or to a file such as /dev/full."""
+    """Stdout or stderr goes to another handle, or to a file such as /dev/full."""
     os.dup2(os.open(target, os.O_WRONLY) if isinstance(target, str) else target, handle)
     yield

@@ -37,7 +37,8 @@ def garbled(scene: Scene) -> None:
     number = content[:place].count(b"\n") + 1
     command = scene.run("--resume")
     scene.require_refused(command, f"line {number} is damaged: delete")
-    assert path.read_bytes() == content and not scene.output.exists()
+    assert path.read_bytes() == content
+    assert not scene.output.exists()
     if "that line" in command.err:
         path.write_bytes(b"".join(line + b"\n" for line in content.split(b"\n") if _parsed(line) is not None))
     else:

@@ -30,7 +30,8 @@ from robustbench_local.results.schema import read_result, read_samples
 
 def killed_evaluation(scene: Scene) -> None:
     codes = kill_and_resume(scene.folder, scene.moments, kills=2, longest=0.15)
-    assert set(codes) <= {-signal.SIGKILL, 0} and codes[-1] == 0
+    assert set(codes) <= {-signal.SIGKILL, 0}
+    assert codes[-1] == 0
     scene.require_whole()
 
 
@@ -40,13 +41,15 @@ def killed_diagnostics(scene: Scene) -> None:
     whole.mkdir()
     assert ended(whole, *COMMAND, "--output", "r.json", "--diagnostics").process.exitcode == 0
     codes = kill_and_resume(scene.folder, scene.moments, "--diagnostics", kills=2, longest=1.5)
-    assert set(codes) <= {-signal.SIGKILL, 0} and codes[-1] == 0
+    assert set(codes) <= {-signal.SIGKILL, 0}
+    assert codes[-1] == 0
     require_same(told(scene.output), told(whole / "r.json"))
 
 
 def killed_training(scene: Scene) -> None:
     codes = train_and_resume(scene.folder, scene.moments, kills=2)
-    assert set(codes) <= {-signal.SIGKILL, 0} and codes[-1] == 0
+    assert set(codes) <= {-signal.SIGKILL, 0}
+    assert codes[-1] == 0
     require_trained(scene.folder, scene.trained)
 
 
@@ -66,7 +69,8 @@ def killed_update(scene: Scene) -> None:
     try:
         read_samples(read_result(baseline), baseline)
     except UserError as error:
-        assert "they are of two runs" in str(error) and record.read_bytes() == new
+        assert "they are of two runs" in str(error)
+        assert record.read_bytes() == new
     else:
         command = ended(scene.folder, *gate)
         assert command.process.exitcode == 0, command.err

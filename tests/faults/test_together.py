@@ -12,7 +12,7 @@ from robustbench_local.io.atomic_write import write_all_or_none
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_a_disk_that_fills_up_leaves_the_old_files(tmp_path, monkeypatch, fails):
     paths = [tmp_path / name for name in "abc"]
-    write_all_or_none({path: "old" for path in paths})
+    write_all_or_none(dict.fromkeys(paths, "old"))
     calls, sync = [], os.fsync
 
     def full(handle):
@@ -23,7 +23,7 @@ def test_a_disk_that_fills_up_leaves_the_old_files(tmp_path, monkeypatch, fails)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="make room there"):
-        write_all_or_none({path: "new" for path in paths})
+        write_all_or_none(dict.fromkeys(paths, "new"))
     assert [path.read_text() for path in paths] == ["old"] * 3
     assert sorted(tmp_path.iterdir()) == paths
 
@@ -41,7 +41,7 @@ def test_names_that_begin_alike_do_not_sweep_each_other(tmp_path):
     for name in ("eps-0.1", "sub"):
         paths = [tmp_path / f"{name}.samples.jsonl", tmp_path / name]
         for content in ("old", "new"):
-            write_all_or_none({path: content for path in paths})
+            write_all_or_none(dict.fromkeys(paths, content))
             assert [path.read_text() for path in paths] == [content] * 2
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -58,7 +58,8 @@ def test_what_waits_for_its_move_is_not_swept_by_another_write(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", and_another)
     write_all_or_none({one: "mine", other: "mine"})
-    assert again and one.read_text() == other.read_text() == "mine"
+    assert again
+    assert one.read_text() == other.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["eps-0.1", "sub"])

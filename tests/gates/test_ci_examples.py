@@ -65,8 +65,10 @@ def test_the_yaml_is_what_the_services_take(name, kind):
 def test_the_hook_has_what_pre_commit_asks_for():
     ((repository,),) = parsed(example(".pre-commit-config.yaml")).values()
     (hook,) = repository["hooks"]
-    assert repository["repo"] == "local" and {"id", "name", "entry", "language"} <= hook.keys()
-    assert hook["language"] == "system" and re.search(hook["files"], "net.py")
+    assert repository["repo"] == "local"
+    assert {"id", "name", "entry", "language"} <= hook.keys()
+    assert hook["language"] == "system"
+    assert re.search(hook["files"], "net.py")
 
 
 def test_the_action_gives_inputs_to_its_scripts_as_variables_alone():
@@ -164,7 +166,8 @@ def test_the_documented_workflow(repository):
 
 def test_a_model_that_got_worse_stops_the_action(repository):
     ran, outputs = run_action(repository, model="weak.py:make", attack=ATTACK, gate="ci/gate.yaml", junit="gate.xml")
-    assert ran.returncode == 3 and outputs == {"outcome": "fail", "exit-code": "3"}
+    assert ran.returncode == 3
+    assert outputs == {"outcome": "fail", "exit-code": "3"}
     assert "::error file=ci/gate.yaml" in ran.stdout
     assert ElementTree.parse(repository / "gate.xml").find(".//failure[@type='fail']") is not None
 
@@ -174,21 +177,27 @@ def test_undecided_is_as_the_input_says(repository, allow, code):
     value = json.loads((repository / "result.json").read_text())["robust_accuracy"]["value"]
     given = {"attack": ATTACK, "limits": f"--min-robust {value}", "allow_undecided": allow}
     ran, outputs = run_action(repository, model="net.py:make", **given)
-    assert ran.returncode == code and outputs["outcome"] == "undecided" and outputs["exit-code"] == "4"
+    assert ran.returncode == code
+    assert outputs["outcome"] == "undecided"
+    assert outputs["exit-code"] == "4"
 
 
 def test_bad_input_and_hostile_input_of_the_action(repository):
     ran, outputs = run_action(repository, model="net.py:make", attack=ATTACK, limits="--min-robust 40")
-    assert ran.returncode == 2 and outputs == {} and "0.40" in ran.stderr
+    assert ran.returncode == 2
+    assert outputs == {}
+    assert "0.40" in ran.stderr
     ran, outputs = run_action(repository, model="net.py:make", attack=ATTACK, limits="--min-robust '0.9")
     assert ran.returncode != 0 and outputs == {}, "a limit that cannot be read is not left out"
     ran, _ = run_action(repository, model="net.py:make", attack=ATTACK, limits="--min-robust 0.4", junit="ci")
-    assert ran.returncode == 2 and "::error title=robust gate::the junit report could not" in ran.stdout
+    assert ran.returncode == 2
+    assert "::error title=robust gate::the junit report could not" in ran.stdout
     hostile = "$(touch taken) `touch taken` ; touch taken #"
     ran, _ = run_action(repository, model=hostile, attack=ATTACK, limits="--min-robust 0.4")
     assert ran.returncode == 2
     ran, _ = run_action(repository, model="net.py:make", attack=ATTACK, limits=f"--min-robust 0.4 --gate '{hostile}'")
-    assert ran.returncode == 2 and not (repository / "taken").exists()
+    assert ran.returncode == 2
+    assert not (repository / "taken").exists()
 
 
 @pytest.mark.parametrize("name", [".github/workflows/robust-by-hand.yml", ".gitlab-ci.yml", ".pre-commit-config.yaml"])
@@ -205,7 +214,8 @@ def test_the_shell_parts_of_the_other_examples(repository, name):
     ran = run("\n".join(lines), repository)
     assert ran.returncode == 0 and "gate: pass" in ran.stderr, ran.stderr
     weak = run("\n".join(lines).replace("net.py", "weak.py"), repository)
-    assert weak.returncode == 3 and "gate: fail" in weak.stderr
+    assert weak.returncode == 3
+    assert "gate: fail" in weak.stderr
     if name == ".gitlab-ci.yml":
         reported = content["robust"]["artifacts"]["reports"]["junit"]
         assert ElementTree.parse(repository / reported).find(".//failure") is not None

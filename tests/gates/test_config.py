@@ -39,14 +39,18 @@ def test_a_gate_file(tmp_path):
     assert linf.baselines == (tmp_path / "old/linf.json", Path("/elsewhere/l2.json")), "relative to the gate file"
     assert l2.threat.name == "L2 0.5, 14 → 5, class 43 rejects"
     assert (l2.min_clean, l2.min_robust, l2.max_drop, l2.require) == (0.9, None, 0.0, "fast")
-    assert l2.min_class_clean == ClassFloors(0.5) and l2.baselines == (tmp_path / "own.json",)
+    assert l2.min_class_clean == ClassFloors(0.5)
+    assert l2.baselines == (tmp_path / "own.json",)
 
 
 def test_flags_win_over_the_file(tmp_path):
     flags = {"min_clean": 0.1, "min_robust": None, "alpha": 0.01, "baselines": (Path("b.json"),), "require": "fast/1"}
     for limits in (gate := read_gate(written(tmp_path, WHOLE), flags)).limits:
-        assert limits.min_clean == 0.1 and limits.baselines == (Path("b.json"),) and limits.require == "fast/1"
-    assert gate.limits[0].min_robust == 0.4 and gate.alpha == 0.01
+        assert limits.min_clean == 0.1
+        assert limits.baselines == (Path("b.json"),)
+        assert limits.require == "fast/1"
+    assert gate.limits[0].min_robust == 0.4
+    assert gate.alpha == 0.01
     assert read_gate(written(tmp_path, WHOLE), {"baselines": ()}).limits[1].baselines == (tmp_path / "own.json",)
 
 
@@ -143,7 +147,8 @@ def test_shipped_gates_begin_with_their_command_and_can_be_read():
     gates = list_gates()
     assert {"digits", "cifar10", "stop-sign"} <= {name for name, _ in gates}
     for name, command in gates:
-        assert command.startswith("robust ") and command.endswith(f"gate {name}")
+        assert command.startswith("robust ")
+        assert command.endswith(f"gate {name}")
         gate = read_gate(name)
         if "--until-gate" in command:
             continue
@@ -156,7 +161,8 @@ def test_the_example_in_the_docstring_can_be_read(tmp_path):
 
     text = gate_file.__doc__.partition("\n\n")[2].rpartition("\n\n")[0]
     (limits,) = read_gate(written(tmp_path, text)).limits
-    assert limits.min_clean == 0.8 and limits.min_class_robust.single == {"stop": 0.6, 14: 0.6}
+    assert limits.min_clean == 0.8
+    assert limits.min_class_robust.single == {"stop": 0.6, 14: 0.6}
 
 
 def test_another_kind_of_file_is_told_as_such(make_result, tmp_path):
@@ -164,4 +170,5 @@ def test_another_kind_of_file_is_told_as_such(make_result, tmp_path):
         read_gate(str(make_result(tmp_path / "r.json", 500, n=600, clean=500)))
     with pytest.raises(UserError) as refused:
         read_gate(written(tmp_path, "".join(f"setting_{number}: 1\n" for number in range(20))))
-    assert str(refused.value).count("no setting") == 5 and "and 15 more" in str(refused.value)
+    assert str(refused.value).count("no setting") == 5
+    assert "and 15 more" in str(refused.value)

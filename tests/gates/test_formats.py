@@ -109,7 +109,8 @@ def checked_sarif(text):
 def test_junit(decision):
     root = checked_junit(junit(decision))
     linf, l2 = root
-    assert linf.get("name") == "L∞ 0.1" and l2.get("name") == "L2 0.5"
+    assert linf.get("name") == "L∞ 0.1"
+    assert l2.get("name") == "L2 0.5"
     assert (linf.get("tests"), linf.get("failures"), linf.get("errors")) == ("4", "3", "0")
     assert (l2.get("tests"), l2.get("failures"), l2.get("errors")) == ("1", "0", "1")
     cases = {case.get("name"): case for case in linf.iter("testcase")}
@@ -121,11 +122,13 @@ def test_junit(decision):
     ]
     assert cases["robust accuracy ≥ 42.0%"].find("failure").get("type") == "undecided"
     failure = cases["drop in robust accuracy ≤ 2.0%"].find("failure")
-    assert failure.get("type") == "fail" and failure.text.startswith("fail: drop in robust accuracy ≤ 2.0%: robust")
+    assert failure.get("type") == "fail"
+    assert failure.text.startswith("fail: drop in robust accuracy ≤ 2.0%: robust")
     assert len(cases["clean accuracy ≥ 80.0%"]) == 0
     assert l2.find("testcase/error").get("type") == "not-comparable"
     assert linf.find("properties/property[@name='model']").get("value") == "m"
-    assert "doubtful: noisy" in linf.find("system-err").text and "pass: clean" in linf.find("system-out").text
+    assert "doubtful: noisy" in linf.find("system-err").text
+    assert "pass: clean" in linf.find("system-out").text
 
 
 def test_sarif(decision):
@@ -169,7 +172,8 @@ def test_locations_outside_the_folder_and_odd_names(make_result, tmp_path, monke
     for path, uri in ((tmp_path / "out side.json", "file:///"), (Path("a b%#?.json"), "a%20b%25%23%3F.json")):
         run = checked_sarif(sarif(decide(Gate((Limits(min_robust=0.9),)), [make_result(path, 100)])))
         found = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
-        assert found.startswith(uri) and " " not in found
+        assert found.startswith(uri)
+        assert " " not in found
 
 
 def test_github_workflow_commands(decision):
@@ -184,7 +188,8 @@ def test_github_workflow_commands(decision):
     ]
     assert lines[-2] == "::warning file=ci/gate.yaml,title=robust gate%3A doubtful::L∞ 0.1: noisy"
     assert lines[0].startswith("::error file=ci/gate.yaml,title=robust gate%3A not comparable::L2 0.5: there is no")
-    assert "%25" in lines[1] and "%" not in lines[1].replace("%25", "").replace("%3A", "")
+    assert "%25" in lines[1]
+    assert "%" not in lines[1].replace("%25", "").replace("%3A", "")
     assert lines[-1] == "::error title=robust gate::not comparable: 1 of 5 limits passed"
 
 
@@ -200,9 +205,12 @@ def test_the_step_summary(decision, monkeypatch, tmp_path):
     write_step_summary(decision)
     text = target.read_text()
     assert text.startswith("before\n## ⛔ robust gate: not comparable\n")
-    assert "| ❔ | robust accuracy ≥ 42.0% | 42.1 % |" in text and "one-sided bounds (95% each)" in text
-    assert "80 samples were lost and 1 gained" in text and text.count("| lost |") == 9
-    assert "| 700 | stop (0) | gained | -1 | 1.7 |" in text and "Doubtful: noisy" in text
+    assert "| ❔ | robust accuracy ≥ 42.0% | 42.1 % |" in text
+    assert "one-sided bounds (95% each)" in text
+    assert "80 samples were lost and 1 gained" in text
+    assert text.count("| lost |") == 9
+    assert "| 700 | stop (0) | gained | -1 | 1.7 |" in text
+    assert "Doubtful: noisy" in text
     assert "Result file: runs/now.json" in text
     assert {line.count("|") for line in text.splitlines() if "≥" in line or "≤" in line} == {6}
 
@@ -244,12 +252,15 @@ def test_hostile_names_start_no_workflow_command(hostile):
     _, decision = hostile
     text = workflow_commands(decision)
     lines = text.split("\n")
-    assert lines.pop() == "" and len(lines) == len([c for c in decision.checks if c.outcome]) + 2
+    assert lines.pop() == ""
+    assert len(lines) == len([c for c in decision.checks if c.outcome]) + 2
     for line in lines:
         assert re.fullmatch(r"::(error|warning|notice) [^:]*::.*", line), line
         properties = re.match(r"::\w+ (.*?)::", line)[1]
         assert set(re.findall(r"(\w+)=", properties)) <= {"file", "title"}
-        assert "##[" not in line and "\x1b" not in line and "\r" not in line
+        assert "##[" not in line
+        assert "\x1b" not in line
+        assert "\r" not in line
     assert len(text.splitlines()) == len(lines), "nothing in it is taken for the end of a line"
 
 
@@ -260,7 +271,9 @@ def test_hostile_names_stay_text_in_markdown(hostile):
         assert not re.search(r"<|>|`|\*|\[|!\[|\\|@|(?<!&)#(?!#* )", re.sub(r"&#\d+;", "", line)), line
         if line.startswith("| ") and ("≥" in line or "≤" in line):
             assert line.count("|") == 6, line
-    assert "http:" not in text and "www." not in text and "\x1b" not in text
+    assert "http:" not in text
+    assert "www." not in text
+    assert "\x1b" not in text
     assert len(text.splitlines()) == len(text.split("\n")) - 1
 
 
@@ -279,7 +292,8 @@ def test_hostile_names_stay_text_on_the_terminal(hostile, capsys):
     lines = told.splitlines()
     assert len(lines) == told.count("\n") == len(decision.checks) + len(decision.judged[0].doubts) + 2
     assert all(re.match(r"(pass|fail|undecided|not comparable|doubtful|gate:) ", line) for line in lines[1:])
-    assert "##[" not in told and "\x1b" not in told
+    assert "##[" not in told
+    assert "\x1b" not in told
 
 
 def test_eps_is_a_number_and_nothing_else(make_result, tmp_path):

@@ -12,9 +12,10 @@ from robustbench_local.attacks.randomness import hash_indices
 from robustbench_local.engine.observer import Observer
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.build_result import threat_model_info
+from robustbench_local.evaluation.stopping import FIRST_BLOCK, blocks
 from robustbench_local.gates.config import read_gate
 from robustbench_local.gates.decide import decide
-from robustbench_local.gates.stopping import FIRST, GateStoppingRule, blocks, stopping_rule
+from robustbench_local.gates.stopping import GateStoppingRule, stopping_rule
 
 THREAT = ThreatModel("linf", "0.1")
 
@@ -42,27 +43,32 @@ def gate(tmp_path, text):
 @pytest.mark.parametrize("n", [1, 99, 100, 101, 360, 10_000])
 def test_blocks_hold_every_position_once_and_grow(n):
     parts = list(blocks(n))
-    assert torch.cat(parts).tolist() == list(range(n)) and len(parts[0]) == min(n, FIRST)
+    assert torch.cat(parts).tolist() == list(range(n))
+    assert len(parts[0]) == min(n, FIRST_BLOCK)
     assert all(len(after) >= len(before) for before, after in itertools.pairwise(parts[1:-1]))
 
 
 def test_it_stops_when_the_floor_is_decided_and_the_gate_says_the_same(model, digits, tmp_path):
     stopped = evaluate(model, digits, THREAT, until=until(0.7), output=tmp_path / "r.json")
     result = stopped.result
-    assert result.sequential.looks == [100] and result.data.n == 100 < result.data.available == 360
+    assert result.sequential.looks == [100]
+    assert result.data.n == 100 < result.data.available == 360
     assert result.robust_accuracy.n == result.clean_accuracy.n == 100 == len(stopped.samples)
     first = hash_indices(0, torch.arange(360)).argsort(stable=True)[:100]
     assert {sample.index for sample in stopped.samples} == set(first.tolist())
     decision = decide(read_gate(str(gate(tmp_path, "min_robust: 0.7\n"))), [tmp_path / "r.json"])
-    assert decision.outcome.name == "PASS" and "of the 360 images of the split" in decision.checks[0].sentence
+    assert decision.outcome.name == "PASS"
+    assert "of the 360 images of the split" in decision.checks[0].sentence
 
 
 def test_a_close_floor_takes_more_blocks_and_the_whole_set_decides_it(model, digits):
     near = evaluate(model, digits, THREAT, until=until(0.86)).result
-    assert len(near.sequential.looks) > 1 and near.sequential.looks == sorted(near.sequential.looks)
+    assert len(near.sequential.looks) > 1
+    assert near.sequential.looks == sorted(near.sequential.looks)
     whole = evaluate(model, digits, THREAT).robust_accuracy
     exactly = evaluate(model, digits, THREAT, until=until(whole.value)).result
-    assert exactly.sequential.looks[-1] == 360 and exactly.robust_accuracy.correct == whole.correct
+    assert exactly.sequential.looks[-1] == 360
+    assert exactly.robust_accuracy.correct == whole.correct
 
 
 def test_a_hopeless_floor_fails_at_once(digits, tmp_path):
@@ -88,7 +94,8 @@ def test_a_killed_run_goes_on_to_the_same_end(model, digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "part.json", observer=Impatient())
     resumed = evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "part.json", resume=True)
-    assert resumed.samples == whole.samples and resumed.result.sequential == whole.result.sequential
+    assert resumed.samples == whole.samples
+    assert resumed.result.sequential == whole.result.sequential
     again = evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "part.json", resume=True)
     assert again.result == resumed.result, "a finished run is read back"
 

@@ -163,7 +163,8 @@ def _options(path: Path) -> object:
     from robustbench_local.data.imagefolder import Resize
     from robustbench_local.errors import UserError
     from robustbench_local.models.normalization import parse_normalization
-    from robustbench_local.specs import build, parse_number, parse_spec
+    from robustbench_local.numbers import parse_number
+    from robustbench_local.specs import build, parse_spec
 
     text = path.read_text(encoding="utf-8", errors="replace")
     with contextlib.suppress(ValueError):

@@ -216,7 +216,7 @@ def zip_of(inner: Mutation) -> Mutation:
         else:
             parts[at] = (name, compression, (json_of if name.endswith(".json") else inner)(body, random))
         with zipfile.ZipFile(buffer := io.BytesIO(), "w") as new:
-            for name, compression, body in dict((part[0], part) for part in parts).values():
+            for name, compression, body in {part[0]: part for part in parts}.values():
                 known = compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
                 new.writestr(name[:1000], body, compress_type=compression if known else zipfile.ZIP_STORED)
         return buffer.getvalue()

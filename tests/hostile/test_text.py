@@ -16,8 +16,8 @@ from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, MOST_SETTINGS, parse_json, parse_yaml, printable
 from robustbench_local.models.loaders.bundled import apply_metadata, description_beside
 from robustbench_local.models.loaders.loaded_model import LoadedModel
+from robustbench_local.numbers import parse_number
 from robustbench_local.results.schema import LONGEST_LINE, read_result, read_samples
-from robustbench_local.specs import parse_number
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import resolve_recipe
 
@@ -49,7 +49,7 @@ def test_the_valid_files_are_valid(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    ("text", "said"),
     [
         ("[" * DEEP, "nested too deeply"),
         ('{"a":' * DEEP, "nested too deeply"),
@@ -75,7 +75,9 @@ def test_results(tmp_path, text, said):
     with pytest.raises(UserError, match=said) as caught:
         read_result(written(tmp_path / "result.json", text))
     told = str(caught.value)
-    assert len(told) < 1000 and told == printable(told) and told.encode()
+    assert len(told) < 1000
+    assert told == printable(told)
+    assert told.encode()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_the_record_stays_in_its_own_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    ("text", "said"),
     [
         (valid_files.samples() * 400, "more lines than the 3 samples"),
         ("x" * (LONGEST_LINE + 1), "a line of more than"),
@@ -151,14 +153,16 @@ YAML = [
 ]
 
 
-@pytest.mark.parametrize("text, said", YAML, ids=range(len(YAML)))
+@pytest.mark.parametrize(("text", "said"), YAML, ids=range(len(YAML)))
 @pytest.mark.parametrize("kind", ["config", "recipe"])
 def test_settings(tmp_path, kind, text, said):
     path = written(tmp_path / "settings.yaml", text)
     with pytest.raises(UserError, match=said) as caught:
         _read_config(attack_command, path) if kind == "config" else resolve_recipe(str(path), {})
     told = str(caught.value)
-    assert len(told) < 10_000 and told == printable(told) and told.encode()
+    assert len(told) < 10_000
+    assert told == printable(told)
+    assert told.encode()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_descriptions_beside_weights(changes):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    ("text", "said"),
     [
         (json.dumps({**valid_files.card(), "class_names": [ESCAPE]}), "holds the character"),
         (json.dumps({**valid_files.card(), "class_names": ["\ud800"]}), "holds the character"),
@@ -278,4 +282,5 @@ def test_parsing_keeps_what_is_plain():
 def test_a_hostile_setting_ends_the_command_in_one_line(tmp_path):
     path = written(tmp_path / "settings.yaml", 'model: "\\e[2J\\ud800"')
     done = CliRunner().invoke(attack_command, ["--config", str(path)])
-    assert isinstance(done.exception, UserError) and "\x1b" not in str(done.exception)
+    assert isinstance(done.exception, UserError)
+    assert "\x1b" not in str(done.exception)

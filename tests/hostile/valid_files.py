@@ -162,7 +162,8 @@ def exported() -> bytes:
 
 def rezipped(content: bytes, change: dict[str, Any], *, compression: int = zipfile.ZIP_STORED) -> bytes:
     """The archive again, with the parts of these names (without the root) changed: by a function of their bytes, or to
-    the bytes given."""
+    the bytes given.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer := io.BytesIO(), "w") as new:
         root = old.namelist()[0].partition("/")[0]
         parts = {name.partition("/")[2]: old.read(name) for name in old.namelist()}

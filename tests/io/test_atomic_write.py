@@ -10,7 +10,8 @@ def test_replaces_the_file_whole(tmp_path):
     path = tmp_path / "new" / "x.json"
     write_atomically(path, "one")
     write_atomically(path, b"two")
-    assert path.read_text() == "two" and [file.name for file in path.parent.iterdir()] == ["x.json"]
+    assert path.read_text() == "two"
+    assert [file.name for file in path.parent.iterdir()] == ["x.json"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
@@ -23,7 +24,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         write_atomically(path, "new")
-    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_unwritable_places_are_named(tmp_path):

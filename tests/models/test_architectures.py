@@ -13,7 +13,7 @@ from robustbench_local.models.architectures import ARCHITECTURES, WideResNet, co
 SIZES = {"resnet18": 11_173_962, "preact-resnet18": 11_172_170, "wide-resnet-28-10": 36_479_194}
 
 
-@pytest.mark.parametrize("name, size", SIZES.items())
+@pytest.mark.parametrize(("name", "size"), SIZES.items())
 def test_size_is_the_published_one(name, size):
     assert count_parameters(name) == size
 
@@ -24,7 +24,7 @@ def test_the_bundled_one_is_small():
 
 
 @pytest.mark.parametrize(
-    "name, shape, options",
+    ("name", "shape", "options"),
     [
         ("digits-cnn", (1, 8, 8), {}),
         ("cnn-small", (3, 32, 32), {}),
@@ -46,7 +46,7 @@ def test_a_wide_network_computes():
 
 
 @pytest.mark.parametrize(
-    "name, keys",
+    ("name", "keys"),
     {
         "resnet18": (
             "conv1.weight",
@@ -72,7 +72,8 @@ def test_names_are_those_of_public_checkpoints(name, keys):
     with torch.device("meta"):
         state = build_architecture(name).state_dict()
     assert set(keys) <= set(state)
-    assert "layer1.0.shortcut.0.weight" not in state and "block1.layer.1.convShortcut.weight" not in state
+    assert "layer1.0.shortcut.0.weight" not in state
+    assert "block1.layer.1.convShortcut.weight" not in state
 
 
 def test_the_default_number_of_channels_is_the_architectures_own():
@@ -84,7 +85,7 @@ def test_the_default_number_of_channels_is_the_architectures_own():
 
 
 @pytest.mark.parametrize(
-    "name, options, said",
+    ("name", "options", "said"),
     [("resnet81", {}, "Did you mean 'resnet18'"), ("resnet18", {"image_size": 28}, "takes no image_size")],
 )
 def test_refusals(name, options, said):

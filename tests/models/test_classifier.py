@@ -48,7 +48,7 @@ def test_gradient_passes_the_normalisation():
 
 
 @pytest.mark.parametrize(
-    "mean, std, said",
+    ("mean", "std", "said"),
     [
         ([0.5], [0.0], "above 0"),
         ([0.5], [-1.0], "above 0"),
@@ -142,7 +142,7 @@ def test_logits_are_found_in_what_models_return(output):
 
 
 @pytest.mark.parametrize(
-    "output, said",
+    ("output", "said"),
     [
         ("text", "a str"),
         ({"boxes": SCORES}, "a dict"),

@@ -13,7 +13,7 @@ from robustbench_local.models.head import head_parameters, replace_head
 
 
 @pytest.mark.parametrize(
-    "name, head",
+    ("name", "head"),
     [
         ("resnet18", "fc"),
         ("mobilenet_v3_small", "classifier.3"),
@@ -35,7 +35,8 @@ def test_the_head_of_torchvisions_networks(name, head):
         replace_head(module, 5)
         after = dict(module.named_parameters())
         assert {key for key in after if after[key] is not before[key]} == {f"{head}.weight", f"{head}.bias"}
-        assert after.keys() == before.keys() and len(after[f"{head}.bias"]) == 5
+        assert after.keys() == before.keys()
+        assert len(after[f"{head}.bias"]) == 5
         images = torch.empty(2, 3, 224, 224)
         assert module.eval()(images).shape == (2, 5)
 
@@ -45,13 +46,15 @@ def test_the_head_of_our_own(name):
     with torch.device("meta"):
         module = build_architecture(name, 7)
         shapes = [tuple(module.get_parameter(key).shape) for key in head_parameters(module)]
-    assert [shape[0] for shape in shapes] == [7, 7] and [len(shape) for shape in shapes] == [2, 1]
+    assert [shape[0] for shape in shapes] == [7, 7]
+    assert [len(shape) for shape in shapes] == [2, 1]
 
 
 def test_a_head_without_bias_stays_without():
     module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))
     replace_head(module, 9)
-    assert head_parameters(module) == ("2.weight",) and module[2].weight.shape == (9, 3)
+    assert head_parameters(module) == ("2.weight",)
+    assert module[2].weight.shape == (9, 3)
 
 
 def test_networks_without_a_head():

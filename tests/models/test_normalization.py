@@ -9,7 +9,7 @@ from robustbench_local.models import parse_normalization
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("none", None),
         ("imagenet", ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
@@ -26,7 +26,7 @@ def test_spellings(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    ("text", "said"),
     [
         ("imagnet", "Did you mean 'imagenet'"),
         ("0.5", "MEAN:STD"),

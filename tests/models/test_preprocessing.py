@@ -66,7 +66,10 @@ def test_every_defense_is_deterministic_stays_in_the_box_and_treats_images_by_th
     once = apply_defenses(images, [defense])
     assert (np.random.get_state()[1] == before).all(), "NumPy's global generator is the caller's"
     np.random.seed(8)
-    assert once.shape == images.shape and once.dtype == torch.float32 and once.min() >= 0 and once.max() <= 1
+    assert once.shape == images.shape
+    assert once.dtype == torch.float32
+    assert once.min() >= 0
+    assert once.max() <= 1
     assert not torch.equal(once, images)
     alone = torch.cat([apply_defenses(image[None], [defense]) for image in images.flip(0)]).flip(0)
     assert torch.equal(once, alone)
@@ -82,7 +85,8 @@ def test_total_variation_is_the_toolboxes_for_the_mask_of_the_draw():
     assert torch.equal(apply_defenses(images, [sure]), torch.from_numpy(expected).permute(0, 3, 1, 2))
     random = input_defense("total-variation")
     draws = [apply_defenses(images, [random], draw) for draw in range(3)]
-    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[1], draws[2])
     nearly = images + 1e-6  # what was drawn for one image says nothing of its neighbour
     assert (apply_defenses(nearly, [random]) - draws[0]).abs().amax() > 0.01
 
@@ -123,7 +127,8 @@ def test_the_twin_of_the_search_says_the_same(spec):
     model(images)
     twins = build_search_models(Metered(model), images, "fp32")
     expected, found = logits_and_gradient(model, images), logits_and_gradient(twins.fine.model, images)
-    assert torch.allclose(found[0], expected[0], atol=1e-5) and torch.allclose(found[1], expected[1], atol=1e-5)
+    assert torch.allclose(found[0], expected[0], atol=1e-5)
+    assert torch.allclose(found[1], expected[1], atol=1e-5)
 
 
 def test_what_the_classifier_knows_carries_over_and_each_defense_is_another_model():
@@ -134,8 +139,10 @@ def test_what_the_classifier_knows_carries_over_and_each_defense_is_another_mode
     assert models[1].name == "digits-cnn behind jpeg:quality=50"
     assert models[2].name == "digits-cnn behind jpeg:quality=75, then bit-depth:bits=4"
     assert all("quality=" in repr(model.module) for model in models[:4])
-    assert len({fingerprint(model) for model in models} | {before}) == 6 and fingerprint(plain) == before
-    assert models[0].class_names == plain.class_names and models[0].input_shape == plain.input_shape
+    assert len({fingerprint(model) for model in models} | {before}) == 6
+    assert fingerprint(plain) == before
+    assert models[0].class_names == plain.class_names
+    assert models[0].input_shape == plain.input_shape
     assert with_preprocessing(plain, []) is plain
 
 
@@ -211,7 +218,8 @@ def test_the_toolbox_is_imported_only_when_a_defense_is_asked_for():
 def test_the_command_line_attacks_through_the_defense(robust, tmp_path):
     asked = "attack", "digits-cnn-robust", "--samples", 40, "--no-diagnostics"
     code, _, err = robust(*asked, "--defense", "jpeg:quality=50", "--output", "r.json")
-    assert code == 0 and "digits-cnn-robust behind jpeg:quality=50 on digits" in err
+    assert code == 0
+    assert "digits-cnn-robust behind jpeg:quality=50 on digits" in err
     assert robust(*asked, "--defense", "jpeg:quality=51", "--output", "s.json")[0] == 0
     results = [read_result(tmp_path / name) for name in ("r.json", "s.json")]
     assert "jpeg:quality=50" in results[0].config["options"]["defenses"]
@@ -222,9 +230,13 @@ def test_the_command_line_attacks_through_the_defense(robust, tmp_path):
 def test_the_command_line_lists_defenses_examines_them_and_refuses_bad_ones(robust):
     code, out, _ = robust("list", "defenses")
     named = [line.split()[0] for line in out.splitlines()]
-    assert code == 0 and named[-4:] == list(INPUT_DEFENSES) and "pgd-at" in named[:-4]
+    assert code == 0
+    assert named[-4:] == list(INPUT_DEFENSES)
+    assert "pgd-at" in named[:-4]
     code, _, err = robust("doctor", "--defense", "bit-depth:bits=2", "--defense", "median")
-    assert code == 0 and "behind bit-depth:bits=2, then median:window=2" in " ".join(err.split())
+    assert code == 0
+    assert "behind bit-depth:bits=2, then median:window=2" in " ".join(err.split())
     for command in ("attack", "doctor"):
         code, _, err = robust(command, "--defense", "jpeg:quality=0")
-        assert code == 2 and err == "robust: jpeg: quality is 0, but must lie between 1 and 100\n"
+        assert code == 2
+        assert err == "robust: jpeg: quality is 0, but must lie between 1 and 100\n"

@@ -23,8 +23,10 @@ def test_two_results_sample_by_sample(make_result, tmp_path):
     assert (pair.robust.lost, pair.robust.gained, pair.robust.n) == (30, 2, 1000)
     assert (pair.robust.before, pair.robust.now, pair.robust.change) == pytest.approx((0.5, 0.472, -0.028))
     low, high = drop_bounds(30, 2, 1000, 0.025)
-    assert (pair.robust.low, pair.robust.high) == (-high, -low) and pair.robust.high < 0
-    assert pair.robust.p == pytest.approx(2 * mcnemar(30, 2)) and pair.robust.p_mid < pair.robust.p
+    assert (pair.robust.low, pair.robust.high) == (-high, -low)
+    assert pair.robust.high < 0
+    assert pair.robust.p == pytest.approx(2 * mcnemar(30, 2))
+    assert pair.robust.p_mid < pair.robust.p
     assert (pair.clean.lost, pair.clean.gained) == (20, 0)
     assert {flip.index: flip.lost for flip in pair.flips} == {**dict.fromkeys(range(30), True), 600: False, 601: False}
     flip = next(flip for flip in pair.flips if flip.index == 601)
@@ -41,7 +43,8 @@ def test_the_order_of_the_results_is_the_sign_of_the_change(make_result, tmp_pat
     better = make_result(tmp_path / "b.json", 500)
     there, back = compare([worse, better]).pair.robust, compare([better, worse]).pair.robust
     assert there.change == -back.change == pytest.approx(0.1)
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low)) and there.p == back.p
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    assert there.p == back.p
 
 
 def test_what_each_attack_left(make_result, tmp_path):
@@ -73,7 +76,8 @@ def test_several_models_in_groups(make_result, tmp_path):
     ]
     assert list(comparison.p_values) == list(itertools.combinations(range(4), 2))
     assert list(comparison.p_values.values()) == pytest.approx(holm(raw))
-    assert comparison.pair is None and comparison.to_dict()["pair"] is None
+    assert comparison.pair is None
+    assert comparison.to_dict()["pair"] is None
 
 
 @pytest.mark.parametrize(("better", "groups"), [(5, ["a", "a"]), (6, ["a", "b"])])
@@ -132,9 +136,12 @@ def test_what_cannot_be_compared(make_result, tmp_path, changes, word):
         make_result(tmp_path / "c.json", 500),
     ]
     comparison = compare(paths)
-    assert len(comparison.refusals) == 1 and word in comparison.refusals[0] and not comparison.ranked
+    assert len(comparison.refusals) == 1
+    assert word in comparison.refusals[0]
+    assert not comparison.ranked
     told = comparison.to_dict()
-    assert told["comparable"] is False and word in told["reasons"][0]
+    assert told["comparable"] is False
+    assert word in told["reasons"][0]
 
 
 def test_what_is_no_comparison(make_result, tmp_path):
@@ -169,9 +176,12 @@ def test_what_people_and_machines_see(make_result, tmp_path, capsys):
     ):
         assert words in told
     content = json.loads(json.dumps(comparison.to_dict()))
-    assert content["schema"] == "robustbench-local/compare/1" and content["comparable"]
-    assert len(content["pair"]["flips"]) == 31 and content["pair"]["robust"]["lost"] == 30
-    assert content["models"][0]["result"] == str(before) and content["p_values"][0]["models"] == [0, 1]
+    assert content["schema"] == "robustbench-local/compare/1"
+    assert content["comparable"]
+    assert len(content["pair"]["flips"]) == 31
+    assert content["pair"]["robust"]["lost"] == 30
+    assert content["models"][0]["result"] == str(before)
+    assert content["p_values"][0]["models"] == [0, 1]
 
 
 @pytest.mark.parametrize(("count", "width"), [(2, 60), (5, 60), (5, 44)])
@@ -224,7 +234,9 @@ def test_settings_that_differ_are_shown_to_the_digit_that_does(make_result, tmp_
         for sha in (one, other)
     ]
     (reason,) = compare(paths).refusals
-    assert one in reason and other in reason and "both are custom, " in reason
+    assert one in reason
+    assert other in reason
+    assert "both are custom, " in reason
 
 
 def test_a_record_that_is_not_there_is_named_with_its_result(make_result, tmp_path):

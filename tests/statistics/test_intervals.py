@@ -92,7 +92,8 @@ def test_where_nothing_changed_the_bound_is_the_exact_one(n):
     """(1 - high)^n = 0.05, the rule of three."""
     low, high = drop_bounds(0, 0, n)
     assert high == pytest.approx(exact_bounds(0, n)[1], abs=1e-7) == pytest.approx(-low)
-    assert high == pytest.approx(1 - 0.05 ** (1 / n), abs=1e-7) and high <= 3 / n
+    assert high == pytest.approx(1 - 0.05 ** (1 / n), abs=1e-7)
+    assert high <= 3 / n
 
 
 @given(paired_counts())
@@ -178,7 +179,8 @@ def test_the_exact_error_of_a_drop_stays_below_alpha(n, limit):
         lose, gain = limit + extra / (2 * n), extra / (2 * n)
         chance = stats.multinomial.pmf(np.c_[grid, n - grid.sum(axis=1)], n, [lose, gain, 1 - lose - gain])
         assert chance.sum() > 1 - 1e-4
-        assert chance[fails].sum() <= 0.05 and chance[passes].sum() <= 0.05
+        assert chance[fails].sum() <= 0.05
+        assert chance[passes].sum() <= 0.05
 
 
 # Several.
@@ -188,7 +190,8 @@ def test_holm_by_hand():
     """Holm (1979): the smallest times k, the next times k - 1, never below the one before, at most 1."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([0.2]) == [0.2] and holm([]) == []
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), max_size=8), st.sampled_from([0.01, 0.05, 0.5]))
@@ -234,7 +237,9 @@ def test_gates_err_seldom_in_a_short_simulation(bench, monkeypatch):
     held(bench.floors(10_000, rng), 10_000)
     held(bench.drops(10_000, rng), 10_000)
     seen = bench.drop_rates(1000, 0.0, 0.02, 0.06, 10_000, rng)
-    assert seen["fail"] >= 0.8 and seen["exact_fail"] >= 0.8 and seen["pass"] < 0.001
+    assert seen["fail"] >= 0.8
+    assert seen["exact_fail"] >= 0.8
+    assert seen["pass"] < 0.001
 
 
 @pytest.mark.soak
@@ -245,7 +250,8 @@ def test_gates_err_seldom(bench):
     for name in ("floors", "drops", "holm", "sequential"):
         held(found[name], draws)
     [seen] = [row for row in found["power"] if (row["n"], row["limit"]) == (1000, 0.0)]
-    assert seen["fail"] >= 0.8 and seen["exact_fail"] >= 0.8
+    assert seen["fail"] >= 0.8
+    assert seen["exact_fail"] >= 0.8
     for row in found["sequential"]:
         if row["population"] == 10_000 and abs(row["correct"] - row["limit"] * 10_000) > 400:
             assert row["mean_share"] <= 0.2, row

@@ -22,7 +22,8 @@ def draws(draw, most=300):
 
 def by_definition(correct, n, population, alpha):
     """In exact fractions: a total is kept while the mean likelihood of all larger (smaller) ones is at most 1 / alpha
-    times its own."""
+    times its own.
+    """
 
     def likelihood(total):
         return Fraction(
@@ -60,7 +61,8 @@ def test_bounds_hold_what_was_seen_and_what_is_possible(counts):
     low, high = finite_bounds(*counts)
     assert correct / population <= low <= high <= (population - (n - correct)) / population
     if n:
-        assert low <= max(correct / n, correct / population) + 1e-12 and high >= correct / n - 1 / population
+        assert low <= max(correct / n, correct / population) + 1e-12
+        assert high >= correct / n - 1 / population
     assert finite_bounds(n - correct, n, population) == (pytest.approx(1 - high), pytest.approx(1 - low))
 
 
@@ -72,7 +74,8 @@ def test_a_sample_more_moves_the_bounds_its_way(counts, alpha):
         return
     low, high = finite_bounds(correct, n, population, alpha)
     more, less = (finite_bounds(correct + right, n + 1, population, alpha) for right in (1, 0))
-    assert less[0] <= low <= more[0] and less[1] <= high <= more[1]
+    assert less[0] <= low <= more[0]
+    assert less[1] <= high <= more[1]
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 5), (-1, 2, 5), (2, 6, 5), (0, 0, 0)])

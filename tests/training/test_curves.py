@@ -47,7 +47,8 @@ def test_curves_are_drawn_where_matplotlib_is(tmp_path):
 
 def test_without_matplotlib_there_are_none(tmp_path, without):
     without("matplotlib")
-    assert draw_curves(reports(), tmp_path) is None and not list(tmp_path.iterdir())
+    assert draw_curves(reports(), tmp_path) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_tensorboard_is_found_before_training(tmp_path, without):
@@ -75,7 +76,8 @@ def test_tensorboard_gets_the_numbers_of_the_reports(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     given = reports()
     write_tensorboard(given, tmp_path)
-    assert written[0] == str(tmp_path / "tensorboard") and written[-1] == "closed"
+    assert written[0] == str(tmp_path / "tensorboard")
+    assert written[-1] == "closed"
     last = {name: value for name, value, step in written[1:-1] if step == 4}
     assert last.keys() == {
         "loss",
@@ -86,7 +88,8 @@ def test_tensorboard_gets_the_numbers_of_the_reports(tmp_path, monkeypatch):
         "hold-out/robust, PGD-10",
         "hold-out/robust, FGSM",
     }
-    assert last["hold-out/clean"] == given[-1].clean_accuracy.value and last["loss"] == given[-1].loss
+    assert last["hold-out/clean"] == given[-1].clean_accuracy.value
+    assert last["loss"] == given[-1].loss
 
 
 def test_the_table_has_a_line_for_every_epoch_and_says_what_the_watchers_say(capsys):
@@ -98,6 +101,11 @@ def test_the_table_has_a_line_for_every_epoch_and_says_what_the_watchers_say(cap
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert lines[0].startswith("2 epochs of 160 images")
-    assert "epoch   1" in lines[1] and "divergence" in lines[1] and "clean" in lines[1] and "robust" in lines[1]
-    assert "best so far" in lines[1] and "images/s" in lines[1]
-    assert any("epoch   2" in line for line in lines) and lines[-1] == "robust overfitting: 3 points"
+    assert "epoch   1" in lines[1]
+    assert "divergence" in lines[1]
+    assert "clean" in lines[1]
+    assert "robust" in lines[1]
+    assert "best so far" in lines[1]
+    assert "images/s" in lines[1]
+    assert any("epoch   2" in line for line in lines)
+    assert lines[-1] == "robust overfitting: 3 points"

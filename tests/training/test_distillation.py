@@ -33,7 +33,8 @@ def robust(tmp_path_factory):
 
 
 def test_distillation_looks_robust_to_attacks_on_the_cross_entropy(robust):
-    assert robust["distilled", "fgsm"] > 0.85 and robust["distilled", "pgd"] > 0.85
+    assert robust["distilled", "fgsm"] > 0.85
+    assert robust["distilled", "pgd"] > 0.85
     assert robust["distilled", "pgd"] > robust["undefended", "pgd"] + 0.25
 
 

@@ -12,7 +12,7 @@ from robustbench_local.training.ema import SETTLING, WeightEMA
 
 
 def test_the_average_is_the_formulas():
-    """w ← d w + (1 - d) θ with d = min(decay, (1 + n) / (10 + n))."""
+    """W ← d w + (1 - d) θ with d = min(decay, (1 + n) / (10 + n))."""
     model = nn.Linear(3, 2)
     average = WeightEMA(model, 0.5)
     expected = model.weight.detach().clone()
@@ -24,7 +24,8 @@ def test_the_average_is_the_formulas():
         expected = decay * expected + (1 - decay) * model.weight.detach()
         torch.testing.assert_close(average.network.weight, expected)
     assert average.updates == 14
-    assert not average.network.weight.requires_grad and model.weight.requires_grad
+    assert not average.network.weight.requires_grad
+    assert model.weight.requires_grad
 
 
 def test_batch_norm_learns_the_averaged_networks_own_statistics_and_dropout_stays_off():
@@ -41,7 +42,8 @@ def test_batch_norm_learns_the_averaged_networks_own_statistics_and_dropout_stay
     variances = activations.transpose(0, 1).flatten(1).var(1)
     torch.testing.assert_close(average.network[1].running_var, variances, rtol=0.05, atol=1e-3)
     assert not any(part.training for part in average.network.modules())
-    assert same(before, model) and torch.equal(random, torch.get_rng_state())
+    assert same(before, model)
+    assert torch.equal(random, torch.get_rng_state())
 
 
 def test_the_averaged_network_is_the_one_that_is_judged_and_kept():

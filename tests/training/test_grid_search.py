@@ -51,7 +51,7 @@ def test_all_combinations_are_made():
 
 
 @pytest.mark.parametrize(
-    "texts, sentence",
+    ("texts", "sentence"),
     [
         (["lrr=0.1"], "'lrr' cannot be searched.*Did you mean 'lr'"),
         (["seed=1,2"], "'seed' cannot be searched"),
@@ -71,7 +71,7 @@ def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
 
 
 @pytest.mark.parametrize(
-    "text, sentence",
+    ("text", "sentence"),
     [
         ("method=pgd-at:steps=1;pgdat", "unknown method 'pgdat'"),
         ("lr=0.1,fast", "lr is 'fast'"),
@@ -102,12 +102,15 @@ def test_the_winner_becomes_the_training_of_the_folder(searched):
     best, worst = (trial["chosen"]["clean_accuracy"]["value"] for trial in table)
     assert best > worst
     card = read_card((searched / "model.json").read_bytes())
-    assert card.recipe.lr == 0.2 and card.chosen.clean_accuracy.value == best and card.evaluation is not None
+    assert card.recipe.lr == 0.2
+    assert card.chosen.clean_accuracy.value == best
+    assert card.evaluation is not None
     trial = searched / "search" / "2"
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (searched / name).read_bytes() == (trial / name).read_bytes()
     assert not (trial / "result.json").exists(), "the test images have judged nothing but the winner"
-    assert (searched / "result.json").exists() and not (searched / "training.safetensors").exists()
+    assert (searched / "result.json").exists()
+    assert not (searched / "training.safetensors").exists()
 
 
 def test_a_finished_folder_is_not_searched_over(searched):
@@ -147,8 +150,10 @@ def test_a_trial_that_diverges_does_not_end_the_search(tmp_path, capsys):
     asked = ("--method", "standard", "--epochs", "1", "--search", "lr=1e30,0.1", "--output", tmp_path / "out")
     defend(*QUICK, *asked)
     best, other = json.loads((tmp_path / "out" / "search.json").read_text())["trials"]
-    assert best["settings"] == {"lr": "0.1"} and best["failed"] is None
-    assert other["chosen"] is None and "NaN or infinite logits" in other["failed"]
+    assert best["settings"] == {"lr": "0.1"}
+    assert best["failed"] is None
+    assert other["chosen"] is None
+    assert "NaN or infinite logits" in other["failed"]
     assert not list((tmp_path / "out").glob("**/training.safetensors")), "neither the winner's nor the others'"
     assert re.search("^failed {19}lr=1e30$", capsys.readouterr().err, re.MULTILINE)
 

@@ -65,15 +65,17 @@ def same_but_for(head, network, weights):
     )
 
 
-@pytest.mark.parametrize("name, head", [("resnet18", "fc"), ("squeezenet1_1", "classifier.1"), (SMALL, "fc")])
+@pytest.mark.parametrize(("name", "head"), [("resnet18", "fc"), ("squeezenet1_1", "classifier.1"), (SMALL, "fc")])
 def test_published_weights_get_a_new_last_layer(published, name, head):
     weights, data = published(name), pictures()
     start = from_scratch(Recipe(arch=f"torchvision/{name}", pretrained=True), data)
     assert start.head == (f"module.{head}.weight", f"module.{head}.bias")
     assert same_but_for(start.head, start.network, weights)
     assert check_fits(start.network, name, data) == 3
-    assert start.normalization == IMAGENET and start.class_names == ["kind 0", "kind 1", "kind 2"]
-    assert start.architecture == f"torchvision/{name}" and start.resize == Resize(256, 224)
+    assert start.normalization == IMAGENET
+    assert start.class_names == ["kind 0", "kind 1", "kind 2"]
+    assert start.architecture == f"torchvision/{name}"
+    assert start.resize == Resize(256, 224)
     assert all(parameter.requires_grad for parameter in start.network.parameters())
     assert set(start.head) < dict(start.network.named_parameters()).keys()
     images = data.images([0, 1])
@@ -86,7 +88,8 @@ def test_as_many_classes_as_published_still_mean_a_new_last_layer(published):
     labels = torch.tensor([0, 999])
     data = ArrayDataset(torch.rand(2, 3, 64, 64), labels)
     start = from_scratch(Recipe(arch=f"torchvision/{SMALL}", pretrained=True), data)
-    assert same_but_for(start.head, start.network, weights) and start.class_names is None
+    assert same_but_for(start.head, start.network, weights)
+    assert start.class_names is None
 
 
 def test_the_seed_draws_the_last_layer_and_the_recipe_the_normalisation(published):
@@ -113,7 +116,8 @@ def test_a_local_file_takes_the_place_of_the_download(published, monkeypatch, tm
     local = from_scratch(recipe.model_copy(update={"checkpoint": str(tmp_path / "w.pth")}), pictures())
     assert local.normalization == fetched.normalization == IMAGENET
     ours, theirs = local.network.state_dict(), fetched.network.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_own_architectures_take_over_a_file_of_other_classes(tmp_path):
@@ -142,13 +146,15 @@ def test_random_weights_come_from_the_seed(monkeypatch):
     one, again = (from_scratch(recipe, pictures(4)) for _ in range(2))
     other = from_scratch(recipe.model_copy(update={"seed": 1}), pictures(4))
     first, second, third = (start.network.module.conv1[0].weight for start in (one, again, other))
-    assert torch.equal(first, second) and not torch.equal(first, third)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
     assert check_fits(one.network, SMALL, pictures(4)) == 4
-    assert one.normalization is None and one.resize == Resize(256, 224)
+    assert one.normalization is None
+    assert one.resize == Resize(256, 224)
 
 
 @pytest.mark.parametrize(
-    "settings, resize",
+    ("settings", "resize"),
     [
         ({}, None),
         ({"arch": "resnet18"}, None),
@@ -174,7 +180,7 @@ def test_a_models_own_resize_gives_way_to_the_recipes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    ("settings", "said"),
     [
         ({"arch": "resnet18", "pretrained": True}, "no published weights of resnet18: leave --pretrained out"),
         ({"pretrained": True}, "no published weights of digits-cnn"),
@@ -211,12 +217,14 @@ def test_timm(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="Invalid pretrained tag"):
         resize_of(Recipe(arch="timm/resnet10t.nonsense"))
     one, again = (from_scratch(Recipe(arch="timm/resnet10t"), pictures()) for _ in range(2))
-    assert check_fits(one.network, "resnet10t", pictures()) == 3 and one.head == ("module.fc.weight", "module.fc.bias")
+    assert check_fits(one.network, "resnet10t", pictures()) == 3
+    assert one.head == ("module.fc.weight", "module.fc.bias")
     assert torch.equal(one.network.module.fc.weight, again.network.module.fc.weight)
     torch.save(weights := timm.create_model("resnet10t").state_dict(), tmp_path / "w.pt")
     recipe = Recipe(arch="timm/resnet10t", pretrained=True, checkpoint=str(tmp_path / "w.pt"))
     start = from_scratch(recipe, pictures())
-    assert same_but_for(start.head, start.network, weights) and start.normalization == IMAGENET
+    assert same_but_for(start.head, start.network, weights)
+    assert start.normalization == IMAGENET
 
 
 def save(folder, start, data, resize=None):

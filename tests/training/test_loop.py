@@ -21,7 +21,8 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_random_numb
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
     two, other = Training().run(), Training(seed=1).run()
-    assert same(one.model, two.model) and one.told == two.told
+    assert same(one.model, two.model)
+    assert one.told == two.told
     assert not same(one.model, other.model)
 
 
@@ -47,10 +48,12 @@ def test_reports_say_which_epoch_was_best():
     training = Training(epochs=3).run(observer=Ear())
     assert told == [(3, 160, 0), *([32] * 5 + ["epoch 1"]), *([32] * 5 + ["epoch 2"]), *([32] * 5 + ["epoch 3"])]
     reports = training.reports
-    assert [len(kept) for kept, _ in training.kept] == [1, 2, 3] and training.kept[-1][0] == reports
+    assert [len(kept) for kept, _ in training.kept] == [1, 2, 3]
+    assert training.kept[-1][0] == reports
     best = max(report.rank for report in reports)
     assert [report for report in reports if report.chosen][-1].rank == best
-    assert reports[0].chosen and all(report.robust_accuracy.n == 40 for report in reports)
+    assert reports[0].chosen
+    assert all(report.robust_accuracy.n == 40 for report in reports)
     assert all(r.robust_accuracy.value <= r.fgsm_accuracy.value <= r.clean_accuracy.value for r in reports)
     assert all(report.method == "pgd-at:steps=2" and report.parts.keys() == {"adversarial"} for report in reports)
     assert same(training.kept[-1][1], training.model), "without an average the network itself is judged"
@@ -73,14 +76,17 @@ def test_what_is_said_of_the_last_epoch_is_so():
 def test_methods_for_smoothing_are_judged_under_noise():
     training = Training(epochs=8, method="gaussian:sigma=0.3", lr=0.1).run()
     report = training.reports[-1]
-    assert report.robust_accuracy is None and report.noisy_accuracy.n == 40
-    assert report.noisy_accuracy.value > 0.5 and report.rank[0] == report.noisy_accuracy.value
+    assert report.robust_accuracy is None
+    assert report.noisy_accuracy.n == 40
+    assert report.noisy_accuracy.value > 0.5
+    assert report.rank[0] == report.noisy_accuracy.value
 
 
 def test_standard_training_learns():
     reports = Training(method="standard", epochs=8, lr=0.1).run().reports
     assert reports[-1].clean_accuracy.value > 0.6 > reports[0].clean_accuracy.value
-    assert reports[-1].loss < reports[0].loss and reports[0].parts == {"clean": pytest.approx(reports[0].loss)}
+    assert reports[-1].loss < reports[0].loss
+    assert reports[0].parts == {"clean": pytest.approx(reports[0].loss)}
 
 
 def test_the_caller_gets_the_network_back_with_its_parameters_free_to_be_trained():
@@ -93,7 +99,7 @@ def test_the_caller_gets_the_network_back_with_its_parameters_free_to_be_trained
 
 
 @pytest.mark.parametrize(
-    "settings, sentence",
+    ("settings", "sentence"),
     [
         ({"batch_size": 512}, "160 images are left to train on, fewer than one batch of 512"),
         ({"accumulate": 3}, "a batch of 32 cannot be cut into equal parts .* --accumulate 3.* multiple of 3"),
@@ -142,6 +148,7 @@ def test_training_works_on_colour_images_of_any_size():
 def test_every_method_goes_through_the_loop(method, settings):
     head = ("5.weight", "5.bias") if settings else ()
     done = Training(method=method, train_with={"head": head}, data=parts(80), **settings).run()
-    assert len(done.reports) == 2 and all(report.skipped == 0 for report in done.reports)
+    assert len(done.reports) == 2
+    assert all(report.skipped == 0 for report in done.reports)
     assert all(value.isfinite().all() for value in done.kept[-1][1].values())
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in done.model.parameters())

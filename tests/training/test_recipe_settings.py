@@ -14,17 +14,20 @@ from robustbench_local.training.recipe import Recipe, list_recipes, read_config,
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
 def test_shipped_recipes_are_valid_and_begin_with_their_command(name):
     recipe = resolve_recipe(name, {})
-    assert recipe.objective() and recipe.threat_model().eps > 0
+    assert recipe.objective()
+    assert recipe.threat_model().eps > 0
     recipe.weight_perturbation(), Augmentation.parse(recipe.augment), resolve_suite(recipe.suite)
     command = dict(list_recipes())[name]
-    assert command.startswith(("robust defend ", "torchrun --nproc-per-node ")) and f"--config {name}" in command
+    assert command.startswith(("robust defend ", "torchrun --nproc-per-node "))
+    assert f"--config {name}" in command
     assert " defend " in command
 
 
 def test_defaults_fit_the_plain_command():
     recipe = resolve_recipe(None, {})
     assert recipe == Recipe()
-    assert recipe.objective().name == "pgd-at" and recipe.threat_model().eps == 0.1
+    assert recipe.objective().name == "pgd-at"
+    assert recipe.threat_model().eps == 0.1
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -32,7 +35,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file.write_text("epochs: 7\nbatch-size: 32\nlr: 1/8\nmethod: pgd-at:steps=3,weight-decay=0\n")
     recipe = resolve_recipe(str(file), {"epochs": "9", "seed": None})
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (9, 32, 0.125, 0.0)
-    assert recipe.objective().steps == 3 and recipe.seed == 0
+    assert recipe.objective().steps == 3
+    assert recipe.seed == 0
 
 
 def test_loop_settings_may_stand_with_the_method():
@@ -48,7 +52,8 @@ def test_loop_settings_may_stand_with_the_method():
 
 def test_a_start_given_by_flags_replaces_the_whole_start_of_the_file():
     recipe = resolve_recipe("digits-cnn-robust", {"model": "digits-cnn"})
-    assert recipe.model == "digits-cnn" and recipe.arch is None
+    assert recipe.model == "digits-cnn"
+    assert recipe.arch is None
 
 
 def test_eps_keeps_the_way_it_was_written(tmp_path):
@@ -56,7 +61,8 @@ def test_eps_keeps_the_way_it_was_written(tmp_path):
     file.write_text("eps: 0.1\n")
     assert resolve_recipe(str(file), {}).eps == "0.1"
     threat_model = resolve_recipe(str(file), {"eps": "8/255"}).threat_model()
-    assert threat_model.eps_text == "8/255" and threat_model.eps == pytest.approx(8 / 255)
+    assert threat_model.eps_text == "8/255"
+    assert threat_model.eps == pytest.approx(8 / 255)
 
 
 def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
@@ -65,7 +71,8 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         resolve_recipe(str(file), {})
     message = str(caught.value)
-    assert str(file) in message and "\n" not in message
+    assert str(file) in message
+    assert "\n" not in message
     for part in ("epochs is -1", "no setting 'learning-rate'", "Did you mean 'weight_decay'", "lr is 'fast'"):
         assert part in message, message
 

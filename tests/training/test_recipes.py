@@ -26,7 +26,8 @@ def card(name: str) -> ModelCard:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_checkpoint_names_its_recipe_and_stands_up_to_what_it_states(name):
     stated = card(name)
-    assert stated.trained_by == name and stated.recipe == resolve_recipe(name, {})
+    assert stated.trained_by == name
+    assert stated.recipe == resolve_recipe(name, {})
     digits, judge = load_dataset("digits", split="test"), {"suite": stated.recipe.suite, "device": "cpu"}
     result = evaluate(load_classifier(name), digits, stated.recipe.threat_model(), **judge).result
     assert result.protocol == stated.evaluation.protocol

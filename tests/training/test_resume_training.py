@@ -48,7 +48,8 @@ def interrupted(kind: str, batches: int, path) -> TrainingState:
 
 def require_same(resumed: Training, whole: Training):
     assert resumed.told == whole.told
-    assert same(resumed.model, whole.model) and same(resumed.kept[-1][1], whole.kept[-1][1])
+    assert same(resumed.model, whole.model)
+    assert same(resumed.kept[-1][1], whole.kept[-1][1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +60,8 @@ def test_resumed_trainings_end_like_uninterrupted_ones(kind, tmp_path, monkeypat
         snapshot = interrupted(kind, batches, tmp_path / "state")
         # Saved is every batch but the last of an epoch, after which there is the epoch's own.
         expected = (batches - 1) % BATCHES if seconds == 0 else 0
-        assert snapshot.facts["batch"] == expected and len(snapshot.facts["reports"]) == (batches - 1) // BATCHES
+        assert snapshot.facts["batch"] == expected
+        assert len(snapshot.facts["reports"]) == (batches - 1) // BATCHES
         torch.manual_seed(batches)
         resumed = training(kind)
         resumed.model = network(seed=9)
@@ -166,7 +168,9 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path):
     whole = training("plain").run()
     before = {name: value.clone() for name, value in whole.model.state_dict().items()}
     again = training("plain").run(resume=whole.saved[-1])
-    assert again.told == whole.told and same(again.model, before) and not again.saved
+    assert again.told == whole.told
+    assert same(again.model, before)
+    assert not again.saved
 
 
 def test_the_snapshot_of_another_network_is_refused():

@@ -62,11 +62,15 @@ def test_the_folder_holds_checkpoint_metrics_and_result(folder):
     assert [line["epoch"] for line in lines if line["chosen"]][-1] == card.chosen.epoch
     assert (card.architecture, card.num_classes, card.input_shape) == ("digits-cnn", 10, (1, 8, 8))
     assert (card.data.training, card.data.holdout, len(card.data.sha256)) == (180, 20, 64)
-    assert card.recipe.method == "pgd-at:steps=2" and card.recipe.epochs == 3 and card.trained_by is None
+    assert card.recipe.method == "pgd-at:steps=2"
+    assert card.recipe.epochs == 3
+    assert card.trained_by is None
     assert card.class_names == [str(digit) for digit in range(10)]
 
     result = Result.model_validate_json((folder / "result.json").read_bytes())
-    assert result.data.split == "test" and result.data.n == 360 and result.protocol.name == "fast"
+    assert result.data.split == "test"
+    assert result.data.n == 360
+    assert result.protocol.name == "fast"
     assert card.evaluation.robust_accuracy == result.robust_accuracy
 
 
@@ -227,7 +231,8 @@ def test_a_command_killed_in_the_middle_of_an_epoch_is_resumed_to_the_bit(tmp_pa
         stderr=subprocess.DEVNULL,
     )
     assert ended.returncode == -signal.SIGKILL
-    assert (tmp_path / "out" / "training.safetensors").exists() and not (tmp_path / "out" / "result.json").exists()
+    assert (tmp_path / "out" / "training.safetensors").exists()
+    assert not (tmp_path / "out" / "result.json").exists()
     assert commands(monkeypatch, *SMALL, *more, "--output", tmp_path / "out", "--resume") == 0
     assert commands(monkeypatch, *SMALL, *more, "--output", tmp_path / "whole") == 0
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -237,7 +242,8 @@ def test_a_command_killed_in_the_middle_of_an_epoch_is_resumed_to_the_bit(tmp_pa
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
-    assert told(out) == told(whole) and len(told(out)) == 3
+    assert told(out) == told(whole)
+    assert len(told(out)) == 3
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
@@ -274,7 +280,9 @@ def test_the_last_epochs_weights_are_kept_and_judged_where_others_were_chosen(tm
     assert commands(monkeypatch, *SMALL, "--output", tmp_path / "out") == 0
     out = tmp_path / "out"
     card, last = (read_card((out / name).read_bytes()) for name in ("model.json", "last.json"))
-    assert card.chosen.epoch < 3 and last.chosen.epoch == 3 and not last.chosen.chosen
+    assert card.chosen.epoch < 3
+    assert last.chosen.epoch == 3
+    assert not last.chosen.chosen
     results = [json.loads((out / name).read_text()) for name in ("result.json", "last-result.json")]
     assert card.evaluation.clean_accuracy.correct == results[0]["clean_accuracy"]["correct"]
     assert card.last_evaluation.robust_accuracy.correct == results[1]["robust_accuracy"]["correct"]
@@ -304,7 +312,8 @@ def test_robust_train_is_standard_training_and_takes_no_method(tmp_path, monkeyp
     small = [each for each in SMALL[1:] if each not in ("--method", "pgd-at:steps=1")]
     assert commands(monkeypatch, "train", *small, "--output", tmp_path / "out") == 0
     card = read_card((tmp_path / "out" / "model.json").read_bytes())
-    assert card.recipe.method == "standard" and card.chosen.robust_accuracy is None
+    assert card.recipe.method == "standard"
+    assert card.chosen.robust_accuracy is None
     assert names(tmp_path / "out") == FILES
     assert "curves: " in " ".join(capsys.readouterr().err.split())
     assert commands(monkeypatch, "train", "--method", "pgd-at") == 2
@@ -329,7 +338,8 @@ def test_the_callers_classifier_and_random_numbers_are_left_alone(tmp_path, monk
     hardened = run_training(recipe, tmp_path / "out", device="cpu")
     hardened.evaluate_checkpoints()
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert fingerprint(classifier) == weights and not classifier.module.training
+    assert fingerprint(classifier) == weights
+    assert not classifier.module.training
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in classifier.parameters())
 
 

@@ -24,10 +24,12 @@ def test_what_is_written_is_read_back(tmp_path):
     inner = TrainingState({"now.x": torch.tensor([1.0])}, {"rollback": "yes"})
     snapshot(rollback=inner).write(tmp_path / "state", {"recipe": {"lr": 0.1}})
     read, about = TrainingState.read(tmp_path / "state")
-    assert about == {"recipe": {"lr": 0.1}} and read.facts == snapshot().facts
+    assert about == {"recipe": {"lr": 0.1}}
+    assert read.facts == snapshot().facts
     assert same(read.tensors, snapshot().tensors)
     assert all(read.tensors[name].dtype == tensor.dtype for name, tensor in snapshot().tensors.items())
-    assert same(read.rollback.tensors, inner.tensors) and read.rollback.facts == inner.facts
+    assert same(read.rollback.tensors, inner.tensors)
+    assert read.rollback.facts == inner.facts
     assert read.rollback.rollback is None
     snapshot().write(tmp_path / "state", {})
     assert TrainingState.read(tmp_path / "state")[0].rollback is None
@@ -38,7 +40,8 @@ def test_a_real_trainings_snapshot_survives_the_disk(tmp_path):
     for each in done.saved:
         each.write(tmp_path / "state", {})
         read, _ = TrainingState.read(tmp_path / "state")
-        assert read.facts == json.loads(json.dumps(each.facts)) and same(read.tensors, each.tensors)
+        assert read.facts == json.loads(json.dumps(each.facts))
+        assert same(read.tensors, each.tensors)
         assert read.rollback is None if each.rollback is None else same(read.rollback.tensors, each.rollback.tensors)
 
 
@@ -62,7 +65,8 @@ def test_a_damaged_file_is_one_sentence(damage, tmp_path):
         path.write_bytes({"truncated": content[:-7], "empty": b"", "garbage": os.urandom(300)}[damage])
     with pytest.raises(UserError, match="safetensors is not a training that could be gone on with") as caught:
         TrainingState.read(path)
-    assert "\n" not in str(caught.value) and "--output" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "--output" in str(caught.value)
 
 
 def test_a_full_disk_is_one_sentence_and_the_file_before_it_is_intact(tmp_path, monkeypatch):
@@ -76,7 +80,8 @@ def test_a_full_disk_is_one_sentence_and_the_file_before_it_is_intact(tmp_path, 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         snapshot().write(path, {"second": 2})
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("writes", range(1, 10))

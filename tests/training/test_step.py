@@ -50,8 +50,10 @@ def test_schedules_at_known_steps():
     piecewise = rates(schedule="piecewise")
     assert piecewise == pytest.approx([0.1] * 20 + [0.01] * 10 + [0.001] * 10)
     onecycle = rates(schedule="onecycle")
-    assert onecycle[0] == pytest.approx(0.1 / 25) and max(onecycle) == pytest.approx(0.1)
-    assert 10 <= onecycle.index(max(onecycle)) <= 12 and onecycle[-1] < 1e-4
+    assert onecycle[0] == pytest.approx(0.1 / 25)
+    assert max(onecycle) == pytest.approx(0.1)
+    assert 10 <= onecycle.index(max(onecycle)) <= 12
+    assert onecycle[-1] < 1e-4
     warm = rates(schedule="constant", warmup=0.2)
     assert warm[:9] == pytest.approx([0.1 * (step + 1) / 9 for step in range(9)])
     assert warm[9:] == pytest.approx([0.1] * 31)
@@ -110,7 +112,8 @@ def test_a_step_reads_from_the_device_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, noted(name))
     losses = taught.train_batch(given, 1, 1)
     assert read == ["tolist"]
-    assert losses.keys() == {"loss", "adversarial"} and losses["loss"] == losses["adversarial"] > 1
+    assert losses.keys() == {"loss", "adversarial"}
+    assert losses["loss"] == losses["adversarial"] > 1
 
 
 def test_a_step_is_that_of_plain_torch():
@@ -148,7 +151,9 @@ def test_gradients_are_not_followed_further_than_clip_norm():
         return float(torch.cat([each.flatten() for each in moved]).norm()) / (0.1 * 1.9)  # nesterov's first step
 
     free = length(0)
-    assert free > 0.5 and length(0.25) == pytest.approx(0.25, rel=1e-3) and length(100) == pytest.approx(free)
+    assert free > 0.5
+    assert length(0.25) == pytest.approx(0.25, rel=1e-3)
+    assert length(100) == pytest.approx(free)
 
 
 def test_only_the_last_layer_learns_in_frozen_epochs_and_batch_norm_stands_still():
@@ -157,7 +162,8 @@ def test_only_the_last_layer_learns_in_frozen_epochs_and_batch_norm_stands_still
     training.run()
     _, frozen = training.kept[1]
     body = [name for name in before if not name.startswith("5.")]
-    assert "1.running_mean" in body and "1.num_batches_tracked" in body
+    assert "1.running_mean" in body
+    assert "1.num_batches_tracked" in body
     assert all(torch.equal(frozen[name], before[name]) for name in body)
     assert not torch.equal(frozen["5.weight"], before["5.weight"])
     assert not any(torch.equal(training.kept[2][1][name], frozen[name]) for name in before), "then all of it learns"
@@ -192,7 +198,8 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(value):
         assert "skipped" not in taught.train_batch(batch(), 1, number)
     before = {name: tensor.clone() for name, tensor in taught.network.state_dict().items()}
     assert taught.train_batch(batch(), 1, 3, settle=True) == {"skipped": 1.0}
-    assert same(before, taught.network) and taught.done == 3
+    assert same(before, taught.network)
+    assert taught.done == 3
     assert taught.train_batch(batch(), 1, 4).keys() == {"loss", "clean"}
     done = Training(objective=Bursting(bad=(3, 4, 9), value=value)).run()
     assert [report.skipped for report in done.reports] == [2, 1]
@@ -231,7 +238,8 @@ def test_an_epoch_of_nothing_but_skipped_batches_can_be_written_and_gone_on_from
     from robustbench_local.training.snapshot import TrainingState
 
     training = Training(objective=Bursting(bad=range(1, 5)), data=parts(160), epochs=2).run()
-    assert [report.skipped for report in training.reports] == [4, 0] and BATCHES == 5
+    assert [report.skipped for report in training.reports] == [4, 0]
+    assert BATCHES == 5
     training.saved[1].write(tmp_path / "state", {})
     snapshot, _ = TrainingState.read(tmp_path / "state")
     snapshot.facts["method"] = "standard"

@@ -39,7 +39,8 @@ def test_the_teacher_is_trained_first_in_a_folder_of_its_own(distilled):
     assert not (distilled / "teacher" / "training.safetensors").exists(), "it is finished"
     assert not (distilled / "teacher" / "result.json").exists(), "the test images are the student's judges"
     assert fingerprint(load_classifier(str(distilled / "teacher"))) != fingerprint(load_classifier(str(distilled)))
-    assert HAT().own_teacher().name == "standard" and RSLAD().own_teacher() is None
+    assert HAT().own_teacher().name == "standard"
+    assert RSLAD().own_teacher() is None
 
 
 def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatch):
@@ -55,8 +56,11 @@ def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatc
 
     monkeypatch.setattr(TrainingStep, "train_batch", learnt)
     run_training(recipe("rslad:steps=1", teacher="digits-cnn-robust"), tmp_path / "out", device="cpu")
-    assert asked and all(each is teacher for each in asked) and not (tmp_path / "out" / "teacher").exists()
-    assert fingerprint(teacher) == before and not any(value.requires_grad for value in teacher.parameters())
+    assert asked
+    assert all(each is teacher for each in asked)
+    assert not (tmp_path / "out" / "teacher").exists()
+    assert fingerprint(teacher) == before
+    assert not any(value.requires_grad for value in teacher.parameters())
 
 
 def test_rslad_without_a_teacher_is_refused_before_anything_is_trained(tmp_path):

@@ -37,7 +37,7 @@ def report(epoch, robust, fgsm=None, *, clean=0.9, chosen=False, undone=False, n
 
 
 @pytest.mark.parametrize(
-    "robust, fgsm, catastrophic",
+    ("robust", "fgsm", "catastrophic"),
     [
         (0.40, 0.50, False),
         (0.0, 0.85, True),
@@ -58,12 +58,15 @@ def test_catastrophic_overfitting_is_a_gap_or_a_fall_while_fgsm_rises(robust, fg
 
 
 def test_without_measurements_nothing_is_catastrophic():
-    assert not is_catastrophic(report(1, None), []) and not is_catastrophic(report(1, 0.1), [report(0 + 1, None)])
+    assert not is_catastrophic(report(1, None), [])
+    assert not is_catastrophic(report(1, 0.1), [report(0 + 1, None)])
 
 
 def test_every_single_step_method_has_a_safer_one_and_that_ends_somewhere():
-    assert FGSMRS().fallback() == FreeAT().fallback() == NFGSM() and TRADES().fallback() is None
-    assert NFGSM().fallback() == PGDAT(steps=2) and PGDAT(steps=2).fallback() == PGDAT(steps=10)
+    assert FGSMRS().fallback() == FreeAT().fallback() == NFGSM()
+    assert TRADES().fallback() is None
+    assert NFGSM().fallback() == PGDAT(steps=2)
+    assert PGDAT(steps=2).fallback() == PGDAT(steps=10)
     assert PGDAT(steps=10).fallback() is None
 
 
@@ -84,7 +87,8 @@ def test_catastrophic_overfitting_is_undone_and_training_goes_on_with_n_fgsm(fal
     assert heard == [(1, False), (2, True), (2, False), (3, False)]
     assert [report.method for report in training.reports] == ["fgsm-rs", "fgsm-rs", "n-fgsm", "n-fgsm"]
     told = training.reports[1]
-    assert told.warnings == ["catastrophic overfitting: back to epoch 1, and on with n-fgsm"] and not told.chosen
+    assert told.warnings == ["catastrophic overfitting: back to epoch 1, and on with n-fgsm"]
+    assert not told.chosen
     # The weights are those after the first epoch again, and so is everything else.
     assert same(training.kept[0][1], training.kept[1][1])
     assert training.reports[1].learning_rate == training.reports[2].learning_rate
@@ -122,7 +126,9 @@ def test_an_undone_epoch_does_not_stand_in_the_way_of_those_after_it(monkeypatch
 
     monkeypatch.setattr(loop, "validate", flattering)
     reports = Training(method="fgsm-rs").run().reports
-    assert reports[0].undone and not reports[0].chosen and reports[1].chosen
+    assert reports[0].undone
+    assert not reports[0].chosen
+    assert reports[1].chosen
     assert best(reports) is not None
 
 
@@ -137,7 +143,8 @@ def test_real_catastrophic_overfitting_is_seen_and_undone():
     settings = {"method": "fgsm-rs", "epochs": 12, "lr": 0.1}
     reports = Training(model, parts(600), threat_model=ThreatModel("linf", "0.2"), **settings).run().reports
     undone = [report for report in reports if report.undone]
-    assert undone[0].method == "fgsm-rs" and reports[-1].method != "fgsm-rs"
+    assert undone[0].method == "fgsm-rs"
+    assert reports[-1].method != "fgsm-rs"
     assert undone[0].fgsm_accuracy.value - undone[0].robust_accuracy.value > 0.1
     assert reports[-1].robust_accuracy.value > undone[0].robust_accuracy.value + 0.05
 
@@ -146,7 +153,9 @@ def test_robust_overfitting_is_told_with_its_gap():
     rising = [report(1, 0.40, chosen=True), report(2, 0.50, chosen=True)]
     assert overfitting([*rising, report(3, 0.485)]) is None, "two points may be chance"
     told = overfitting([*rising, report(3, 0.40)])
-    assert "10.0 points less robust than epoch 2" in told and "--average" in told and "\n" not in told
+    assert "10.0 points less robust than epoch 2" in told
+    assert "--average" in told
+    assert "\n" not in told
     few = [report(1, 0.5, chosen=True, n=40), report(2, 0.40, n=40)]
     assert overfitting(few) is None, "of 40 images four may be chance"
     assert overfitting([report(1, None, chosen=True)]) is None

@@ -113,7 +113,7 @@ def published_honest() -> list[Honest]:
 
 
 def _written(eps: float) -> str:
-    """eps as the field writes it: with few decimals, else in grey levels."""
+    """Eps as the field writes it: with few decimals, else in grey levels."""
     return f"{eps:g}" if round(eps, 4) == eps else f"{round(eps * 255)}/255"
 
 

@@ -56,7 +56,8 @@ def test_an_honest_model_is_trusted(method):
 
 def test_an_undefended_model_hides_nothing():
     evaluation, _ = judged(honest.undefended_honest())
-    assert evaluation.result.verdict.status == "trusted" and evaluation.robust_accuracy.value < 0.05
+    assert evaluation.result.verdict.status == "trusted"
+    assert evaluation.robust_accuracy.value < 0.05
 
 
 @pytest.mark.soak
@@ -74,7 +75,8 @@ def test_the_number_is_within_two_points_of_the_best_adaptive_attack(name):
 @pytest.mark.parametrize("suite", ["fast", "standard"])
 def test_every_honest_model_is_trusted(name, suite):
     evaluation, _ = judged(honest.trained()[name], suite=suite)
-    assert troubled(evaluation.result) == set() and evaluation.result.verdict.status == "trusted"
+    assert troubled(evaluation.result) == set()
+    assert evaluation.result.verdict.status == "trusted"
 
 
 @pytest.mark.truth

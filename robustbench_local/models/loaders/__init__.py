@@ -1,0 +1,1 @@
+"""Reads classifiers from files, hubs and user code."""

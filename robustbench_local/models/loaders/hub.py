@@ -20,7 +20,7 @@ IMAGENET_CLASSES = 1000
 
 
 def torchvision_names() -> list[str]:
-    """torchvision's classifiers."""
+    """Torchvision's classifiers."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
@@ -105,7 +105,7 @@ def _options(options: dict[str, str], where: str, num_classes: int | None) -> tu
 
 
 def _weights(name: str, named: str | None, where: str) -> Any:
-    """torchvision's entry for the weights named, or its DEFAULT."""
+    """Torchvision's entry for the weights named, or its DEFAULT."""
     known = torchvision.models.get_model_weights(name)
     if named is None:
         return known.DEFAULT  # type: ignore[attr-defined]

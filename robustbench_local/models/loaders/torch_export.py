@@ -88,7 +88,7 @@ def load_exported(path: Path) -> LoadedModel:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """torch logs the traceback of what it cannot read, before it raises."""
+    """Torch logs the traceback of what it cannot read, before it raises."""
     log = logging.getLogger("torch.export")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)

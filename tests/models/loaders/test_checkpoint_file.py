@@ -165,7 +165,7 @@ def saved(value) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    ("content", "said"),
     [
         (b"<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page, not a checkpoint"),
         (b"\n\n  <html lang='en'>", "is a web page"),

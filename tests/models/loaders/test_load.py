@@ -104,7 +104,7 @@ def test_a_damaged_bundle_is_named(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, classes, channels, options, form",
+    ("name", "classes", "channels", "options", "form"),
     [
         ("digits-cnn", 7, 1, {}, "--checkpoint"),
         ("digits-cnn", 7, 1, {}, "--arch"),
@@ -215,7 +215,7 @@ def test_a_factory_may_return_a_classifier(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    ("name", "said"),
     [
         ("godo", "has no 'godo'. Did you mean 'good'"),
         ("served_nte", "Did you mean 'served_net'"),
@@ -247,7 +247,8 @@ def test_code_that_cannot_be_imported(tmp_path):
 def test_torchvision_without_weights():
     classifier = load_classifier("torchvision/squeezenet1_1:weights=none,num_classes=10")
     assert classifier(torch.rand(1, 3, 64, 64)).shape == (1, 10)
-    assert classifier.normalization is None and classifier.resize is None
+    assert classifier.normalization is None
+    assert classifier.resize is None
     again = load_classifier("torchvision/squeezenet1_1:weights=none", num_classes=10)
     assert fingerprint(again) == fingerprint(classifier), "weights from nowhere are the same every time"
 
@@ -262,7 +263,8 @@ def test_torchvision_with_published_weights(monkeypatch):
     assert classifier.normalization == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert (classifier.input_shape, classifier.resize.resize, classifier.resize.crop) == ((3, 224, 224), 256, 224)
     assert classifier.resize.interpolation == "bilinear"
-    assert classifier.class_names[:2] == ["tench", "goldfish"] and len(classifier.class_names) == 1000
+    assert classifier.class_names[:2] == ["tench", "goldfish"]
+    assert len(classifier.class_names) == 1000
     with pytest.raises(UserError, match="know 1000 classes, not 10"):
         load_classifier("torchvision/shufflenet_v2_x0_5", num_classes=10)
 
@@ -289,7 +291,7 @@ def test_offline_is_one_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "model, said",
+    ("model", "said"),
     [
         ("torchvision/resnet51", "Did you mean 'resnet50'"),
         ("torchvision/resnet18:weights=IMAGENET1K_V3", "there are IMAGENET1K_V1, DEFAULT, none"),
@@ -332,7 +334,8 @@ def test_timm(tmp_path, monkeypatch):
     assert load_classifier("timm/resnet10t", checkpoint=tmp_path / "w.pt")(torch.rand(1, 3, 64, 64)).shape == (1, 12)
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "w.pt")
     scaled = load_classifier("timm/resnet10t", checkpoint=tmp_path / "w.pt")
-    assert scaled.normalization["mean"] == [0.485, 0.456, 0.406] and scaled.input_shape == (3, 176, 176)
+    assert scaled.normalization["mean"] == [0.485, 0.456, 0.406]
+    assert scaled.input_shape == (3, 176, 176)
     with pytest.raises(UserError, match="Did you mean 'resnet10t'"):
         load_classifier("timm/resnet10x")
     real = timm.create_model

@@ -38,7 +38,8 @@ def test_every_published_checkpoint_loads(entry):
     assert classifier.normalization == scaling
     state = torch.load(path, weights_only=True)
     loaded = classifier.module.state_dict()
-    assert set(state) == set(loaded) and all(torch.equal(state[key], loaded[key]) for key in state)
+    assert set(state) == set(loaded)
+    assert all(torch.equal(state[key], loaded[key]) for key in state)
 
 
 def test_the_wrong_factory_is_explained():

@@ -71,7 +71,8 @@ def test_exported_programs(tmp_path, fixed, suffix):
     classifier = load_classifier(str(path))
     assert same_function(classifier, tiny().eval())
     assert classifier.input_shape == (1, 8, 8)
-    assert classifier.train() is classifier and len(fingerprint(classifier)) == 64
+    assert classifier.train() is classifier
+    assert len(fingerprint(classifier)) == 64
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
 
 
@@ -204,7 +205,7 @@ def onnx_file(path, *, batch="batch", shape=(1, 8, 8), merge=False, nan=False):
     return module
 
 
-@pytest.mark.parametrize("batch, merge", [("batch", False), (1, False), (2, False), (1, True), (2, True)])
+@pytest.mark.parametrize(("batch", "merge"), [("batch", False), (1, False), (2, False), (1, True), (2, True)])
 def test_onnx(tmp_path, batch, merge):
     module = onnx_file(tmp_path / "m.onnx", batch=batch, merge=merge)
     classifier = load_classifier(str(tmp_path / "m.onnx"))
