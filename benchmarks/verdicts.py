@@ -43,7 +43,7 @@ def told(result: Result) -> dict[str, Any]:
         "suite": suite[-1] if suite else result.clean_accuracy.value,
         "reported": result.robust_accuracy.value,
         "verdict": result.verdict.status,
-        "flagged_by": [each.check for each in result.diagnostics if each.status in ("warn", "fail")],
+        "flagged_by": [each.slug for each in result.diagnostics if each.status in ("warn", "fail")],
         "adaptive": [
             f"{each.name}: {each.fooled}" for each in result.attacks if each.role == "adaptive" and each.fooled
         ],

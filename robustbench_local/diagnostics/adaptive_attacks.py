@@ -52,7 +52,7 @@ def select_adaptive_attacks(
     overlooked: the share of some standing samples that plain PGD fools: then it is run too, and where they are many the
     suite was led astray.
     """
-    troubled = {finding.check for finding in findings if finding.status in ("warn", "fail")} & REASONS
+    troubled = {finding.slug for finding in findings if finding.status in ("warn", "fail")} & REASONS
     if overlooked > SUITE_FAILURE_SHARE:
         troubled.add(checks.CROSS_ENTROPY)
     called = list(_called(cascade, found, troubled)) if troubled else []

@@ -26,9 +26,11 @@ from robustbench_local.engine.protocol import Step, resolve_attack
 from robustbench_local.results.checks import (
     ADAPTED,
     BEST_ITERATE_KEPT,
+    CONFIRMED,
     CONVERGED,
     CROSS_ENTROPY,
     DESCENT,
+    FINITE_LOGITS,
     GRADIENT_PREDICTS_LOSS,
     GROWTH,
     MANY_STEPS,
@@ -86,9 +88,9 @@ def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) 
     cascade.use_full_precision()
     chosen = _looked_at(cascade)[: found.fits]
     findings = broadcast(_measured(cascade, chosen) if rank_and_world()[0] == 0 else [])
-    findings += [_probed(cascade, check, FIRST_PROBE + number) for number, check in enumerate(PROBES)]
+    findings += [_probed(cascade, slug, FIRST_PROBE + number) for number, slug in enumerate(PROBES)]
     findings = [_rest(finding, findings) for finding in findings]
-    extra = [(FIRST_PROBE + n, _step(stage), check) for n, (check, stage) in enumerate(PROBES.items())]
+    extra = [(FIRST_PROBE + n, _step(stage), slug) for n, (slug, stage) in enumerate(PROBES.items())]
     stood = int(cascade.standing.numel())
     called = select_adaptive_attacks(cascade, found, [*earlier, *findings], _overlooked(cascade, chosen))
     best: Attack = GRADIENT_ATTACK
@@ -137,14 +139,14 @@ def _measured(cascade: Cascade, chosen: Tensor) -> list[Diagnostic]:
         findings.append(_growth(standing.first(GROWN), GRADIENT_ATTACK))
         moving, lost = measurements.convergence(standing.first(GROWN), replace(GRADIENT_ATTACK, steps=50))
         findings.append(
-            Diagnostic(check=BEST_ITERATE_KEPT, status="pass", value=float(lost), n=min(GROWN, len(standing)))
+            Diagnostic(slug=BEST_ITERATE_KEPT, status="pass", value=float(lost), n=min(GROWN, len(standing)))
         )
-        findings.append(Diagnostic(check=CONVERGED, status="pass", value=moving, n=min(GROWN, len(standing))))
+        findings.append(Diagnostic(slug=CONVERGED, status="pass", value=moving, n=min(GROWN, len(standing))))
         findings.append(_planted(looked.first(PLANTS), PLANTED_ATTACK, cascade))
     else:
         findings += [
-            Diagnostic(check=check, status="skipped", advice="nothing stands that could be too much")
-            for check in (GROWTH, BEST_ITERATE_KEPT, CONVERGED, PLANTED)
+            Diagnostic(slug=slug, status="skipped", advice="nothing stands that could be too much")
+            for slug in (GROWTH, BEST_ITERATE_KEPT, CONVERGED, PLANTED)
         ]
     return findings
 
@@ -158,7 +160,7 @@ def _one_step(one: Tensor, many: Tensor) -> Diagnostic:
     only = int((one & ~many).sum())
     bad = _significantly(one & ~many, many & ~one)
     return Diagnostic(
-        check=ONE_STEP,
+        slug=ONE_STEP,
         status="warn" if bad else "pass",
         value=float(only),
         n=len(one),
@@ -170,7 +172,7 @@ def _many_steps(one: Tensor, all_: Tensor) -> Diagnostic:
     gap, threshold = float((all_ & ~one).float().mean()), 0.3
     bad = gap > threshold and _significantly(all_ & ~one, one & ~all_)
     return Diagnostic(
-        check=MANY_STEPS,
+        slug=MANY_STEPS,
         status="warn" if bad else "pass",
         value=gap,
         threshold=threshold,
@@ -186,7 +188,7 @@ def _cross_entropy(plain: Tensor, all_: Tensor) -> Diagnostic:
     gap, threshold = float((all_ & ~plain).float().mean()), 0.1
     bad = gap > threshold and _significantly(all_ & ~plain, plain & ~all_)
     return Diagnostic(
-        check=CROSS_ENTROPY,
+        slug=CROSS_ENTROPY,
         status="warn" if bad else "pass",
         value=gap,
         threshold=threshold,
@@ -201,7 +203,7 @@ def _cross_entropy(plain: Tensor, all_: Tensor) -> Diagnostic:
 def _scale(looked: ProbeSet) -> Diagnostic:
     gain, threshold = measurements.gain_by_scale(looked, "ce"), 0.1
     return Diagnostic(
-        check=SCALE,
+        slug=SCALE,
         status="warn" if gain > threshold else "pass",
         value=gain,
         threshold=threshold,
@@ -216,7 +218,7 @@ def _scale(looked: ProbeSet) -> Diagnostic:
 def _stable(looked: ProbeSet) -> Diagnostic:
     value, threshold = measurements.margin_instability(looked), 0.1
     return Diagnostic(
-        check=STABLE,
+        slug=STABLE,
         status="warn" if value > threshold else "pass",
         value=value,
         threshold=threshold,
@@ -231,7 +233,7 @@ def _stable(looked: ProbeSet) -> Diagnostic:
 def _leads(looked: ProbeSet) -> Diagnostic:
     value, threshold = measurements.gradient_mismatch(looked), 0.5
     return Diagnostic(
-        check=GRADIENT_PREDICTS_LOSS,
+        slug=GRADIENT_PREDICTS_LOSS,
         status="warn" if value > threshold else "pass",
         value=value,
         threshold=threshold,
@@ -251,7 +253,7 @@ def _growth(looked: ProbeSet, attack: Attack) -> Diagnostic:
     stays = stats.binomtest(left, len(looked), 0.05, alternative="greater").pvalue < SURE
     told = ", ".join(f"{share:.0%}" for share in shares)
     return Diagnostic(
-        check=GROWTH,
+        slug=GROWTH,
         status="warn" if risen or stays else "pass",
         value=shares[-1],
         threshold=0.05,
@@ -268,13 +270,13 @@ def _planted(looked: ProbeSet, attack: Attack, cascade: Cascade) -> Diagnostic:
         cascade.job.model, looked.threat_model, looked.images, attack, seed=looked.seed, batch_size=len(looked)
     )
     if not planted.images:
-        return Diagnostic(check=PLANTED, status="skipped", advice="no planted point could be told from the others")
+        return Diagnostic(slug=PLANTED, status="skipped", advice="no planted point could be told from the others")
     rate, threshold = planted.found / planted.images, 0.5
     rarely = stats.binomtest(planted.found, planted.images, threshold, alternative="less").pvalue < 0.05
     # In small balls of L2 and L1 random points lie near the edge and may find all of them.
     bad = rarely or (planted.found < planted.images and planted.found <= planted.by_chance)
     return Diagnostic(
-        check=PLANTED,
+        slug=PLANTED,
         status="warn" if bad else "pass",
         value=rate,
         threshold=threshold,
@@ -286,18 +288,18 @@ def _planted(looked: ProbeSet, attack: Attack, cascade: Cascade) -> Diagnostic:
     )
 
 
-def _probed(cascade: Cascade, check: str, number: int) -> Diagnostic:
+def _probed(cascade: Cascade, slug: str, number: int) -> Diagnostic:
     """A further attack on what stands: more than a few of those that it fools show that the suite has failed."""
     if not len(cascade.standing):
-        return Diagnostic(check=check, status="skipped", advice="nothing stands that could be too much")
-    return _probe_diagnostic(check, [cascade.run(_step(PROBES[check]), number, check)])
+        return Diagnostic(slug=slug, status="skipped", advice="nothing stands that could be too much")
+    return _probe_diagnostic(slug, [cascade.run(_step(PROBES[slug]), number, slug)])
 
 
-def _probe_diagnostic(check: str, runs: Sequence[StageRun]) -> Diagnostic:
+def _probe_diagnostic(slug: str, runs: Sequence[StageRun]) -> Diagnostic:
     fooled, stood = sum(ran.fooled for ran in runs), sum(ran.stood for ran in runs)
     bad = fooled > 0 and stats.binomtest(fooled, stood, MASKED, alternative="greater").pvalue < 0.05
     return Diagnostic(
-        check=check,
+        slug=slug,
         status="warn" if bad else "pass",
         value=fooled / stood,
         threshold=MASKED,
@@ -318,9 +320,9 @@ def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> 
             ran
             for cascade in cascades
             for ran in cascade.ran
-            if ran.because == finding.check and ran.step.stage.role == "diagnostic" and ran.stood
+            if ran.because == finding.slug and ran.step.stage.role == "diagnostic" and ran.stood
         ]
-        pooled = _probe_diagnostic(finding.check, runs) if finding.check in PROBES and runs else finding
+        pooled = _probe_diagnostic(finding.slug, runs) if finding.slug in PROBES and runs else finding
         if finding.status == "pass" and pooled.status == "warn":
             finding = pooled.model_copy(update={"status": "fail"})
         told.append(finding)
@@ -329,9 +331,9 @@ def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> 
 
 def _rest(finding: Diagnostic, findings: Sequence[Diagnostic]) -> Diagnostic:
     """A search that was still moving matters where going on has found something."""
-    if finding.check != CONVERGED or finding.status == "skipped" or not finding.value:
+    if finding.slug != CONVERGED or finding.status == "skipped" or not finding.value:
         return finding
-    more = next(each for each in findings if each.check == MORE_STEPS)
+    more = next(each for each in findings if each.slug == MORE_STEPS)
     if more.status != "warn":
         return finding
     return finding.model_copy(
@@ -370,10 +372,10 @@ def _recheck(cascade: Cascade, chosen: Tensor, findings: Sequence[Diagnostic], b
             after.append(finding)
             continue
         again = finding.model_copy(update={"status": "pass"})
-        if stands and finding.check in PROBES:
-            again = _probed(cascade, finding.check, SECOND_PROBE + list(PROBES).index(finding.check))
-        elif len(standing) and finding.check in measured:
-            again = broadcast(measured[finding.check]() if rank_and_world()[0] == 0 else finding)
+        if stands and finding.slug in PROBES:
+            again = _probed(cascade, finding.slug, SECOND_PROBE + list(PROBES).index(finding.slug))
+        elif len(standing) and finding.slug in measured:
+            again = broadcast(measured[finding.slug]() if rank_and_world()[0] == 0 else finding)
         if again.status == "warn":
             still = f"{again.advice}; this is so after the adaptive attacks too"
             after.append(again.model_copy(update={"status": "fail", "advice": still}))
@@ -387,7 +389,7 @@ def _adaptive_summary(cascade: Cascade, stood: int) -> Diagnostic:
     stands = len(cascade.standing)
     names = [spec_text(ran.step.attack) for ran in cascade.ran if ran.step.stage.role == "adaptive" and ran.fooled]
     return Diagnostic(
-        check=ADAPTED,
+        slug=ADAPTED,
         status="warn" if stands < stood else "pass",
         value=float(stood - stands),
         threshold=0.0,
@@ -401,9 +403,9 @@ def _milder(attack: Attack) -> Attack:
     return replace(attack, steps=min(attack.steps, 200)) if isinstance(attack, PGD) else PLANTED_ATTACK
 
 
-def finding_of(findings: Sequence[Diagnostic], check: str) -> Diagnostic:
+def finding_of(findings: Sequence[Diagnostic], slug: str) -> Diagnostic:
     """The finding of that check."""
-    return next(finding for finding in findings if finding.check == check)
+    return next(finding for finding in findings if finding.slug == slug)
 
 
 def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnostic]:
@@ -411,7 +413,7 @@ def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnos
     unconfirmed = sum(report.unconfirmed for report in reports)
     return [
         Diagnostic(
-            check="successes of the search are confirmed",
+            slug=CONFIRMED,
             status="warn" if unconfirmed else "pass",
             value=float(unconfirmed),
             threshold=0.0,
@@ -421,7 +423,7 @@ def after_attacks(reports: list[AttackReport], not_numbers: int) -> list[Diagnos
             else "",
         ),
         Diagnostic(
-            check="logits are numbers under attack",
+            slug=FINITE_LOGITS,
             status="fail" if not_numbers else "pass",
             value=float(not_numbers),
             threshold=0.0,
@@ -443,5 +445,5 @@ def verdict_of(findings: Sequence[Diagnostic], *, assessed: bool = True) -> Verd
     calm = "trusted" if assessed else "not-assessed"
     return Verdict(
         status="not-trusted" if "fail" in statuses else "doubtful" if troubled else calm,  # type: ignore[arg-type]
-        reasons=[f"{finding.check}: {finding.advice}" for finding in troubled],
+        reasons=[f"{finding.sentence}: {finding.advice}" for finding in troubled],
     )

@@ -12,6 +12,7 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.diagnostics.preflight import PROBE, probe_images
 from robustbench_local.models.metered import Metered
 from robustbench_local.models.normalization import parse_normalization
+from robustbench_local.results.checks import CLEAN_ACCURACY
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.statistics.intervals import exact_bounds
 
@@ -38,7 +39,7 @@ def accuracy_is_plausible(
     if not advice and right < n and exact_bounds(right, n)[0] <= 1 / classes:
         advice = "no better than guessing: check the order of labels and channels, the normalisation and the weights"
     return Diagnostic(
-        check="clean accuracy is above chance",
+        slug=CLEAN_ACCURACY,
         status="warn" if advice else "pass",
         value=right / n,
         threshold=1 / classes,

@@ -17,7 +17,17 @@ from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered, ModelFailure
-from robustbench_local.results.checks import DETERMINISTIC, GRADIENTS, LAYERS, NO_TEST_TIME_OPTIMIZATION
+from robustbench_local.results.checks import (
+    BATCH_INDEPENDENT,
+    CLASS_COUNT,
+    DETERMINISTIC,
+    EVAL_MODE,
+    GRADIENTS,
+    IMAGE_RANGE,
+    LAYERS,
+    LOGITS,
+    NO_TEST_TIME_OPTIMIZATION,
+)
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.runtime.device import BatchSize, is_out_of_memory
 
@@ -87,25 +97,21 @@ def _preflight(
 
 def _pixels(dataset: Dataset) -> Diagnostic:
     low, high = dataset.raw_range
-    return Diagnostic(check="images are in [0, 1]", status="pass", value=f"from {low:.3g} to {high:.3g}")
+    return Diagnostic(slug=IMAGE_RANGE, status="pass", value=f"from {low:.3g} to {high:.3g}")
 
 
 def _classes(classes: int) -> Diagnostic:
     """Every loss is defined for any number of classes, so few are said, not doubted."""
     told = {2: "dlr is the margin here, and there is one class to steer to", 3: "targeted dlr is the margin here"}
     return Diagnostic(
-        check="there are classes enough",
-        status="pass",
-        value=float(classes),
-        threshold=2.0,
-        advice=told.get(classes, ""),
+        slug=CLASS_COUNT, status="pass", value=float(classes), threshold=2.0, advice=told.get(classes, "")
     )
 
 
 def _modes(traced: GradientTrace) -> Diagnostic:
     names = ", ".join(dict.fromkeys(traced.training))
     return Diagnostic(
-        check="layers are in eval mode",
+        slug=EVAL_MODE,
         status="warn" if names else "pass",
         value=names or "all",
         advice="these layers are in train mode while they run, so dropout and batch norm work as in training: do not "
@@ -118,7 +124,7 @@ def _modes(traced: GradientTrace) -> Diagnostic:
 def _dynamic(traced: GradientTrace) -> Diagnostic:
     calls = ", ".join(dict.fromkeys(traced.differentiates))
     return Diagnostic(
-        check=NO_TEST_TIME_OPTIMIZATION,
+        slug=NO_TEST_TIME_OPTIMIZATION,
         status="warn" if calls else "pass",
         value=calls or "nothing",
         advice="the model differentiates or optimises while it answers, so the attacks' gradients see one step of a "
@@ -134,7 +140,7 @@ def _layers(traced: GradientTrace, *, missing: bool) -> Diagnostic:
     """
     told = traced.description if traced.stops or missing else ""
     return Diagnostic(
-        check=LAYERS,
+        slug=LAYERS,
         status="warn" if told else "pass",
         value=told or "all",
         advice=f"gradients end in {told}, which hides the way to adversarial examples and not the examples: it takes "
@@ -230,20 +236,20 @@ def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel
 
 
 def _logits_or_probabilities(classifier: Classifier, logits: Tensor) -> Diagnostic:
-    check = "outputs are logits"
+    slug = LOGITS
     if classifier.probabilities:
-        return Diagnostic(check=check, status="warn", value="probabilities", advice="attacked on their logarithm")
+        return Diagnostic(slug=slug, status="warn", value="probabilities", advice="attacked on their logarithm")
     sums_to_one = bool(((logits.sum(1) - 1).abs() < 1e-3).all())
     if sums_to_one and bool((logits >= 0).all()):
         classifier.probabilities = True
         return Diagnostic(
-            check=check,
+            slug=slug,
             status="warn",
             value="probabilities",
             advice="the model ends in a softmax, whose gradients vanish where it is sure: attacked on the logarithm of "
             "its outputs; returning logits from its forward is better",
         )
-    return Diagnostic(check=check, status="pass", value="logits")
+    return Diagnostic(slug=slug, status="pass", value="logits")
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
@@ -255,7 +261,7 @@ def _deterministic(passes: Tensor) -> Diagnostic:
     """passes: float [passes, rows, classes] of the same images."""
     difference = max(_difference(passes[0], again) for again in passes[1:])
     return Diagnostic(
-        check=DETERMINISTIC,
+        slug=DETERMINISTIC,
         status="warn" if difference > TOLERANCE else "pass",
         value=difference,
         threshold=TOLERANCE,
@@ -268,15 +274,15 @@ def _deterministic(passes: Tensor) -> Diagnostic:
 
 
 def _batch_independent(model: Metered, images: Tensor, together: Tensor, *, random: bool) -> Diagnostic:
-    check, threshold = "samples do not influence each other", 10 * TOLERANCE
+    slug, threshold = BATCH_INDEPENDENT, 10 * TOLERANCE
     if random:
-        return Diagnostic(check=check, status="skipped", advice="cannot be told of a model that is random")
+        return Diagnostic(slug=slug, status="skipped", advice="cannot be told of a model that is random")
     try:
         difference = _difference(together, torch.cat([model(image[None]) for image in images]))
     except ModelFailure:
         difference = 1.0  # batch norm over a single image refuses it
     return Diagnostic(
-        check=check,
+        slug=slug,
         status="warn" if difference > threshold else "pass",
         value=difference,
         threshold=threshold,
@@ -295,10 +301,10 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: GradientT
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
-    check = GRADIENTS
+    slug = GRADIENTS
     if not logits.requires_grad:
         return Diagnostic(
-            check=check,
+            slug=slug,
             status="warn",
             value=1.0,
             threshold=0.0,
@@ -319,7 +325,7 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: GradientT
         missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
     share = float(missing.float().mean())
     return Diagnostic(
-        check=check,
+        slug=slug,
         status="warn" if share > 0 else "pass",
         value=share,
         threshold=0.0,

@@ -169,16 +169,16 @@ def show_result(screen: Console, result: Result) -> None:
 
 def was_assessed(result: Result) -> bool:
     """Whether the outcome was looked at after the attacks."""
-    return any(finding.check == checks.GROWTH for finding in result.diagnostics)
+    return any(finding.slug == checks.GROWTH for finding in result.diagnostics)
 
 
 def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
     """One line for each finding: its status, what was checked and measured, and the mend."""
     for finding in findings:
         value = f" ({finding.value:.4g})" if isinstance(finding.value, float) else f" ({finding.value})"
-        screen.print(f"[{COLOURS[finding.status]}]{finding.status}[/]", end="  ")
-        told = f" – not so: {finding.advice}" if finding.status in ("warn", "fail") else value
-        screen.print(plain(f"{finding.check}{told}"), markup=False, soft_wrap=True)
+        detail = f": {finding.advice}" if finding.status in ("warn", "fail") else value
+        screen.print(f"[{COLOURS[finding.status]}]{finding.status.upper():<8}[/]", end="")
+        screen.print(plain(f"{finding.sentence}{detail}"), markup=False, soft_wrap=True)
 
 
 def write_json(text: str) -> None:

@@ -26,11 +26,10 @@ from robustbench_local.engine.protocol import Step
 from robustbench_local.engine.search import RunContext, clean_pass, run_attack
 from robustbench_local.errors import UserError
 from robustbench_local.models.metered import seconds_since
-from robustbench_local.results.checks import PROBES_AGREE
+from robustbench_local.results.checks import PROBES_AGREE, REGIONS_SEARCHED
 from robustbench_local.results.schema import AttackReport, Diagnostic
 from robustbench_local.runtime.distributed import gather, rank_and_world
 
-SOLVED = "activation regions are searched"
 STAGES = 1000
 """More stages than a block of samples goes through, so that every block's have numbers of their own."""
 
@@ -109,7 +108,7 @@ class Cascade:
             if (step.stage.role == "tail" and not doubtful) or (step.stage.role == "follow-up" and not moving):
                 continue
             if step.stage.role == "solver" and (reason := _refusal(self.job, step)):
-                findings.append(Diagnostic(check=SOLVED, status="skipped", advice=f"not searched: {reason}"))
+                findings.append(Diagnostic(slug=REGIONS_SEARCHED, status="skipped", advice=f"not searched: {reason}"))
                 continue
             ran = self.run(step, number)
             moving = ran.fooled > MOVING * ran.attacked
@@ -249,10 +248,10 @@ def _smallest_margin_first(standing: Tensor, stage: Stage) -> Tensor:
 def _probe_diagnostic(probes: list[StageRun], gradients: Diagnostic) -> Diagnostic:
     """What the probes say: did an attack without gradients fool what gradients could not?"""
     found, asked = sum(probe.fooled for probe in probes), sum(probe.attacked for probe in probes)
-    check = PROBES_AGREE
+    slug = PROBES_AGREE
     if gradients.status == "warn":
         return Diagnostic(
-            check=check,
+            slug=slug,
             status="warn",
             value="no gradient",
             threshold=0.0,
@@ -262,7 +261,7 @@ def _probe_diagnostic(probes: list[StageRun], gradients: Diagnostic) -> Diagnost
     share = found / max(asked, 1)
     masked = share > MASKED
     return Diagnostic(
-        check=check,
+        slug=slug,
         status="warn" if masked else "pass",
         value=share,
         threshold=MASKED,

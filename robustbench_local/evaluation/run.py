@@ -314,7 +314,7 @@ def _identity(metered: Metered, batches: Sequence[Tensor], findings: Sequence[Di
     """
     classifier = metered.model
     told = [classifier.name, repr(classifier.module), fingerprint(classifier)]
-    if not any(finding.check == DETERMINISTIC and finding.status == "warn" for finding in findings):
+    if not any(finding.slug == DETERMINISTIC and finding.status == "warn" for finding in findings):
         logits = torch.cat([metered(images) for images in batches]).double().cpu()
         largest = logits.abs().max().clamp_min(1e-300)
         told += [f"{float(largest):.2g}", repr((logits / largest * 10).round().int().tolist())]

@@ -1,25 +1,192 @@
-"""What is checked, by the names that a result carries. Each says what is so where the check passes."""
+"""The checks of an evaluation: a stable slug for each, and the sentences that say how it turned out.
+
+Results, gates and tests rely on the slugs; the sentences are for people and may improve.
+"""
 
 from __future__ import annotations
 
-DETERMINISTIC = "forward is deterministic"
-GRADIENTS = "gradients reach the input"
-LAYERS = "every layer passes gradients on"
-NO_TEST_TIME_OPTIMIZATION = "forward does not differentiate"
-PROBES_AGREE = "gradients lead to the weakest samples"
+import re
+from typing import NamedTuple
 
-ONE_STEP = "iterating is no weaker than one step"
-MANY_STEPS = "one step finds most of what many find"
-CROSS_ENTROPY = "plain cross-entropy finds what the suite finds"
-SCALE = "the scale of the logits hides nothing"
-STABLE = "predictions are stable under small noise"
-GRADIENT_PREDICTS_LOSS = "the loss rises as its gradient says"
-GROWTH = "accuracy falls to 0 as eps grows"
-BEST_ITERATE_KEPT = "successes on the way are kept"
-CONVERGED = "the search comes to rest"
-PLANTED = "planted points are found"
-NOISE = "random points of the ball find no more"
-SQUARE = "an attack without gradients finds no more"
-MORE_STEPS = "more steps find no more"
-DESCENT = "going down the loss finds no more"
-ADAPTED = "adaptive attacks find no more"
+# Before the first attack.
+IMAGE_RANGE = "images-in-range"
+CLASS_COUNT = "enough-classes"
+EVAL_MODE = "layers-in-eval-mode"
+LOGITS = "outputs-are-logits"
+DETERMINISTIC = "forward-is-deterministic"
+BATCH_INDEPENDENT = "batch-independent"
+GRADIENTS = "gradients-reach-input"
+LAYERS = "layers-pass-gradients"
+NO_TEST_TIME_OPTIMIZATION = "no-test-time-optimization"
+CLEAN_ACCURACY = "clean-accuracy-plausible"
+
+# During the attacks.
+PROBES_AGREE = "gradient-free-probe-agrees"
+REGIONS_SEARCHED = "activation-regions-searched"
+CONFIRMED = "successes-confirmed"
+FINITE_LOGITS = "logits-finite-under-attack"
+
+# After the attacks.
+ONE_STEP = "iterative-beats-one-step"
+MANY_STEPS = "one-step-comes-close"
+CROSS_ENTROPY = "cross-entropy-suffices"
+SCALE = "logit-scale-harmless"
+STABLE = "margins-stable-under-noise"
+GRADIENT_PREDICTS_LOSS = "gradient-predicts-loss"
+GROWTH = "accuracy-falls-to-zero"
+BEST_ITERATE_KEPT = "best-iterate-kept"
+CONVERGED = "search-converged"
+PLANTED = "planted-points-found"
+NOISE = "random-points-find-no-more"
+SQUARE = "gradient-free-attack-finds-no-more"
+MORE_STEPS = "more-steps-find-no-more"
+DESCENT = "descent-finds-no-more"
+ADAPTED = "adaptive-attacks-find-no-more"
+
+AFTER_ATTACKS = (
+    ONE_STEP,
+    MANY_STEPS,
+    CROSS_ENTROPY,
+    SCALE,
+    STABLE,
+    GRADIENT_PREDICTS_LOSS,
+    GROWTH,
+    BEST_ITERATE_KEPT,
+    CONVERGED,
+    PLANTED,
+    NOISE,
+    SQUARE,
+    MORE_STEPS,
+    DESCENT,
+)
+"""The gradient-masking checks, which run after the attacks of a suite; `--no-diagnostics` leaves them out."""
+
+
+class Sentences(NamedTuple):
+    """passes, fails: how the check turned out. earlier: its name in results that were written before slugs."""
+
+    passes: str
+    fails: str
+    earlier: str
+
+
+CHECKS: dict[str, Sentences] = {
+    IMAGE_RANGE: Sentences("images are in [0, 1]", "images are not in [0, 1]", "images are in [0, 1]"),
+    CLASS_COUNT: Sentences(
+        "the model has enough classes for every loss",
+        "the model has too few classes for some losses",
+        "there are classes enough",
+    ),
+    EVAL_MODE: Sentences("all layers are in eval mode", "some layers are in train mode", "layers are in eval mode"),
+    LOGITS: Sentences("the outputs are logits", "the outputs are probabilities, not logits", "outputs are logits"),
+    DETERMINISTIC: Sentences(
+        "the forward pass is deterministic", "the forward pass is random", "forward is deterministic"
+    ),
+    BATCH_INDEPENDENT: Sentences(
+        "logits do not depend on the rest of the batch",
+        "logits depend on the rest of the batch",
+        "samples do not influence each other",
+    ),
+    GRADIENTS: Sentences("gradients reach the input", "gradients do not reach the input", "gradients reach the input"),
+    LAYERS: Sentences(
+        "every layer passes gradients on", "some layers block gradients", "every layer passes gradients on"
+    ),
+    NO_TEST_TIME_OPTIMIZATION: Sentences(
+        "the forward pass does not optimize or differentiate",
+        "the forward pass optimizes or differentiates",
+        "forward does not differentiate",
+    ),
+    CLEAN_ACCURACY: Sentences(
+        "clean accuracy is plausible", "clean accuracy is implausible", "clean accuracy is above chance"
+    ),
+    PROBES_AGREE: Sentences(
+        "the gradient-free probe agrees with the gradient attacks",
+        "the gradient-free probe beats the gradient attacks",
+        "gradients lead to the weakest samples",
+    ),
+    REGIONS_SEARCHED: Sentences(
+        "activation regions were searched", "activation regions were not searched", "activation regions are searched"
+    ),
+    CONFIRMED: Sentences(
+        "float32 confirms what the search found",
+        "float32 does not confirm what the search found",
+        "successes of the search are confirmed",
+    ),
+    FINITE_LOGITS: Sentences(
+        "logits stay finite under attack", "logits are not finite under attack", "logits are numbers under attack"
+    ),
+    ONE_STEP: Sentences(
+        "iterative attacks are at least as strong as one step",
+        "one step beats iterative attacks",
+        "iterating is no weaker than one step",
+    ),
+    MANY_STEPS: Sentences(
+        "one step finds most of what many steps find",
+        "many steps find far more than one step",
+        "one step finds most of what many find",
+    ),
+    CROSS_ENTROPY: Sentences(
+        "plain cross-entropy finds what the suite finds",
+        "plain cross-entropy finds less than the suite",
+        "plain cross-entropy finds what the suite finds",
+    ),
+    SCALE: Sentences(
+        "the scale of the logits hides no adversarial examples",
+        "the scale of the logits hides adversarial examples",
+        "the scale of the logits hides nothing",
+    ),
+    STABLE: Sentences(
+        "margins are stable under small noise",
+        "margins are unstable under small noise",
+        "predictions are stable under small noise",
+    ),
+    GRADIENT_PREDICTS_LOSS: Sentences(
+        "the gradient predicts how the loss changes",
+        "the gradient does not predict how the loss changes",
+        "the loss rises as its gradient says",
+    ),
+    GROWTH: Sentences(
+        "robust accuracy falls to 0 as eps grows",
+        "robust accuracy does not fall to 0 as eps grows",
+        "accuracy falls to 0 as eps grows",
+    ),
+    BEST_ITERATE_KEPT: Sentences(
+        "the best iterate is kept", "the best iterate is lost", "successes on the way are kept"
+    ),
+    CONVERGED: Sentences("the search converges", "the search does not converge", "the search comes to rest"),
+    PLANTED: Sentences(
+        "planted adversarial examples are found", "planted adversarial examples are missed", "planted points are found"
+    ),
+    NOISE: Sentences(
+        "random points find no further adversarial examples",
+        "random points find further adversarial examples",
+        "random points of the ball find no more",
+    ),
+    SQUARE: Sentences(
+        "a gradient-free attack finds no further adversarial examples",
+        "a gradient-free attack finds further adversarial examples",
+        "an attack without gradients finds no more",
+    ),
+    MORE_STEPS: Sentences(
+        "more steps find no further adversarial examples",
+        "more steps find further adversarial examples",
+        "more steps find no more",
+    ),
+    DESCENT: Sentences(
+        "descending the loss finds no further adversarial examples",
+        "descending the loss finds further adversarial examples",
+        "going down the loss finds no more",
+    ),
+    ADAPTED: Sentences(
+        "adaptive attacks find no further adversarial examples",
+        "adaptive attacks find further adversarial examples",
+        "adaptive attacks find no more",
+    ),
+}
+
+_EARLIER = {sentences.earlier: slug for slug, sentences in CHECKS.items()}
+
+
+def slug_of(name: str) -> str:
+    """Return the slug of a check that a result names by slug or, before slugs, by its sentence."""
+    return _EARLIER.get(name, name if name in CHECKS else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))

@@ -6,9 +6,18 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import (
@@ -21,6 +30,7 @@ from robustbench_local.io.safe_read import (
     require_plain_file,
 )
 from robustbench_local.numbers import parse_number
+from robustbench_local.results.checks import CHECKS, slug_of
 from robustbench_local.statistics.intervals import wilson
 from robustbench_local.statistics.sequential import finite_bounds
 
@@ -124,7 +134,9 @@ class AttackReport(StrictModel):
     attacked: NonNegativeInt
     fooled: NonNegativeInt
     role: Literal["search", "follow-up", "probe", "tail", "solver", "diagnostic", "adaptive"] = "search"
-    because: str | None = Field(default=None, description="the diagnostic that called for this adaptive attack")
+    because: Annotated[str | None, BeforeValidator(lambda name: slug_of(name) if isinstance(name, str) else name)] = (
+        Field(default=None, description="the slug of the diagnostic that called for this adaptive attack")
+    )
     share: float = Field(
         default=1.0, gt=0, le=1, description="of the samples that stood, those of smallest margin that were attacked"
     )
@@ -139,12 +151,31 @@ class AttackReport(StrictModel):
 
 
 class Diagnostic(StrictModel):
-    check: str
+    """The outcome of one check. Results written before slugs name it by its sentence alone and stay readable."""
+
+    slug: str = Field(description="the check's stable name, such as gradients-reach-input")
+    check: str = Field(default="", description="what is so where the check passes")
     status: Literal["pass", "warn", "fail", "skipped"]
     value: float | str | None = None
     threshold: float | str | None = None
     n: NonNegativeInt | None = Field(default=None, description="how many images were looked at")
     advice: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_check(cls, values: Any) -> Any:
+        """Fill in the slug from the sentence of an earlier result, and the sentence from the slug."""
+        if not isinstance(values, dict) or not isinstance(values.get("slug", values.get("check")), str):
+            return values
+        slug = values.get("slug") or slug_of(values["check"])
+        known = CHECKS.get(slug)
+        return {**values, "slug": slug, "check": known.passes if known else values.get("check") or slug}
+
+    @property
+    def sentence(self) -> str:
+        """How the check turned out, for people."""
+        known = CHECKS.get(self.slug)
+        return known.fails if known and self.status in ("warn", "fail") else self.check
 
 
 class Verdict(StrictModel):

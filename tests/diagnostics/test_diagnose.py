@@ -19,22 +19,7 @@ from robustbench_local.results import checks
 from robustbench_local.results.schema import Diagnostic
 
 THREAT = ThreatModel("linf", "0.1")
-AFTER = {value for name, value in vars(checks).items() if name.isupper()} - {
-    checks.DETERMINISTIC,
-    checks.GRADIENTS,
-    checks.LAYERS,
-    checks.NO_TEST_TIME_OPTIMIZATION,
-    checks.PROBES_AGREE,
-    checks.ADAPTED,
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+AFTER = set(checks.AFTER_ATTACKS)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +48,7 @@ def short_square(monkeypatch):
 
 
 def by_check(result):
-    return {finding.check: finding for finding in result.diagnostics}
+    return {finding.slug: finding for finding in result.diagnostics}
 
 
 def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
@@ -121,7 +106,7 @@ def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
     monkeypatch.setattr(diagnostics, "select_adaptive_attacks", lambda *given: [AdaptiveAttack(nothing, checks.NOISE)])
     result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
     assert result.verdict.status == "not-trusted"
-    failed = {finding.check for finding in result.diagnostics if finding.status == "fail"}
+    failed = {finding.slug for finding in result.diagnostics if finding.status == "fail"}
     assert checks.GROWTH in failed
     assert failed & {checks.NOISE, checks.SQUARE}
 
@@ -185,7 +170,7 @@ def test_a_few_last_samples_are_no_alarm(fooled, stood, status):
     ],
 )
 def test_the_verdict_is_the_gravest_finding(statuses, assessed, expected):
-    findings = [Diagnostic(check=f"c{n}", status=status, advice="a") for n, status in enumerate(statuses)]
+    findings = [Diagnostic(slug=f"c{n}", status=status, advice="a") for n, status in enumerate(statuses)]
     verdict = verdict_of(findings, assessed=assessed)
     assert verdict.status == expected
     assert verdict.reasons == [f"c{n}: a" for n, status in enumerate(statuses) if status in ("warn", "fail")]

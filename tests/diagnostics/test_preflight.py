@@ -28,17 +28,17 @@ class Net(nn.Module):
 
 def findings(net, dataset=None):
     _, found = examine(Classifier(net, copy=False), dataset or data(), device="cpu")
-    return {finding.check: finding for finding in found}
+    return {finding.slug: finding for finding in found}
 
 
 @pytest.mark.parametrize(
     ("after", "check"),
     [
-        (lambda logits, net: logits.softmax(1), "outputs are logits"),
-        (lambda logits, net: logits + torch.randn_like(logits), "forward is deterministic"),
-        (lambda logits, net: logits - logits.mean(0), "samples do not influence each other"),
-        (lambda logits, net: logits.detach(), "gradients reach the input"),
-        (lambda logits, net: logits.round(), "gradients reach the input"),
+        (lambda logits, net: logits.softmax(1), "outputs-are-logits"),
+        (lambda logits, net: logits + torch.randn_like(logits), "forward-is-deterministic"),
+        (lambda logits, net: logits - logits.mean(0), "batch-independent"),
+        (lambda logits, net: logits.detach(), "gradients-reach-input"),
+        (lambda logits, net: logits.round(), "gradients-reach-input"),
     ],
     ids=["softmax", "noise", "batch statistics", "detached", "rounded"],
 )
@@ -52,7 +52,7 @@ def test_each_trouble_is_warned_of_and_only_then(after, check):
 
 
 def test_guessing_is_warned_of():
-    found = findings(Net(), data(400))["clean accuracy is above chance"]
+    found = findings(Net(), data(400))["clean-accuracy-plausible"]
     assert found.status == "warn"
     assert "guessing" in found.advice
 

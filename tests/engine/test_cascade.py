@@ -144,9 +144,7 @@ def test_without_gradients_the_tail_runs_and_says_why(digits, monkeypatch):
     assert result.attacks[-1].role == "tail"
     assert result.attacks[-1].fooled > 5
     assert result.verdict.status == "doubtful"
-    assert any(
-        each.check == "gradients lead to the weakest samples" and each.status == "warn" for each in result.diagnostics
-    )
+    assert any(each.slug == "gradient-free-probe-agrees" and each.status == "warn" for each in result.diagnostics)
 
 
 def test_a_probe_that_wins_calls_the_tail(digits, suite):
@@ -164,7 +162,7 @@ def test_a_probe_that_wins_calls_the_tail(digits, suite):
     ).result
     assert [each.role for each in result.attacks] == ["search", "probe", "tail"]
     assert result.attacks[2].fooled > 0
-    finding = next(each for each in result.diagnostics if each.check == "gradients lead to the weakest samples")
+    finding = next(each for each in result.diagnostics if each.slug == "gradient-free-probe-agrees")
     assert finding.status == "warn"
     assert finding.value > finding.threshold
 
@@ -173,7 +171,7 @@ def test_sound_gradients_cost_no_tail(digits):
     model = load_classifier("digits-cnn-robust")
     result = evaluate(model, digits, THREAT, suite="standard").result
     assert {each.role for each in result.attacks} <= {"search", "follow-up", "probe"}
-    finding = next(each for each in result.diagnostics if each.check == "gradients lead to the weakest samples")
+    finding = next(each for each in result.diagnostics if each.slug == "gradient-free-probe-agrees")
     assert finding.status == "pass"
 
 

@@ -193,7 +193,7 @@ def test_a_softmax_model_is_attacked_on_its_logarithm(digits, model):
     plain = evaluate(model, digits, THREAT).robust_accuracy.value
     evaluation = evaluate(softmaxed, digits, THREAT)
     assert evaluation.robust_accuracy.value == pytest.approx(plain, abs=0.012)
-    finding = next(each for each in evaluation.result.diagnostics if each.check == "outputs are logits")
+    finding = next(each for each in evaluation.result.diagnostics if each.slug == "outputs-are-logits")
     assert finding.status == "warn"
     assert evaluation.result.verdict.status == "doubtful"
 
@@ -328,7 +328,7 @@ def test_a_model_that_gives_nan_off_the_images_is_not_robust(digits):
     on_grid = lambda images: ((images * 16) % 1 == 0).flatten(1).all(1)[:, None]  # noqa: E731
     count, result = standing(lambda logits, images: torch.where(on_grid(images), logits, torch.nan), part)
     assert count == 0
-    finding = next(each for each in result.diagnostics if each.check == "logits are numbers under attack")
+    finding = next(each for each in result.diagnostics if each.slug == "logits-finite-under-attack")
     assert finding.status == "fail"
     assert result.verdict.status == "not-trusted"
 

@@ -143,7 +143,7 @@ def nan_half_way(scene: Scene) -> None:
     except UserError as error:  # so early that the images themselves had no numbers
         assert "gives NaN or infinite logits for sample" in str(error)
         return
-    finding = next(each for each in found["diagnostics"] if each["check"] == "logits are numbers under attack")
+    finding = next(each for each in found["diagnostics"] if each["check"] == "logits-finite-under-attack")
     samples = [json.loads(line) for line in record.splitlines()]
     assert found["robust_accuracy"]["correct"] == sum(sample["robust"] for sample in samples)
     assert found["robust_accuracy"]["correct"] <= scene.expected[0]["robust_accuracy"]["correct"]

@@ -72,7 +72,7 @@ def test_standard_takes_the_distilled_network_to_within_two_points_of_the_undefe
 
 def test_diagnostics_say_that_gradients_are_missing(evaluated):
     for attack in ("pgd", "standard"):
-        warned = {finding.check for finding in evaluated["distilled"][attack].diagnostics if finding.status == "warn"}
-        assert "gradients reach the input" in warned
+        warned = {finding.slug for finding in evaluated["distilled"][attack].diagnostics if finding.status == "warn"}
+        assert "gradients-reach-input" in warned
         assert evaluated["distilled"][attack].verdict.status == "doubtful"
     assert evaluated["undefended"]["standard"].verdict.status == "not-assessed"

@@ -34,7 +34,7 @@ def judged(one, samples=None, suite="fast"):
 
 
 def troubled(result):
-    return {finding.check for finding in result.diagnostics if finding.status in ("warn", "fail")}
+    return {finding.slug for finding in result.diagnostics if finding.status in ("warn", "fail")}
 
 
 @pytest.mark.parametrize("name", [name for name in members.KINDS if name != "jpeg"])  # which is slow, and a variant
