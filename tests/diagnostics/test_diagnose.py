@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
 from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
