@@ -67,7 +67,8 @@ def attack_command(**options: Any) -> None:
         --data cifar10 --suite standard --output cifar.json
     """
     size = batch_size(options["batch_size"])
-    from robustbench_local.display.evaluation import ProgressObserver, console, show_result, write_json
+    from robustbench_local.display.console import console, write_json
+    from robustbench_local.display.evaluation import ProgressObserver, show_result
     from robustbench_local.engine.journal import journals
     from robustbench_local.engine.protocol import resolve_attack
     from robustbench_local.evaluation.run import evaluate

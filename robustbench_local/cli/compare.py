@@ -30,7 +30,7 @@ def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool)
     if as_json and style == "terminal":
         raise UserError("--json is short for --format json, but --format is terminal: give one of them")
     from robustbench_local.display.compare import show_comparison
-    from robustbench_local.display.evaluation import console, write_json
+    from robustbench_local.display.console import console, write_json
     from robustbench_local.results.compare import compare
 
     comparison = compare(results)

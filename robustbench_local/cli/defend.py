@@ -123,7 +123,7 @@ def train_command(**options: Any) -> None:
 
 
 def _train(options: dict[str, Any]) -> None:
-    from robustbench_local.display.evaluation import console
+    from robustbench_local.display.console import console
     from robustbench_local.runtime.distributed import broadcast, process_group
     from robustbench_local.training.recipe import list_recipes, resolve_recipe
     from robustbench_local.training.run import is_resumable, new_folder
@@ -165,7 +165,8 @@ def _train(options: dict[str, Any]) -> None:
 
 def _run(recipe: Any, output: Path, settings: dict[str, Any], *, tensorboard: bool, quiet: bool) -> None:
     """Train, evaluate, and show what came of it."""
-    from robustbench_local.display.evaluation import ProgressObserver, console, show_result
+    from robustbench_local.display.console import console
+    from robustbench_local.display.evaluation import ProgressObserver, show_result
     from robustbench_local.display.training import EpochTable, show_training
     from robustbench_local.training.curves import draw_curves, write_tensorboard
     from robustbench_local.training.run import run_training

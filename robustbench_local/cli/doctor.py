@@ -18,7 +18,8 @@ def doctor_command(device: str | None, **options: Any) -> None:
     robust doctor
     robust doctor net.py:make --checkpoint net.pt --data npz:images.npz
     """
-    from robustbench_local.display.evaluation import console, show_findings
+    from robustbench_local.display.console import console
+    from robustbench_local.display.evaluation import show_findings
     from robustbench_local.evaluation.run import examine
 
     classifier, dataset = load_model_and_data(options)

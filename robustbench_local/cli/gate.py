@@ -10,7 +10,7 @@ import click
 from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
-    from robustbench_local.gates.decide import Decision
+    from robustbench_local.gates.decision import Decision
 
 FORMATS = ("terminal", "json", "junit", "sarif", "github")
 
@@ -82,7 +82,7 @@ def gate_command(
         raise UserError("--output needs --format json, junit, sarif or github: the terminal's lines are for people")
     if limits["alpha"] is not None and not 1e-6 <= limits["alpha"] < 0.5:
         raise UserError(f"--alpha is {limits['alpha']:g}, but must lie between 0.000001 and 0.5")
-    from robustbench_local.display.evaluation import console, write_json
+    from robustbench_local.display.console import console, write_json
     from robustbench_local.display.gate import show_decision
     from robustbench_local.gates.baseline import update_baselines
     from robustbench_local.gates.config import read_gate
@@ -132,7 +132,7 @@ def _formatted(style: str, decision: Decision) -> str:
     if style == "json":
         return json.dumps(decision.to_dict(), indent=2) + "\n"
     if style == "junit":
-        from robustbench_local.gates.sarif import junit
+        from robustbench_local.gates.junit import junit
 
         return junit(decision)
     if style == "sarif":

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-from types import TracebackType
-from typing import Self
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_local.display.console import ProgressContext
 from robustbench_local.engine.observer import Observer
-from robustbench_local.errors import UserError
 from robustbench_local.io.escape import plain
 from robustbench_local.results import checks
 from robustbench_local.results.schema import Accuracy, Diagnostic, Result
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}
-
-
-class Screen(Console):
-    """People's terminal. Where they leave, the run goes on in silence: its files are what it is for."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())
-
-
-def console(*, quiet: bool = False) -> Console:
-    return Screen(stderr=True, highlight=False, soft_wrap=False, quiet=quiet)
-
-
-class ProgressContext:
-    """A progress bar that is there inside a `with` and gone after it, on a terminal only."""
-
-    _progress: Progress
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
 
 class ProgressObserver(ProgressContext, Observer):
@@ -179,16 +145,3 @@ def show_findings(screen: Console, findings: list[Diagnostic]) -> None:
         detail = f": {finding.advice}" if finding.status in ("warn", "fail") else value
         screen.print(f"[{COLOURS[finding.status]}]{finding.status.upper():<8}[/]", end="")
         screen.print(plain(f"{finding.sentence}{detail}"), markup=False, soft_wrap=True)
-
-
-def write_json(text: str) -> None:
-    """The machine's output: on stdout, alone."""
-    if sys.stdout is None:
-        raise UserError("there is no stdout to put the JSON on: it is closed")
-    try:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot write to stdout: {error.strerror}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from robustbench_local.gates.decide import Decision
+from robustbench_local.gates.decision import Decision
 from robustbench_local.gates.limits import Outcome
 from robustbench_local.io.escape import plain
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from robustbench_local.display.evaluation import ProgressContext
+from robustbench_local.display.console import ProgressContext
 from robustbench_local.training.metrics import EpochReport, TrainingObserver
 from robustbench_local.training.model_card import RESULT, WEIGHTS
 from robustbench_local.training.run import TrainingRun

@@ -43,15 +43,8 @@ from robustbench_local.io.atomic_write import check_writable
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.models.metered import Metered, Passes, forget_peak_memory, seconds_since
 from robustbench_local.results.checks import DETERMINISTIC, GRADIENTS
-from robustbench_local.results.schema import (
-    Accuracy,
-    Diagnostic,
-    Result,
-    SampleRecord,
-    Sequential,
-    read_result,
-    read_samples,
-)
+from robustbench_local.results.reading import read_result, read_samples
+from robustbench_local.results.schema import Accuracy, Diagnostic, Result, SampleRecord, Sequential
 from robustbench_local.runtime.device import BatchSize, automatic_batch_size, choose_device, enough_memory
 from robustbench_local.runtime.distributed import broadcast, device_for, gather, rank_and_world, require_process_group
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decide import Decision, Outcome
+from robustbench_local.gates.decision import Decision
+from robustbench_local.gates.limits import Outcome
 from robustbench_local.io.atomic_write import check_writable, write_all_or_none
-from robustbench_local.results.schema import read_result, read_samples
+from robustbench_local.results.reading import read_result, read_samples
 
 
 def update_baselines(decision: Decision) -> list[Path]:

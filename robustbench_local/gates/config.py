@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector
+from robustbench_local.gates.gate import ClassFloors, Gate, Limits, ThreatSelector
 from robustbench_local.io.safe_read import parse_yaml
 from robustbench_local.numbers import parse_number
 from robustbench_local.results.protocol_order import require_known

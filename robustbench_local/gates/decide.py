@@ -10,13 +10,14 @@ that is truly broken must pass wrongly, which has probability at most alpha (an 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.limits import Check, Drop, Floor, Limit, Outcome, failing, refused
+from robustbench_local.gates.decision import Decision, ResultDecision
+from robustbench_local.gates.gate import ClassFloors, Gate, Limits
+from robustbench_local.gates.limits import Check, Drop, Floor, Limit, failing, refused
 from robustbench_local.results.pairing import (
     EvaluatedResult,
     Flip,
@@ -32,180 +33,8 @@ from robustbench_local.results.pairing import (
     warnings,
 )
 from robustbench_local.results.protocol_order import weaker
-from robustbench_local.results.schema import ClassReport, Result, ThreatModelInfo, read_result, read_samples
-
-SCHEMA = "robustbench-local/gate/1"
-
-
-@dataclass(frozen=True)
-class ThreatSelector:
-    """Which results a set of limits speaks of."""
-
-    norm: str
-    eps: float
-    eps_text: str = field(compare=False)
-    target: int | None = None
-    source: int | None = None
-    reject: int | None = None
-
-    @property
-    def name(self) -> str:
-        goal = "untargeted" if self.target is None else {"source": self.source, "target": self.target}
-        return threat_name(
-            ThreatModelInfo.model_validate(
-                {
-                    "norm": self.norm,
-                    "eps": self.eps,
-                    "eps_text": self.eps_text,
-                    "box": (0, 1),
-                    "goal": goal,
-                    "reject": self.reject,
-                }
-            )
-        )
-
-    def matches(self, threat: ThreatModelInfo) -> bool:
-        goal = threat.goal
-        aimed = (None, None) if goal == "untargeted" else (goal.source, goal.target)
-        return (
-            threat.norm == self.norm
-            and math.isclose(threat.eps, self.eps, rel_tol=1e-9)
-            and aimed == (self.source, self.target)
-            and threat.reject == self.reject
-        )
-
-
-@dataclass(frozen=True)
-class ClassFloors:
-    """Least accuracies of classes: `default` for every class that is not among `single`, by name or label."""
-
-    default: float | None = None
-    single: Mapping[str | int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What results of one threat model are held to; all are fractions.
-
-    threat: None speaks of any result. max_drop and max_clean_drop: what may be lost since the baseline, sample by
-    sample. require: the weakest protocol that will do, as `standard/1`. baselines: result files, of which that of the
-    result's threat model is taken.
-    """
-
-    threat: ThreatSelector | None = None
-    min_robust: float | None = None
-    min_clean: float | None = None
-    min_class_robust: ClassFloors = ClassFloors()
-    min_class_clean: ClassFloors = ClassFloors()
-    max_drop: float | None = None
-    max_clean_drop: float | None = None
-    require: str | None = None
-    baselines: tuple[Path, ...] = ()
-
-    @property
-    def drops(self) -> bool:
-        return self.max_drop is not None or self.max_clean_drop is not None
-
-    @property
-    def empty(self) -> bool:
-        floors = (self.min_class_robust, self.min_class_clean)
-        return (
-            self.min_robust is None
-            and self.min_clean is None
-            and not self.drops
-            and all(each.default is None and not each.single for each in floors)
-        )
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Limits for each threat model. alpha: how often a single limit may wrongly pass, and any of all wrongly fail.
-    source: the file that they were read from.
-    """
-
-    limits: tuple[Limits, ...]
-    alpha: float = 0.05
-    source: Path | None = None
-
-    @property
-    def baselines(self) -> list[Path]:
-        return list(dict.fromkeys(path for limits in self.limits for path in limits.baselines))
-
-    def of(self, threat: ThreatModelInfo) -> Limits | None:
-        """The limits that speak of results of this threat model."""
-        return next((each for each in self.limits if each.threat is None or each.threat.matches(threat)), None)
-
-
-@dataclass(frozen=True)
-class ResultDecision:
-    """What became of one result. path: None where a result is missing. doubts: what its evaluation itself warned of, or
-    that nothing looked; it decides nothing, but it is said. flips: samples that changed sides since the baseline, those
-    that moved most first. baseline: the result file it was, or for want of one is to be, compared with.
-    """
-
-    threat: str
-    path: Path | None
-    result: Result | None
-    checks: list[Check]
-    doubts: list[str] = field(default_factory=list)
-    flips: list[Flip] = field(default_factory=list)
-    baseline: Path | None = None
-
-    @property
-    def heading(self) -> str:
-        """Model, data, threat model and file, such as `digits-cnn on digits, L∞ 0.1 (runs/x.json)`."""
-        if self.result is None:
-            return self.threat
-        return f"{self.result.model.name} on {self.result.data.name}, {self.threat} ({self.path})"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """updated: baselines that were written because that was asked for."""
-
-    judged: list[ResultDecision]
-    alpha: float
-    source: Path | None = None
-    updated: list[Path] = field(default_factory=list)
-
-    @property
-    def checks(self) -> list[Check]:
-        return [check for each in self.judged for check in each.checks]
-
-    @property
-    def outcome(self) -> Outcome:
-        """The gravest of all: what cannot be compared, then what failed, then what is undecided."""
-        for outcome in (Outcome.NOT_COMPARABLE, Outcome.FAIL, Outcome.UNDECIDED):
-            if any(check.outcome is outcome for check in self.checks):
-                return outcome
-        return Outcome.PASS
-
-    def to_dict(self) -> dict[str, object]:
-        outcome = self.outcome
-        return {
-            "schema": SCHEMA,
-            "outcome": outcome.name.lower(),
-            "exit_code": int(outcome),
-            "alpha": self.alpha,
-            "gate": None if self.source is None else str(self.source),
-            "checks": [
-                {"threat_model": each.threat, **asdict(check), "outcome": check.outcome.name.lower()}
-                for each in self.judged
-                for check in each.checks
-            ],
-            "doubts": [doubt for each in self.judged for doubt in each.doubts],
-            "results": [
-                {
-                    "threat_model": each.threat,
-                    "result": None if each.path is None else str(each.path),
-                    "model": None if each.result is None else each.result.model.name,
-                    "baseline": None if each.baseline is None else str(each.baseline),
-                    "flipped": [asdict(flip) for flip in each.flips],
-                }
-                for each in self.judged
-            ],
-            "updated": [str(path) for path in self.updated],
-        }
+from robustbench_local.results.reading import read_result, read_samples
+from robustbench_local.results.schema import ClassReport, Result
 
 
 def decide(gate: Gate, paths: Sequence[Path], *, first: bool = False) -> Decision:

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decide import Decision, ResultDecision
+from robustbench_local.gates.decision import Decision, ResultDecision, location
 from robustbench_local.gates.limits import Check, Outcome, confidence
-from robustbench_local.gates.sarif import location
 from robustbench_local.io.escape import plain
 from robustbench_local.results.pairing import Flip
 

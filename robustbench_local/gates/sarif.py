@@ -6,83 +6,20 @@ that nobody looks at; what cannot be compared is an error.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 from pathlib import Path
 from urllib.parse import quote
-from xml.etree import ElementTree as Xml
 
 from robustbench_local import __version__
-from robustbench_local.gates.decide import Decision, ResultDecision
+from robustbench_local.gates.decision import Decision, ResultDecision, location, status_line
 from robustbench_local.gates.limits import Check, Outcome
 from robustbench_local.io.escape import plain
 from robustbench_local.results.pairing import NORMS
-from robustbench_local.results.protocol_order import protocol_name
 
 LEVELS = {Outcome.FAIL: "error", Outcome.UNDECIDED: "warning", Outcome.NOT_COMPARABLE: "error"}
 
 DOUBTS = "doubts"
-
-
-def junit(decision: Decision) -> str:
-    """One test suite for each threat model, one test case for each limit."""
-    root = Xml.Element("testsuites")
-    moment = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    for number, judged in enumerate(decision.judged):
-        outcomes = [check.outcome for check in judged.checks]
-        suite = Xml.SubElement(
-            root,
-            "testsuite",
-            {
-                "name": plain(judged.threat),
-                "package": "robust.gate",
-                "id": str(number),
-                "timestamp": moment,
-                "hostname": "localhost",
-                "tests": str(len(outcomes)),
-                "time": "0",
-                "failures": str(outcomes.count(Outcome.FAIL) + outcomes.count(Outcome.UNDECIDED)),
-                "errors": str(outcomes.count(Outcome.NOT_COMPARABLE)),
-            },
-        )
-        properties = Xml.SubElement(suite, "properties")
-        for name, value in _properties(judged).items():
-            Xml.SubElement(properties, "property", {"name": name, "value": plain(value)})
-        for check in judged.checks:
-            case = Xml.SubElement(
-                suite,
-                "testcase",
-                {"classname": plain(f"robust.gate.{judged.threat}"), "name": plain(check.limit), "time": "0"},
-            )
-            if check.outcome is not Outcome.PASS:
-                found = Xml.SubElement(
-                    case,
-                    "error" if check.outcome is Outcome.NOT_COMPARABLE else "failure",
-                    {"type": check.outcome.word.replace(" ", "-"), "message": plain(check.sentence)},
-                )
-                found.text = plain(_line(check))
-        Xml.SubElement(suite, "system-out").text = "\n".join(plain(_line(check)) for check in judged.checks)
-        Xml.SubElement(suite, "system-err").text = "\n".join(f"doubtful: {plain(doubt)}" for doubt in judged.doubts)
-    Xml.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
-
-
-def _line(check: Check) -> str:
-    return f"{check.outcome.word}: {check.limit}: {check.sentence}"
-
-
-def _properties(judged: ResultDecision) -> dict[str, str]:
-    result = judged.result
-    if result is None:
-        return {}
-    return {
-        "result": str(judged.path),
-        "model": result.model.name,
-        "data": f"{result.data.name} ({result.data.split})",
-        "protocol": protocol_name(result.protocol),
-        "samples": str(result.data.n),
-    }
 
 
 def sarif(decision: Decision) -> str:
@@ -107,7 +44,9 @@ def sarif(decision: Decision) -> str:
                         "ruleId": rule_id(judged, check),
                         "ruleIndex": len(rules) - 1,
                         "level": "note" if doubt else LEVELS[check.outcome],
-                        "message": {"text": plain(f"{judged.heading}: {check.sentence if doubt else _line(check)}")},
+                        "message": {
+                            "text": plain(f"{judged.heading}: {check.sentence if doubt else status_line(check)}")
+                        },
                         "locations": [
                             {
                                 "physicalLocation": {
@@ -147,11 +86,6 @@ def rule_id(judged: ResultDecision, check: Check) -> str:
     for norm, name in NORMS.items():
         threat = threat.replace(f"{name} ", f"{norm}-", 1)
     return plain(f"{check.rule}/{threat}")
-
-
-def location(decision: Decision, judged: ResultDecision) -> Path:
-    """The file to look into: the gate file where there is one, else the result, else the baseline without one."""
-    return decision.source or judged.path or judged.baseline or Path("gate")
 
 
 def fingerprint(judged: ResultDecision, check: Check) -> str:

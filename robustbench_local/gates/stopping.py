@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decide import Gate
+from robustbench_local.gates.gate import Gate
 from robustbench_local.gates.limits import Floor, failing
 from robustbench_local.results.pairing import threat_name
 from robustbench_local.results.schema import ThreatModelInfo

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_local.results.protocol_order import different_hashes, protocol_name
-from robustbench_local.results.schema import DataInfo, Result, SampleRecord, ThreatModelInfo, read_result, read_samples
+from robustbench_local.results.reading import read_result, read_samples
+from robustbench_local.results.schema import DataInfo, Result, SampleRecord, ThreatModelInfo
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from robustbench_local.models import build_architecture
-from robustbench_local.results.schema import read_result, read_samples
+from robustbench_local.results.reading import read_result, read_samples
 
 
 def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):

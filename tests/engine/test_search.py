@@ -16,7 +16,7 @@ from robustbench_local.attacks.attack import initial_state
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.engine.journal import journal_path
 from robustbench_local.errors import UserError
-from robustbench_local.results.schema import read_result, read_samples
+from robustbench_local.results.reading import read_result, read_samples
 
 THREAT = ThreatModel("linf", 0.1)
 evaluate = functools.partial(evaluate, assess=False)  # diagnostics have tests of their own

@@ -14,7 +14,7 @@ from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.errors import UserError
-from robustbench_local.results.schema import read_result
+from robustbench_local.results.reading import read_result
 
 ERRORS = (
     lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

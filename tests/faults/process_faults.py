@@ -25,7 +25,7 @@ from fault_scene import Scene
 
 from robustbench_local.engine.journal import journal_path
 from robustbench_local.errors import UserError
-from robustbench_local.results.schema import read_result, read_samples
+from robustbench_local.results.reading import read_result, read_samples
 
 
 def killed_evaluation(scene: Scene) -> None:

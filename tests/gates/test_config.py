@@ -5,7 +5,9 @@ import pytest
 
 from robustbench_local.errors import UserError
 from robustbench_local.gates.config import list_gates, read_gate
-from robustbench_local.gates.decide import ClassFloors, Outcome, decide
+from robustbench_local.gates.decide import decide
+from robustbench_local.gates.gate import ClassFloors
+from robustbench_local.gates.limits import Outcome
 
 WHOLE = """
 require: standard/1

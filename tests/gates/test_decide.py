@@ -4,11 +4,13 @@ import pytest
 from scipy import stats
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector, decide
+from robustbench_local.gates.decide import decide
+from robustbench_local.gates.gate import ClassFloors, Gate, Limits, ThreatSelector
 from robustbench_local.gates.limits import Drop, Floor, Outcome, failing
 from robustbench_local.results.pairing import threat_name
 from robustbench_local.results.protocol_order import SUITE_HASHES, require_known, weaker
-from robustbench_local.results.schema import Protocol, json_schema, read_result, read_samples
+from robustbench_local.results.reading import read_result, read_samples
+from robustbench_local.results.schema import Protocol, json_schema
 from robustbench_local.statistics.intervals import drop_bounds, exact_bounds, holm, mcnemar
 from robustbench_local.statistics.sequential import finite_bounds
 

@@ -12,12 +12,15 @@ from rich.console import Console
 from robustbench_local.display.gate import show_decision
 from robustbench_local.errors import UserError
 from robustbench_local.gates import decide as gate
-from robustbench_local.gates.decide import ClassFloors, Gate, Limits, ThreatSelector, decide
+from robustbench_local.gates.decide import decide
+from robustbench_local.gates.gate import ClassFloors, Gate, Limits, ThreatSelector
 from robustbench_local.gates.github import markdown, summary, workflow_commands, write_step_summary
-from robustbench_local.gates.sarif import junit, sarif
+from robustbench_local.gates.junit import junit
+from robustbench_local.gates.sarif import sarif
 from robustbench_local.io.escape import plain
 from robustbench_local.results import pairing as comparable
-from robustbench_local.results.schema import Result, read_result
+from robustbench_local.results.reading import read_result
+from robustbench_local.results.schema import Result
 
 HERE = Path(__file__).parent
 HOSTILE = [

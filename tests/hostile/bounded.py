@@ -12,7 +12,7 @@ from robustbench_local.data import load_dataset
 from robustbench_local.data.imagefolder import FolderDataset, Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
-from robustbench_local.results.schema import read_result
+from robustbench_local.results.reading import read_result
 from robustbench_local.training.recipe import read_config
 
 LEFT = 400 * 2**20

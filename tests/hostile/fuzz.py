@@ -71,13 +71,14 @@ def target(name: str) -> Target:
 
 
 def _result(path: Path) -> object:
-    from robustbench_local.results.schema import read_result
+    from robustbench_local.results.reading import read_result
 
     return read_result(path)
 
 
 def _samples(path: Path) -> object:
-    from robustbench_local.results.schema import Result, read_samples
+    from robustbench_local.results.reading import read_samples
+    from robustbench_local.results.schema import Result
 
     result = Result.model_validate({**valid.result(), "samples_file": path.name})
     return read_samples(result, path.with_name("result.json"))

@@ -17,7 +17,7 @@ from robustbench_local.io.safe_read import MOST_DESCRIPTION, MOST_SETTINGS, pars
 from robustbench_local.models.loaders.bundled import apply_metadata, description_beside
 from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.numbers import parse_number
-from robustbench_local.results.schema import LONGEST_LINE, read_result, read_samples
+from robustbench_local.results.reading import LONGEST_LINE, read_result, read_samples
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import resolve_recipe
 

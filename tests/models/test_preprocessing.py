@@ -22,7 +22,7 @@ from robustbench_local.models.preprocessing import (
     spec_text,
     with_preprocessing,
 )
-from robustbench_local.results.schema import read_result
+from robustbench_local.results.reading import read_result
 
 SPECS = ["jpeg:quality=50", "bit-depth:bits=3", "median:window=3", "total-variation:lamb=0.1,eot=2"]
 SHAPES = [(1, 8, 8), (3, 32, 32)]
