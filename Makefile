@@ -3,23 +3,29 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(UNPINNED),,-c constraints.txt)
 
-.PHONY: demo test truth soak bench lint clean
+.PHONY: demo test lint types coverage truth soak bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[test,dev]'
-	touch $@
+$(VENV)/.installed-test: lint types  ## lint, types and the default suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 --durations-min 1
 
-demo: $(VENV)/.installed  ## install and attack the bundled classifier
-	$(BIN)/robust attack
-
-test: $(VENV)/.installed-test  ## the default suite
+lint: $(VENV)/.installed-test  ## style and form
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test  ## types, of the package as a wheel installs it
+	rm -rf build/types && $(BIN)/python -m build --wheel --outdir build/types . > /dev/null
+	cd build/types && $(CURDIR)/$(BIN)/python -m zipfile -e *.whl . && cp $(CURDIR)/pyproject.toml . && $(CURDIR)/$(BIN)/mypy
+
+coverage: $(VENV)/.installed-test  ## the default suite with its coverage, at least 90 %
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 truth: $(VENV)/.installed-test  ## checks against published facts (needs ROBUST_SHARED)
 	$(BIN)/python -m pytest -m truth -s
@@ -41,11 +47,6 @@ bench: $(VENV)/.installed-test  ## speed and strength side by side with a bare l
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part honest
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part published
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part cost
-
-lint: $(VENV)/.installed-test  ## style, and types against the installed wheel
-	$(BIN)/ruff check .
-	rm -rf build/types && $(BIN)/python -m build --wheel --outdir build/types . > /dev/null
-	cd build/types && $(CURDIR)/$(BIN)/python -m zipfile -e *.whl . && cp $(CURDIR)/pyproject.toml . && $(CURDIR)/$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # `attacks/`, `defenses/` and `configs/` stand beside this package in a checkout and inside it in a wheel.
 _checkout = Path(__file__).resolve().parent.parent
