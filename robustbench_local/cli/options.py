@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from robustbench_local.errors import UserError, nearest
+from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
     from robustbench_local.attacks import ThreatModel
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from robustbench_local.models import Classifier
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_SHOWN = 5  # wrong options that a message names
 
 
 def _all(options: list[Callable[[F], F]]) -> Callable[[F], F]:
@@ -32,27 +30,22 @@ def _all(options: list[Callable[[F], F]]) -> Callable[[F], F]:
 def _config(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
     """Settings of a YAML file become the defaults of the command, so flags win over them."""
     if value is not None:
-        ctx.default_map = {**(ctx.default_map or {}), **_read_config(ctx.command, value)}
+        ctx.default_map = {**(ctx.default_map or {}), **read_options(ctx.command, value)}
     return value
 
 
-def _read_config(command: click.Command, path: Path) -> dict[str, Any]:
-    from robustbench_local.io.safe_read import MOST_SETTINGS, parse_yaml, quoted, read_text
+def read_options(command: click.Command, path: Path) -> dict[str, Any]:
+    """The options of a command in a YAML file, by the name of the parameter and as the command line would give them.
 
-    text = read_text(path, MOST_SETTINGS)
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise UserError(f"cannot read --config {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected lines of 'option: value', named like the command's own options")
+    Raises UserError for what `read_settings` refuses, an unknown option, and a value that is not text, number or list.
+    """
+    from robustbench_local.io.settings import read_settings, reject_unknown
+
     names = {parameter.opts[0].lstrip("-"): str(parameter.name) for parameter in command.params}
     del names["config"]
-    settings = {str(key).replace("_", "-"): value for key, value in content.items()}
-    unknown = [key for key in settings if key not in names]
-    if unknown:
-        told = " ".join(f"{quoted(key)}.{nearest(key, names)}" for key in unknown[:_SHOWN])
-        raise UserError(f"--config {path}: {command.name} has no option {told}")
+    where = f"--config {path}"
+    settings = {key.replace("_", "-"): value for key, value in read_settings(path, where).items()}
+    reject_unknown(settings, names, where)
     multiple = {parameter.name for parameter in command.params if getattr(parameter, "multiple", False)}
     return {names[key]: _as_typed(value, names[key] in multiple, f"{path}: {key}") for key, value in settings.items()}
 

@@ -20,21 +20,26 @@ import dataclasses
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.gates.gate import ClassFloors, Gate, Limits, ThreatSelector
-from robustbench_local.io.safe_read import parse_yaml
+from robustbench_local.io.settings import (
+    parse_settings,
+    plain_reason,
+    read_settings,
+    unknown_setting,
+    validate_settings,
+    with_underscores,
+)
 from robustbench_local.numbers import parse_number
 from robustbench_local.results.protocol_order import require_known
 from robustbench_local.results.schema import SCHEMA
 
-LARGEST = 200_000
-"""Bytes of a gate file: a thousand classes for two threat models take half of that."""
-MOST_PROBLEMS = 5
-"""What is told at once of a file; one with more is another kind of file."""
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def _number(value: Any) -> Any:
@@ -126,8 +131,8 @@ def read_gate(name: str | None, flags: Mapping[str, Any] | None = None) -> Gate:
     if name is None:
         where, folder, source, content = "the command line", Path(), None, GateFile()
     else:
-        where, folder, source, text = _find(name)
-        content = _checked(_parsed(text, where), where)
+        where, folder, source, settings = _find(name)
+        content = _checked(settings, where)
     shared = _limits(content, folder)
     parts = [
         dataclasses.replace(_over(shared, _limits(part, folder)), threat=part.threat) for part in content.threat_models
@@ -149,69 +154,53 @@ def _shipped() -> Any:
     return importlib.resources.files("robustbench_local.configs").joinpath("gate")
 
 
-def _find(name: str) -> tuple[str, Path, Path | None, str]:
-    """Where a gate stands for messages, the folder its paths begin in, its file, and its text."""
+def _find(name: str) -> tuple[str, Path, Path | None, dict[str, Any]]:
+    """How messages name a gate, the directory its paths are relative to, its file, and its settings."""
     shipped = dict(list_gates())
     if name in shipped:
-        return f"gate {name}", Path(), None, _shipped().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        where = f"gate {name}"
+        text = _shipped().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return where, Path(), None, parse_settings(text, where)
     path = Path(name)
     try:
-        if not path.is_file():
-            raise UserError(
-                f"--gate {name!r} is neither a file nor a shipped gate (there are {', '.join(shipped)})."
-                f"{nearest(name, shipped)}"
-            )
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{name} is too large for a gate file: {LARGEST:,} bytes are the most")
-        return name, path.parent, path, path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
-        raise UserError(f"cannot read {name}: {reason}") from None
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{where} holds no limits: write one 'key: value' per line, such as 'min_robust: 0.40'")
-    return content
+        exists = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        exists = False
+    if not exists:
+        raise UserError(
+            f"--gate {name!r} is neither a file nor a shipped gate (there are {', '.join(shipped)})."
+            f"{nearest(name, shipped)}",
+            slug="unknown-gate",
+        )
+    return name, path.parent, path, read_settings(path, name)
 
 
 def _checked(content: dict[str, Any], where: str) -> GateFile:
     if content.get("schema") == SCHEMA:
-        raise UserError(f"{where} is no gate file, this is a result file: give it as RESULT, and the limits as --gate")
-    content = _underscored(content)
+        raise UserError(
+            f"{where} is no gate file, this is a result file: give it as RESULT, and the limits as --gate",
+            slug="result-file-as-gate",
+        )
     threats = content.get("threat_models")
     if isinstance(threats, list):
-        content["threat_models"] = [_underscored(each) if isinstance(each, dict) else each for each in threats]
-    try:
-        return GateFile.model_validate(content)
-    except ValidationError as error:
-        problems = list(dict.fromkeys(_sentence(problem) for problem in error.errors(include_url=False)))
-        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-        raise UserError(f"{where}: {'; '.join(problems[:MOST_PROBLEMS])}{more}") from None
+        parts = [with_underscores(each, where) if isinstance(each, dict) else each for each in threats]
+        content = {**content, "threat_models": parts}
+    return validate_settings(GateFile, content, where, describe=_sentence)
 
 
-def _underscored(values: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def _sentence(problem: Any) -> str:
-    """One of pydantic's findings in the words of the file."""
+def _sentence(problem: ErrorDetails) -> str:
+    """One of pydantic's problems in the words of the file."""
     place = list(problem["loc"]) or ["it"]
     if place[0] == "threat_models" and len(place) > 1:
-        place[:2] = [f"threat model {place[1] + 1}"]
+        place[:2] = [f"threat model {int(place[1]) + 1}"]
     # Further words of pydantic's say which form of a class's key was tried.
     *parents, key = [place[0], *(part for part in place[1:] if part not in ("[key]", "int", "str"))]
     where = "".join(f"{part}, " for part in parents)
     if problem["type"] == "extra_forbidden":
-        return f"{where}there is no setting {key!r}.{nearest(str(key), ThreatPart.model_fields)}".rstrip(".")
+        return f"{where}{unknown_setting(str(key), ThreatPart.model_fields)}"
     if problem["type"] == "missing":
         return f"{where}{key} is missing"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{where}{key}{_shown(problem['input'])}: {message}"
+    return f"{where}{key}{_shown(problem['input'])}: {plain_reason(problem)}"
 
 
 def _shown(value: Any) -> str:

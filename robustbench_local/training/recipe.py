@@ -7,14 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.io.safe_read import MOST_SETTINGS, parse_yaml, quoted, read_text
+from robustbench_local.io.safe_read import quoted
+from robustbench_local.io.settings import (
+    parse_settings,
+    plain_reason,
+    read_settings,
+    unknown_setting,
+    validate_settings,
+)
 from robustbench_local.numbers import parse_number
 from robustbench_local.specs import build, parse_spec
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from robustbench_local.attacks import ThreatModel
     from robustbench_local.defenses import AWP, Objective
 
@@ -135,8 +144,6 @@ class Recipe(BaseModel):
         return threat_model
 
 
-_SHOWN = 40  # what is wrong with a recipe, of which a message tells so much
-
 LOOP_SETTINGS = (
     "epochs",
     "freeze_epochs",
@@ -184,28 +191,21 @@ def resolve_recipe(config: str | None, flags: Mapping[str, Any]) -> Recipe:
 
 
 def read_config(config: str) -> tuple[str, dict[str, Any]]:
-    """Where a recipe stands, for messages, and its content. config: a shipped recipe's name or a YAML file.
+    """How messages name a recipe, and its settings. config: a bundled recipe's name or a YAML file.
 
-    Raises UserError where there is none, or it is not a mapping.
+    Raises UserError where there is none, and for what `read_settings` refuses.
     """
-    shipped = dict(list_recipes())
-    if config in shipped:
-        where, text = f"recipe {config}", _folder().joinpath(f"{config}.yaml").read_text(encoding="utf-8")
-    else:
-        where, path = config, Path(config)
-        if not path.is_file():
-            raise UserError(
-                f"--config {config!r} is neither a file nor a shipped recipe "
-                f"(there are {', '.join(shipped)}).{nearest(config, shipped)}"
-            )
-        text = read_text(path, MOST_SETTINGS)
-    try:
-        content = parse_yaml(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{where} holds no settings: write one 'key: value' per line, such as 'method: pgd-at'")
-    return where, {str(key).replace("-", "_"): value for key, value in content.items()}
+    bundled = dict(list_recipes())
+    if config in bundled:
+        where = f"recipe {config}"
+        return where, parse_settings(_folder().joinpath(f"{config}.yaml").read_text(encoding="utf-8"), where)
+    if not Path(config).is_file():
+        raise UserError(
+            f"--config {config!r} is neither a file nor a bundled recipe "
+            f"(there are {', '.join(bundled)}).{nearest(config, bundled)}",
+            slug="unknown-recipe",
+        )
+    return config, read_settings(Path(config))
 
 
 def list_recipes() -> list[tuple[str, str]]:
@@ -237,18 +237,10 @@ def _written(name: str, settings: dict[str, str]) -> str:
 
 
 def _checked(values: dict[str, Any], where: str) -> Recipe:
-    try:
-        return Recipe(**values)
-    except ValidationError as error:
-        found = [_sentence(problem, values) for problem in error.errors()[:_SHOWN]]
-        raise UserError(f"{where}: {'; '.join(found)}") from None
+    def describe(problem: ErrorDetails) -> str:
+        key = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            return unknown_setting(key.replace("_", "-"), [name.replace("_", "-") for name in Recipe.model_fields])
+        return f"{key.replace('_', '-')} is {quoted(values.get(key))}: {plain_reason(problem)}"
 
-
-def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
-    """One of pydantic's findings in the words of the file and the flags."""
-    key = str(problem["loc"][0])
-    written = key.replace("_", "-")
-    if problem["type"] == "extra_forbidden":
-        return f"there is no setting {quoted(written)}.{nearest(key, Recipe.model_fields)}".rstrip(".")
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{written} is {quoted(values.get(key))}: {message}"
+    return validate_settings(Recipe, values, where, describe=describe)

@@ -141,9 +141,9 @@ def _journal(path: Path) -> object:
 
 def _config(path: Path) -> object:
     from robustbench_local.cli.attack import attack_command
-    from robustbench_local.cli.options import _read_config
+    from robustbench_local.cli.options import read_options
 
-    return _read_config(attack_command, path)
+    return read_options(attack_command, path)
 
 
 def _recipe(path: Path) -> object:

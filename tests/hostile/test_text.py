@@ -10,7 +10,7 @@ import valid_files
 from click.testing import CliRunner
 
 from robustbench_local.cli.attack import attack_command
-from robustbench_local.cli.options import _read_config
+from robustbench_local.cli.options import read_options
 from robustbench_local.data.imagefolder import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, MOST_SETTINGS, parse_json, parse_yaml, printable
@@ -147,9 +147,9 @@ YAML = [
     ('"\\e[2J": 1', "holds the character"),
     ('data: "a\\0b"', "holds the character"),
     ("a" * (MOST_SETTINGS + 1), "such a file has at most"),
-    ("\n".join(f"a{i}: 1" for i in range(9000)), "has no option|there is no setting"),
-    ("just words", "expected lines of|holds no settings"),
-    ("", "expected lines of|holds no settings"),
+    ("\n".join(f"a{i}: 1" for i in range(9000)), "there is no setting"),
+    ("just words", "holds no settings"),
+    ("", "holds no settings"),
 ]
 
 
@@ -158,7 +158,7 @@ YAML = [
 def test_settings(tmp_path, kind, text, said):
     path = written(tmp_path / "settings.yaml", text)
     with pytest.raises(UserError, match=said) as caught:
-        _read_config(attack_command, path) if kind == "config" else resolve_recipe(str(path), {})
+        read_options(attack_command, path) if kind == "config" else resolve_recipe(str(path), {})
     told = str(caught.value)
     assert len(told) < 10_000
     assert told == printable(told)
@@ -266,10 +266,10 @@ def test_files_that_never_end_or_never_answer(tmp_path, kind):
         "folder": "is a folder",
         "absent": "there is no file",
     }[kind]
-    for read in (read_result, lambda path: _read_config(attack_command, path)):
+    for read in (read_result, lambda path: read_options(attack_command, path)):
         with pytest.raises(UserError, match=said):
             read(path)
-    with pytest.raises(UserError, match=f"{said}|neither a file nor a shipped recipe"):
+    with pytest.raises(UserError, match=f"{said}|neither a file nor a bundled recipe"):
         resolve_recipe(str(path), {})
 
 

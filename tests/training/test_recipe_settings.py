@@ -73,7 +73,7 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
     message = str(caught.value)
     assert str(file) in message
     assert "\n" not in message
-    for part in ("epochs is -1", "no setting 'learning-rate'", "Did you mean 'weight_decay'", "lr is 'fast'"):
+    for part in ("epochs is -1", "no setting 'learning-rate'", "Did you mean 'weight-decay'", "lr is 'fast'"):
         assert part in message, message
 
 
