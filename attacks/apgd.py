@@ -23,6 +23,7 @@ from robustbench_local.attacks.attack import (
 )
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.norms import expand_rows, nonzero
+from robustbench_local.attacks.pgd import projected_step
 from robustbench_local.attacks.threat_model import ThreatModel
 
 MOMENTUM, ENOUGH = 0.75, 0.75
@@ -99,8 +100,7 @@ class APGD:
             "top_gradient": torch.where(wide, gradient, state["top_gradient"]),
         }
         points, gradient, state = self._halve(state, gradient)
-        moved = points + threat_model.geometry.steepest(gradient, points, state["step_size"], threat_model.box)
-        moved = threat_model.project(moved, state["images"])
+        moved = projected_step(points, gradient, state["step_size"], state["images"], threat_model)
         # The very first step has no direction to keep.
         keep = expand_rows(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
         moved = points + (1 - keep) * (moved - points) + keep * (points - state["before"])

@@ -112,12 +112,27 @@ def value_and_grad_of(
     model: Model, threat_model: ThreatModel, climb: Callable[[Tensor], Tensor], state: State
 ) -> ValueAndGrad:
     """The same for any loss: climb takes logits [rows, classes] and gives the values to climb, [rows]."""
+    logits: list[Tensor] = []
+
+    def objective(points: Tensor) -> Tensor:
+        logits.append(model(points.clone()))  # some models change their input in place, which a leaf must not be
+        return climb(logits[0])
+
+    values, gradient = gradient_of(objective, state["points"])
+    return ValueAndGrad(threat_model.margin(logits[0].detach(), state["labels"]), values, gradient)
+
+
+def gradient_of(objective: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [rows] of a per-sample objective at points [rows, ...], detached, and their gradient, like points.
+
+    The gradient is 0 where the values do not depend on the points by way of differentiable operations, and in a pixel
+    whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
+    """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
-    points = state["points"].detach().requires_grad_(True)
+    points = points.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
-        values = climb(logits)
+        values = objective(points)
         total = values.sum()
     try:
         gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
@@ -125,10 +140,27 @@ def value_and_grad_of(
         if "memory" in str(error):
             raise
         gradient = None  # a function without a backward of its own, which is a mask like any other
-    margin = threat_model.margin(logits.detach(), state["labels"])
     if gradient is None:
         gradient = torch.zeros_like(points)
-    return ValueAndGrad(margin, values.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+    return values.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def run_steps(
+    attack: Attack,
+    model: Model,
+    threat_model: ThreatModel,
+    state: State,
+    observe: Callable[[State], object] = lambda state: None,  # noqa: ARG005
+) -> State:
+    """All steps of one run: `attack.steps` of them from the state that `attack.start` returned.
+
+    observe: called with the state after every step. Its `best_margin` is the smallest margin of all iterates so far,
+    its `points` the next iterate, which the model has not seen yet.
+    """
+    for _ in range(attack.steps):
+        state = attack.step(model, threat_model, state)
+        observe(state)
+    return state
 
 
 def require_counts(attack: Attack) -> None:
@@ -218,8 +250,7 @@ def run(
             target_for_run(attack, number, rivals[standing]),
         )
         state = attack.start(threat_model, Rows(images[standing], labels[standing], keys, targets))
-        for _ in range(attack.steps):
-            state = attack.step(model, threat_model, state)
+        state = run_steps(attack, model, threat_model, state)
         with torch.no_grad():
             state = keep_best(state, threat_model.margin(model(state["points"]), state["labels"]))
         better = state["best_margin"] < best_margin[standing]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from robustbench_local.attacks.attack import (
     Rows,
     State,
     ValueAndGrad,
+    gradient_of,
     initial_state,
     keep_best,
     require_counts,
@@ -22,6 +24,50 @@ from robustbench_local.attacks.attack import (
 )
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
+
+
+def projected_step(
+    points: Tensor, gradient: Tensor, lengths: Tensor, images: Tensor, threat_model: ThreatModel
+) -> Tensor:
+    """One step of projected gradient ascent: along the norm's steepest direction, then back into ball and box.
+
+    points, gradient: float [rows, ...]. lengths: float [rows], step sizes in pixel units. images: float like points, or
+    [1, ...] for a common center; the ball is around them. Returns float like points. Where the gradient is 0, the point
+    is only projected.
+    """
+    moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
+    return threat_model.project(moved, images)
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    start: Tensor,
+    images: Tensor,
+    threat_model: ThreatModel,
+    step_sizes: Sequence[float],
+) -> Tensor:
+    """Projected gradient ascent along any per-sample objective: one `projected_step` for each step size.
+
+    For losses that need more than the model's logits, such as a detector's score. An objective that is a loss of the
+    logits is an attack: use `PGD`.
+
+    objective: points float [rows, ...] -> values [rows], each of them a function of its own row alone. It is called
+    exactly once a step, with gradients on, so a closure can record what it computes at every iterate. start: float
+    [rows, ...] in ball and box. images: float like start, or [1, ...]. step_sizes: in pixel units.
+    Returns the last point, float like start, which the objective has not seen: evaluate it too. Raises RuntimeError in
+    inference mode.
+    """
+    points = start
+    for size in step_sizes:
+        _, gradient = gradient_of(objective, points)
+        lengths = torch.full((len(points),), size, device=points.device)
+        points = projected_step(points, gradient, lengths, images, threat_model)
+    return points
+
+
+def cosine_step_sizes(first: float, steps: int) -> list[float]:
+    """Step sizes that fall from `first` along half a cosine towards 0, as those of PGD's schedule "cosine" do."""
+    return [first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +116,7 @@ class PGD:
         margin, _, gradient = self._look(model, threat_model, state)
         state = keep_best(state, margin)
         points, lengths = state["points"], self._lengths(threat_model.eps, state["step"])
-        moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
-        moved = threat_model.project(moved, state["images"])
+        moved = projected_step(points, gradient, lengths, state["images"], threat_model)
         if self.momentum:
             ahead = moved.lerp(points, self.momentum).add(points - state["before"], alpha=self.momentum)
             moved = threat_model.project(ahead, state["images"])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_local.attacks.attack import Attack, Model, Rows
+from robustbench_local.attacks.attack import Attack, Model, Rows, run_steps
 from robustbench_local.attacks.threat_model import ThreatModel
 
 Parts = dict[str, Tensor]
@@ -153,8 +153,7 @@ def inner_attack(
         state = attack.start(context.threat_model, Rows(images, labels, keys, labels))
         if reference is not None:
             state["reference"] = reference
-        for _ in range(attack.steps):
-            state = attack.step(model, context.threat_model, state)
+        state = run_steps(attack, model, context.threat_model, state)
     return state["points"].detach()
 
 

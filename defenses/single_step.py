@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.pgd import PGD
+from robustbench_local.attacks.pgd import PGD, projected_step
 from robustbench_local.defenses.objective import (
     AdversarialCrossEntropy,
     Examples,
@@ -100,8 +100,7 @@ class FreeAT(AdversarialCrossEntropy):
         assert examples.adversarial.grad is not None, "the loss has been differentiated"
         gradient = examples.adversarial.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         lengths = torch.full((len(points),), threat_model.eps, device=points.device)
-        steps = threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
-        moved = threat_model.project(points + steps, examples.images).requires_grad_(True)
+        moved = projected_step(points, gradient, lengths, examples.images, threat_model).requires_grad_(True)
         return Examples(examples.images, examples.labels, examples.keys, moved, examples.replay + 1)
 
     def fallback(self) -> Objective | None:
