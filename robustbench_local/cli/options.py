@@ -156,7 +156,7 @@ def load_model(options: dict[str, Any]) -> Classifier:
 def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     """The classifier and the data set that the shared options name."""
     from robustbench_local.data import load_dataset, require_files
-    from robustbench_local.data.imagefolder import Resize
+    from robustbench_local.data.resize import Resize
 
     spec = options["data"]
     if options["model"] is None:

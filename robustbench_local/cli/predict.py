@@ -34,7 +34,7 @@ def predict_command(images: tuple[Path, ...], top: int, as_json: bool, **options
     import json
     from dataclasses import asdict
 
-    from robustbench_local.data.imagefolder import Resize
+    from robustbench_local.data.resize import Resize
     from robustbench_local.display.console import write_json
     from robustbench_local.models.predict import find_images, predict
     from robustbench_local.runtime.device import choose_device

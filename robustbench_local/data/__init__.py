@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from robustbench_local.data.dataset import Dataset
-    from robustbench_local.data.imagefolder import Resize
+    from robustbench_local.data.resize import Resize
 
 __all__ = [
     "DEFAULT_EPS",

@@ -1,11 +1,11 @@
-"""What the engine knows of data: labels at hand, images on request as float32 in [0, 1]."""
+"""The interface of every data set: labels in memory, images on request as float32 in [0, 1]."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -13,19 +13,23 @@ import torch
 from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
-    from robustbench_local.data.imagefolder import Resize
+    from robustbench_local.data.resize import Resize
 
-_CHECK_ROWS = 1024
+ROUNDING = 1e-6
+"""Pixels at most this far outside [0, 1] are rounding errors and are clamped. Others are refused."""
+_CHUNK = 1024
 
 
 class Dataset(ABC):
-    """Labelled images of one shape.
+    """Labeled images of one shape.
 
-    name: what it was called, without folders (`"digits"`, `"npz:test.npz"`); split: `"test"`, `"train"`, `"val"` or
-    `"all"`; labels: int64 [N]; class_names: in label order, or None; lossy: the files were stored with a codec that
-    changes pixels, so facts published about single originals need not hold; indices: int64 [N], each sample's index
-    in the full split, which a subset keeps; resize: how files are brought to one size, None where they are not;
-    groups: int64 [N], the same number for images that belong together, or None.
+    name: the name without directories (`"digits"`, `"npz:test.npz"`).
+    split: `"test"`, `"train"`, `"val"`, `"holdout"` or `"all"`.
+    labels: int64 [N]. class_names: in label order, or None.
+    lossy: the files use a codec that changes pixels, so published facts about single originals need not hold.
+    indices: int64 [N], the index of each sample in the full split. A subset keeps them.
+    resize: how image files are brought to one size, or None.
+    groups: int64 [N], the same number for images that belong together (frames of one video), or None.
     """
 
     name: str
@@ -47,7 +51,7 @@ class Dataset(ABC):
         lossy: bool = False,
     ) -> None:
         self.name, self.split, self.class_names, self.lossy = name, split, class_names, lossy
-        self.labels = _checked_labels(labels, name)
+        self.labels = _check_labels(labels, name)
         self.indices = torch.arange(len(self.labels))
 
     def __len__(self) -> int:
@@ -60,21 +64,25 @@ class Dataset(ABC):
 
     @property
     def raw_range(self) -> tuple[float, float]:
-        """Smallest and largest value of a float source as it came; (0, 1) for 8-bit sources, which fit by nature."""
+        """Smallest and largest stored value of a float source, before clamping; (0, 1) for 8-bit sources."""
         return 0.0, 1.0
 
     @abstractmethod
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:
-        """The images at these rows of the full split as they are held: uint8 or float32, [n, C, H, W]."""
+        """The stored images at these rows of the full split: uint8, or float in [0, 1], [n, C, H, W]."""
 
     def images(self, positions: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """float32 [n, C, H, W] of the samples at `positions` (0 … len - 1 of this data set, also of a subset).
+        """float32 [n, C, H, W] in [0, 1]: the samples at `positions`, which count from 0 in a subset too.
 
-        8-bit sources are divided by 255; float sources come as they are, in or out of [0, 1].
-        Raises UserError where a file cannot be decoded.
+        8-bit sources are divided by 255. Rounding errors of float sources (at most 1e-6) are clamped here and nowhere
+        else, so that every caller sees the same pixels. Raises UserError for pixels further outside [0, 1], NaN or
+        infinity, and where a file cannot be decoded.
         """
         stored = self._stored(self.indices[torch.as_tensor(positions, dtype=torch.int64, device="cpu")])
-        return stored.to(torch.float32).div_(255) if stored.dtype == torch.uint8 else stored
+        if stored.dtype == torch.uint8:
+            return stored.to(torch.float32).div_(255)
+        _check_pixels(stored, self.name)
+        return stored.to(torch.float32).clamp(0, 1)
 
     def subset(self, positions: Sequence[int] | torch.Tensor) -> Self:
         """The samples at `positions`, in that order, without a copy of any image."""
@@ -84,11 +92,17 @@ class Dataset(ABC):
         part.groups = None if self.groups is None else self.groups[chosen]
         return part
 
+    def sha256(self) -> str:
+        """The identity of all images and labels, in this order: `dataset_sha256` of its samples."""
+        parts = torch.arange(len(self)).split(_CHUNK)
+        return dataset_sha256((sample_sha256(image) for part in parts for image in self.images(part)), self.labels)
+
 
 class ArrayDataset(Dataset):
     """Images in memory: `images` uint8 or float32 [N, C, H, W] (any strides; not copied), `labels` integers [N].
 
-    Raises UserError on an empty set, a wrong rank or dtype, lengths that differ, negative labels, NaN or infinity.
+    Raises UserError for an empty set, a wrong rank or dtype, different lengths, negative labels, and pixels that are
+    NaN, infinite or outside [0, 1].
     """
 
     def __init__(
@@ -103,17 +117,23 @@ class ArrayDataset(Dataset):
     ) -> None:
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise UserError(
-                f"The images of {name} have shape {tuple(images.shape)}; allowed is (samples, channels, height, width)."
+                f"the images of {name} have shape {tuple(images.shape)}, but must be (samples, channels, height, "
+                "width)",
+                slug="images-wrong-shape",
             )
         if images.dtype not in (torch.uint8, torch.float32):
-            raise UserError(f"The images of {name} are {images.dtype}; allowed are torch.uint8 and torch.float32.")
+            raise UserError(
+                f"the images of {name} are {images.dtype}, but must be torch.uint8 or torch.float32",
+                slug="images-wrong-dtype",
+            )
         super().__init__(labels, name=name, split=split, class_names=class_names, lossy=lossy)
         if len(images) != len(self):
             raise UserError(
-                f"{name} holds {len(images):,} images but {len(self):,} labels; there must be one label per image."
+                f"{name} has {len(images):,} images but {len(self):,} labels: give one label per image",
+                slug="images-labels-mismatch",
             )
         self._images = images
-        self._range = (0.0, 1.0) if images.dtype == torch.uint8 else _finite_range(images, name)
+        self._range = (0.0, 1.0) if images.dtype == torch.uint8 else _check_pixels(images, name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -125,7 +145,7 @@ class ArrayDataset(Dataset):
         return self._range
 
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:
-        # Images may be a channels-last view; callers get plain NCHW memory whatever the source was.
+        # Images may be a channels-last view; callers get contiguous NCHW memory.
         return self._images[rows].contiguous()
 
 
@@ -137,39 +157,70 @@ def sample_sha256(image: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _checked_labels(labels: torch.Tensor, name: str) -> torch.Tensor:
+def dataset_sha256(sample_hashes: Iterable[str], labels: torch.Tensor) -> str:
+    """sha256 over the `sample_sha256` and the label (int64 [N]) of each sample, in order."""
+    digest = hashlib.sha256()
+    for sample, label in zip(sample_hashes, labels.tolist(), strict=True):
+        digest.update(f"{sample} {label}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_labels(labels: torch.Tensor, name: str) -> torch.Tensor:
     if labels.ndim != 1:
         raise UserError(
-            f"The labels of {name} have shape {tuple(labels.shape)}; allowed is (samples,), one class number each."
+            f"the labels of {name} have shape {tuple(labels.shape)}, but must be (samples,): one class number each",
+            slug="labels-wrong-shape",
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(
-            f"The labels of {name} are {str(labels.dtype).removeprefix('torch.')}; "
-            "allowed are integers, the number of each sample's class counted from 0."
+            f"the labels of {name} are {str(labels.dtype).removeprefix('torch.')}, but must be integers: the class "
+            "number of each sample, counted from 0",
+            slug="labels-wrong-dtype",
         )
     if len(labels) == 0:
-        raise UserError(f"{name} is empty; at least one labelled image is needed.")
+        raise UserError(f"{name} is empty: give at least one labeled image", slug="dataset-empty")
     labels = labels.to(torch.int64)
     if int(labels.min()) < 0:
-        at = int((labels < 0).nonzero()[0])
+        first = int((labels < 0).nonzero()[0])
         raise UserError(
-            f"Label {int(labels[at])} of sample {at} in {name} is negative; class numbers count from 0, "
-            "so leave unlabelled samples out."
+            f"label {int(labels[first])} of sample {first} in {name} is negative, but class numbers count from 0: "
+            "leave unlabeled samples out",
+            slug="labels-negative",
         )
     return labels
 
 
-def _finite_range(images: torch.Tensor, name: str) -> tuple[float, float]:
-    """Smallest and largest value, found in slices so that a large set needs no second copy of itself."""
-    low, high = float("inf"), float("-inf")
-    for start in range(0, len(images), _CHECK_ROWS):
-        part = images[start : start + _CHECK_ROWS]
-        broken = ~part.isfinite().flatten(1).all(1)
-        if broken.any():
-            at = start + int(broken.nonzero()[0])
+def _check_pixels(images: torch.Tensor, name: str) -> tuple[float, float]:
+    """Smallest and largest pixel, computed in chunks so that a large set needs no second copy of itself.
+
+    Raises UserError for NaN, infinity, and pixels outside [0, 1] by more than `ROUNDING`.
+    """
+    low, high = 0.0, 0.0
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        smallest, largest = (float(value) for value in chunk.aminmax())
+        if not (smallest > -float("inf") and largest < float("inf")):  # NaN is neither
+            first = start + int((~chunk.isfinite().flatten(1).all(1)).nonzero()[0])
             raise UserError(
-                f"Image {at} of {name} holds NaN or infinity; values must be finite and in [0, 1], "
-                "so mend that sample or leave it out."
+                f"image {first} of {name} has NaN or infinite pixels, but pixels must be in [0, 1]: fix that image or "
+                "leave it out",
+                slug="pixels-not-finite",
             )
-        low, high = min(low, float(part.min())), max(high, float(part.max()))
+        low, high = (min(low, smallest), max(high, largest)) if start else (smallest, largest)
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise UserError(
+            f"{name} has pixels from {low:.7g} to {high:.7g}, but pixels must be in [0, 1]: {_range_advice(low, high)}",
+            slug="pixels-out-of-range",
+        )
     return low, high
+
+
+def _range_advice(low: float, high: float) -> str:
+    if low >= -0.1 and high <= 1.1:
+        return "clamp them before you save them"
+    if low >= 0 and high <= 255:
+        return "these look like grey levels, so divide them by 255 or store them as uint8"
+    return (
+        "these look normalized, so store them before normalization and give the mean and standard deviation with "
+        "--normalize instead; eps then keeps its meaning in pixels"
+    )

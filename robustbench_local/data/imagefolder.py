@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,9 @@ import torch
 
 from robustbench_local.data.class_names import match_class_names
 from robustbench_local.data.dataset import Dataset
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
-from robustbench_local.io.safe_read import printable, quoted, reason, reject_control_characters, require_plain_file
+from robustbench_local.io.safe_read import printable, reason, reject_control_characters, require_plain_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,54 +24,10 @@ _GREY = {"1", "L", "LA", "La"}
 # Pillow clips these to 8 bits when it converts them, which would ruin the picture without a word.
 _DEEP = {"I", "F"}
 _LOSSY = {".jpg", ".jpeg", ".webp"}
-_LARGEST_SIDE = 10_000
 _MOST_PIXELS = 100_000_000
 # Pillow recognises a file by its content, whatever its name, and for some kinds (EPS) starts other programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-
-
-@dataclass(frozen=True)
-class Resize:
-    """Shorter side to `resize` pixels, then the central `crop` square (`resize` where no crop is given).
-
-    A (height, width) pair squeezes the whole picture to that size and nothing is cut off.
-    Raises UserError for sizes or an interpolation that make no sense.
-    """
-
-    resize: int | tuple[int, int]
-    crop: int | None = None
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        sides = (*self.resize,) if isinstance(self.resize, tuple) else (self.resize,)
-        for side in (*sides, *([] if self.crop is None else [self.crop])):
-            if not 1 <= side <= _LARGEST_SIDE:
-                raise UserError(
-                    f"images are resized to sides of 1 to {_LARGEST_SIDE} pixels, not {side}: say another "
-                    "size with --resize"
-                )
-        if self.interpolation not in _INTERPOLATIONS:
-            raise UserError(
-                f"there is no interpolation {quoted(self.interpolation)}, only "
-                f"{', '.join(_INTERPOLATIONS)}: mend the description of the model"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Resize:
-        """`256:224` is the shorter side to 256 pixels and the central 224; `224` alone crops to the same.
-
-        Raises UserError for text of another form.
-        """
-        size, colon, crop = text.partition(":")
-        crop = crop if colon else size
-        if not (size.isdecimal() and crop.isdecimal() and 1 <= int(crop) <= int(size) <= _LARGEST_SIDE):
-            raise UserError(
-                f"--resize is {text!r}, but is written SIZE or SIZE:CROP in pixels, such as 256:224, with a crop no "
-                f"larger than the size and at most {_LARGEST_SIDE} pixels"
-            )
-        return cls(int(size), int(crop))
 
 
 class FolderDataset(Dataset):
@@ -101,7 +57,7 @@ class FolderDataset(Dataset):
         self._paths = list(paths)
         self.resize = resize
         self._mode = mode or _common_mode(self._paths)
-        self._size = _common_size(self._paths, name) if resize is None else _target_size(resize)
+        self._size = _common_size(self._paths, name) if resize is None else resize.output_size
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -121,7 +77,7 @@ class FolderDataset(Dataset):
             picture = image.convert(self._mode)
         if self.resize is not None:
             _require_bounded(picture, self.resize, path)
-            picture = _resized(picture, self.resize)
+            picture = self.resize.apply(picture)
         elif (picture.height, picture.width) != self._size:
             raise UserError(f"The image {path} changed its size while the run read it; start the run again.")
         return functional.pil_to_tensor(picture)
@@ -186,14 +142,12 @@ def _refuse_loops(path: Path) -> None:
 
 def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> None:
     """Refuse a picture so narrow that, scaled by its shorter side, it would fill the memory."""
-    if isinstance(resize.resize, int):
-        short, long = sorted(picture.size)
-        if resize.resize * (resize.resize * long // short) > _MOST_PIXELS:
-            raise UserError(
-                f"The image {printable(path)} is refused as a possible decompression bomb: of "
-                f"{picture.width}x{picture.height} pixels, it would have more than {_MOST_PIXELS:,} with "
-                f"its shorter side resized to {resize.resize}; crop or remove it."
-            )
+    if isinstance(resize.resize, int) and resize.size_before_crop(*picture.size) > _MOST_PIXELS:
+        raise UserError(
+            f"The image {printable(path)} is refused as a possible decompression bomb: of "
+            f"{picture.width}x{picture.height} pixels, it would have more than {_MOST_PIXELS:,} with "
+            f"its shorter side resized to {resize.resize}; crop or remove it."
+        )
 
 
 def _common_mode(paths: Sequence[str | Path]) -> str:
@@ -221,26 +175,6 @@ def _common_size(paths: Sequence[str | Path], name: str) -> tuple[int, int]:
 def _header_size(path: str | Path) -> tuple[int, int]:
     with _opened(path) as image:
         return image.height, image.width
-
-
-def _target_size(resize: Resize) -> tuple[int, int]:
-    """(height, width) that every picture ends with."""
-    if isinstance(resize.resize, tuple):
-        return resize.resize
-    side = resize.crop or resize.resize
-    return side, side
-
-
-def _resized(picture: Image.Image, resize: Resize) -> Image.Image:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional
-
-    mode = InterpolationMode(resize.interpolation)
-    # On Pillow images, not tensors: the accuracies published for torchvision's weights were measured so.
-    if isinstance(resize.resize, tuple):
-        return functional.resize(picture, list(resize.resize), interpolation=mode, antialias=True)
-    picture = functional.resize(picture, [resize.resize], interpolation=mode, antialias=True)
-    return functional.center_crop(picture, list(_target_size(resize)))
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class BatchLoader:
     def __init__(self, dataset: Dataset, device: torch.device, *, workers: int | None = None):
         self._dataset, self._device = dataset, device
         fits = fits_in_memory(dataset)
-        self._images = dataset.images(torch.arange(len(dataset))).clamp(0, 1).to(device) if fits else None
+        self._images = dataset.images(torch.arange(len(dataset))).to(device) if fits else None
         self._workers = automatic_workers() if workers is None else workers
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class BatchLoader:
         for positions, images in zip(parts, loader, strict=True):
             if isinstance(images, str):
                 raise UserError(images)
-            yield self._batch(positions, images.clamp(0, 1).to(self._device, non_blocking=True))
+            yield self._batch(positions, images.to(self._device, non_blocking=True))
 
     def _batch(self, positions: Tensor, images: Tensor) -> Batch:
         labels, indices = self._dataset.labels[positions], self._dataset.indices[positions]

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from robustbench_local.data.dataset import ArrayDataset, Dataset
-from robustbench_local.data.imagefolder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 
 _DIGITS = [str(n) for n in range(10)]

@@ -60,7 +60,7 @@ def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
 
     Raises UserError when they cannot be evaluated together.
     """
-    _require_pixels(dataset)
+    _require_box(dataset, threat_model)
     _require_finite_weights(model.model)
     size = BatchSize(PROBE)
     while True:
@@ -76,7 +76,7 @@ def _preflight(
     model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, count: int
 ) -> Preflight:
     positions = probe_images(dataset)[:count]
-    images, labels = dataset.images(positions).to(device).clamp(0, 1), dataset.labels[positions].to(device)
+    images, labels = dataset.images(positions).to(device), dataset.labels[positions].to(device)
     logits = _first_logits(model, images, dataset)
     if (broken := (~torch.isfinite(logits)).any(1).cpu()).any():
         raise UserError(
@@ -150,17 +150,14 @@ def _layers(traced: GradientTrace, *, missing: bool) -> Diagnostic:
     )
 
 
-def _require_pixels(dataset: Dataset) -> None:
-    low, high = dataset.raw_range
-    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
-        return
-    found = f"{dataset.name} holds values from {low:.4g} to {high:.4g}, but images must be in [0, 1]"
-    if low >= 0 and high <= 255:
-        raise UserError(f"{found}: these look like grey levels, so divide them by 255 or store them as uint8")
-    raise UserError(
-        f"{found}: these look normalised, so store them before normalisation and give the mean and "
-        "standard deviation with --normalize instead; eps then keeps its meaning in pixels"
-    )
+def _require_box(dataset: Dataset, threat_model: ThreatModel) -> None:
+    (low, high), (lowest, highest) = dataset.raw_range, threat_model.box
+    if max(low, 0.0) < lowest or min(high, 1.0) > highest:
+        raise UserError(
+            f"the images of {dataset.name} have pixels from {low:.4g} to {high:.4g}, but the threat model's box is "
+            f"[{lowest:g}, {highest:g}]: give a box that contains every image",
+            slug="images-outside-box",
+        )
 
 
 def _require_finite_weights(classifier: Classifier) -> None:

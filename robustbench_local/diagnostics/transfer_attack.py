@@ -110,7 +110,7 @@ def _asked(
 ) -> tuple[Tensor, Tensor, int]:
     """Images and noisy copies of them, what the model takes them for, and how many classes it knows."""
     positions = torch.arange(len(dataset))[:: max(1, -(-len(dataset) // MOST_IMAGES))]
-    images = dataset.images(positions).to(device).clamp(*threat_model.box)
+    images = dataset.images(positions).to(device)
     copies = [
         images
         + NOISE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -155,11 +154,3 @@ def write_outcome(output: Path, result: Result, samples: list[SampleRecord]) -> 
     """Put the result, and the per-sample record beside it, in their places: both or neither."""
     record = "".join(f"{sample.model_dump_json()}\n" for sample in samples)
     write_all_or_none({record_path(output): record, output: result.to_json()})
-
-
-def summed_hash(hashes: list[str], labels: Tensor) -> str:
-    """sha256 over the samples' own hashes and labels, in the order of the run."""
-    digest = hashlib.sha256()
-    for sample, label in zip(hashes, labels.tolist(), strict=True):
-        digest.update(f"{sample} {label}\n".encode())
-    return digest.hexdigest()

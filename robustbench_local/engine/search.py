@@ -59,9 +59,7 @@ class RunContext:
     """Called with how many samples have just finished a run of an attack and how many stand."""
 
     def load(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        # Float files may leave the box by a rounding error, which a projection would add to the perturbation.
-        images = self.dataset.images(positions).to(self.device).clamp(*self.threat_model.box)
-        return images, self.dataset.labels[positions].to(self.device)
+        return self.dataset.images(positions).to(self.device), self.dataset.labels[positions].to(self.device)
 
     def ask(self, points: Tensor) -> Tensor:
         """The untouched model's logits, in batches that fit."""

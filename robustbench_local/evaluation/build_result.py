@@ -11,8 +11,9 @@ import torch
 
 from robustbench_local import __version__
 from robustbench_local.attacks import ThreatModel
+from robustbench_local.data.dataset import dataset_sha256
 from robustbench_local.engine.journal import RunFingerprint
-from robustbench_local.engine.ledger import SampleStates, summed_hash
+from robustbench_local.engine.ledger import SampleStates
 from robustbench_local.engine.search import RunContext
 from robustbench_local.models import Classifier, fingerprint
 from robustbench_local.models.metered import Passes, peak_memory
@@ -73,7 +74,7 @@ def summed_up(
             n=n,
             available=available,
             lossy=dataset.lossy,
-            sha256=summed_hash(ledger.hashes, ledger.labels),
+            sha256=dataset_sha256(ledger.hashes, ledger.labels),
             subset_seed=subset_seed,
         ),
         threat_model=threat_model_info(job.threat_model),

@@ -133,10 +133,10 @@ def evaluate_detector(
     where, tallies = next(classifier.parameters(), torch.empty(0)).device, []
     model = Metered(classifier)  # which gives a model that works in place copies to work on
     with full_precision(where):
-        clean = calibration.images(range(len(calibration))).clamp(0, 1).to(where)
+        clean = calibration.images(range(len(calibration))).to(where)
         detector = calibrate(model, clean, squeezers, fpr, batch_size=batch_size)
         for positions in torch.arange(len(dataset)).split(batch_size):
-            images = dataset.images(positions).clamp(0, 1).to(where)
+            images = dataset.images(positions).to(where)
             labels, indices = dataset.labels[positions].to(where), dataset.indices[positions].to(where)
             tallies.append(_judge(detector, threat_model, images, labels, indices, steps, weights, seed))
     return _summed(detector.threshold, [torch.cat(parts) for parts in zip(*tallies, strict=True)])

@@ -31,7 +31,7 @@ from robustbench_local.diagnostics.input_plausibility import accuracy_is_plausib
 from robustbench_local.diagnostics.preflight import Preflight, preflight, probe_images
 from robustbench_local.engine.cascade import Cascade, reports_of
 from robustbench_local.engine.journal import Journal, RunFingerprint, journals
-from robustbench_local.engine.ledger import SampleStates, record_path, seconds_of, summed_hash, write_outcome
+from robustbench_local.engine.ledger import SampleStates, record_path, seconds_of, write_outcome
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.precision import SearchModel, SearchModels, build_search_models, check_precision
 from robustbench_local.engine.protocol import Step, custom, require_goes_with, require_layers, resolve_suite
@@ -291,9 +291,7 @@ def _complete(output: Path, binding: RunFingerprint, dataset: Dataset, asked: di
     if journals(output) or not output.is_file():
         return None
     result = read_result(output)
-    low, high = result.threat_model.box
-    hashes = [sample_sha256(dataset.images([position])[0].clamp(low, high)) for position in range(result.data.n)]
-    same_data = summed_hash(hashes, dataset.labels[: result.data.n]) == result.data.sha256
+    same_data = dataset.subset(range(result.data.n)).sha256() == result.data.sha256
     same = result.config.get("binding") == binding.model_dump() and asked.items() <= result.config.items()
     if not same or not same_data:
         raise UserError(f"{output} is the result of another run: name another --output, or leave out --resume")
@@ -316,7 +314,7 @@ def _identity(metered: Metered, batches: Sequence[Tensor], findings: Sequence[Di
 
 def _first_images(dataset: Dataset, device: torch.device) -> Tensor:
     """A few images from all over the data set, to try things on."""
-    return dataset.images(probe_images(dataset)).to(device).clamp(0, 1)
+    return dataset.images(probe_images(dataset)).to(device)
 
 
 def _samples_hash(dataset: Dataset) -> str:

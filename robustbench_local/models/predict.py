@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped]
 
-from robustbench_local.data.imagefolder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier
 

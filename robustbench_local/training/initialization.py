@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustbench_local.data import require_files
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, build_architecture, load_classifier, parse_normalization
 from robustbench_local.models.architectures import ARCHITECTURES, find_architecture
@@ -258,12 +258,6 @@ def check_fits(network: nn.Module, name: str, dataset: Dataset) -> int:
 
 def _logits_of(network: nn.Module, name: str, dataset: Dataset) -> Tensor:
     """What the network says of the first images. Raises UserError where it cannot take them or lacks a class."""
-    low, high = dataset.raw_range
-    if low < -1e-4 or high > 1 + 1e-4:
-        raise UserError(
-            f"{dataset.name} holds values from {low:.4g} to {high:.4g}, but images must be in [0, 1]: store them as "
-            "uint8 or before normalisation, and give the normalisation with --normalize"
-        )
     device = next(network.parameters()).device
     shape = "×".join(map(str, dataset.image_shape))
     network.eval()

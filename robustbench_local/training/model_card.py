@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from robustbench_local import __version__
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.io.safe_read import parse_json, printable, reason, require_plain_file

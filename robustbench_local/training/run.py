@@ -12,11 +12,10 @@ import torch
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.attack import Model, spec_text
-from robustbench_local.data.dataset import Dataset, sample_sha256
+from robustbench_local.data.dataset import Dataset
 from robustbench_local.data.loader import fits_in_memory
 from robustbench_local.defenses import Objective
 from robustbench_local.engine.journal import journals
-from robustbench_local.engine.ledger import summed_hash
 from robustbench_local.engine.observer import Observer
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.evaluation.run import Evaluation, evaluate
@@ -274,8 +273,6 @@ def _card(
     recipe: Recipe, start: InitialModel, classes: int, whole: Dataset, held: int, trained_by: str | None
 ) -> ModelCard:
     """What is known of the checkpoint before its training begins."""
-    small = fits_in_memory(whole)
-    hashes = [sample_sha256(whole.images([position])[0]) for position in range(len(whole))] if small else []
     return ModelCard(
         architecture=start.architecture,
         num_classes=classes,
@@ -293,6 +290,6 @@ def _card(
             split=whole.split,
             training=len(whole) - held,
             holdout=held,
-            sha256=summed_hash(hashes, whole.labels) if small else None,
+            sha256=whole.sha256() if fits_in_memory(whole) else None,
         ),
     )

@@ -8,7 +8,8 @@ from PIL import Image
 from robustbench_local.data import imagefolder as folder_module
 from robustbench_local.data import load_dataset
 from robustbench_local.data.class_names import match_class_names
-from robustbench_local.data.imagefolder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 
 

@@ -12,8 +12,8 @@ from small_trainings import CPU, Training, parts, same
 
 from robustbench_local.data import load_dataset
 from robustbench_local.data.holdout import cut_holdout
-from robustbench_local.data.imagefolder import Resize
 from robustbench_local.data.loader import BatchLoader, fits_in_memory, shuffled_batches
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 
 

@@ -38,10 +38,10 @@ def test_floats_are_nchw_of_any_width_and_byte_order(tmp_path, dtype):
     assert data.raw_range == (0.0, 119 / 128)
 
 
-def test_floats_outside_the_box_are_left_to_the_preflight(tmp_path):
-    data = load_dataset(_save(tmp_path, images=np.float32([[[[0, 255.0]]]]), labels=[0]))
-    assert data.raw_range == (0.0, 255.0)
-    assert data.images([0]).max() == 255
+def test_floats_outside_the_box_are_refused_with_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"set\.npz.* 0 to 255") as error:
+        load_dataset(_save(tmp_path, images=np.float32([[[[0, 255.0]]]]), labels=[0]))
+    assert error.value.slug == "pixels-out-of-range"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -71,12 +71,12 @@ def test_splits_are_ignored_because_the_file_is_taken_whole(tmp_path):
         ({"images": HWC, "labels": LABELS / 1}, "`labels` .* are float64; allowed are integers"),
         ({"images": HWC, "labels": np.array(["a", "b", "c"])}, "`labels` .* are <U1"),
         ({"images": HWC, "labels": np.eye(3, dtype=int)}, r"labels of npz:set.npz have shape \(3, 3\)"),
-        ({"images": HWC, "labels": np.array([0, -7, 1])}, "Label -7 of sample 1"),
+        ({"images": HWC, "labels": np.array([0, -7, 1])}, "label -7 of sample 1"),
         ({"images": HWC, "labels": np.array([0, 2**64 - 1, 1], np.uint64)}, "18446744073709551615"),
         ({"images": HWC[:0], "labels": LABELS[:0]}, "npz:set.npz is empty"),
         ({"images": np.array([None, 1, 2], object), "labels": LABELS}, "pickled objects are never loaded"),
         ({"images": HWC, "labels": LABELS.astype(object)}, "`labels` .* pickled objects are never loaded"),
-        ({"images": np.full((3, 1, 2, 2), np.nan), "labels": LABELS}, "Image 0 of npz:set.npz holds NaN"),
+        ({"images": np.full((3, 1, 2, 2), np.nan), "labels": LABELS}, "image 0 of npz:set.npz has NaN"),
     ],
 )
 def test_bad_contents_are_refused(tmp_path, arrays, said):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_local import Classifier, ThreatModel
+from robustbench_local import Classifier, ThreatModel, evaluate
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.run import examine
@@ -10,9 +10,9 @@ from robustbench_local.evaluation.run import examine
 THREAT = ThreatModel("linf", 0.1)
 
 
-def data(n=64, *, scale=1.0, shift=0.0, classes=4):
+def data(n=64, *, classes=4):
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand((n, 1, 6, 6), generator=generator) * scale + shift
+    images = torch.rand((n, 1, 6, 6), generator=generator)
     return ArrayDataset(images, torch.arange(n) % classes)
 
 
@@ -60,8 +60,6 @@ def test_guessing_is_warned_of():
 @pytest.mark.parametrize(
     ("net", "dataset", "word"),
     [
-        (Net(), data(scale=255), "divide them by 255"),
-        (Net(), data(scale=4, shift=-2), "--normalize"),
         (Net(), data(classes=5), "label 4"),
         (Net(lambda logits, net: logits / 0), data(), "infinite"),
         (Net(classes=1), data(classes=1), "at least two"),
@@ -69,7 +67,7 @@ def test_guessing_is_warned_of():
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), data(), "3 channels"),
         (nn.Sequential(nn.Flatten(), nn.Linear(49, 4)), data(), "1×6×6"),
     ],
-    ids=["grey levels", "normalised", "labels", "infinite", "one class", "shape", "channels", "size"],
+    ids=["labels", "infinite", "one class", "shape", "channels", "size"],
 )
 def test_what_cannot_be_evaluated_is_stopped_with_the_mend(net, dataset, word):
     with pytest.raises(UserError, match=word):
@@ -81,3 +79,10 @@ def test_nan_weights_are_named():
     net.linear.weight.data[2, 3] = float("nan")
     with pytest.raises(UserError, match=r"linear\.weight"):
         findings(net)
+
+
+def test_a_box_that_does_not_contain_the_images_is_refused():
+    threat_model = ThreatModel("linf", 0.1, box=(0.0, 0.5))
+    with pytest.raises(UserError, match=r"\[0, 0\.5\]") as error:
+        evaluate(Classifier(Net(), copy=False), data(), threat_model, device="cpu")
+    assert error.value.slug == "images-outside-box"

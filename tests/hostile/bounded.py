@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from robustbench_local.data import load_dataset
-from robustbench_local.data.imagefolder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
 from robustbench_local.results.reading import read_result

@@ -161,7 +161,7 @@ def _gate(path: Path) -> object:
 
 def _options(path: Path) -> object:
     from robustbench_local.attacks import PGD
-    from robustbench_local.data.imagefolder import Resize
+    from robustbench_local.data.resize import Resize
     from robustbench_local.errors import UserError
     from robustbench_local.models.normalization import parse_normalization
     from robustbench_local.numbers import parse_number
@@ -229,7 +229,8 @@ def _onnx(path: Path) -> object:
 def _image(path: Path) -> object:
     import torch
 
-    from robustbench_local.data.imagefolder import FolderDataset, Resize
+    from robustbench_local.data.imagefolder import FolderDataset
+    from robustbench_local.data.resize import Resize
 
     return FolderDataset([path], torch.zeros(1, dtype=torch.int64), name="it", resize=Resize(8, 8)).images([0])
 

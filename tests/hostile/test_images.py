@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from robustbench_local.data import load_dataset
-from robustbench_local.data.imagefolder import FolderDataset, Resize
+from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import printable
 from robustbench_local.models.predict import find_images

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from robustbench_local.cli.attack import attack_command
 from robustbench_local.cli.options import read_options
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, MOST_SETTINGS, parse_json, parse_yaml, printable
 from robustbench_local.models.loaders.bundled import apply_metadata, description_beside

@@ -11,7 +11,7 @@ import torch
 from tiny_networks import tiny
 from torch import nn
 
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, fingerprint
 

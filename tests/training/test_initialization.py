@@ -12,7 +12,7 @@ from PIL import Image
 
 from robustbench_local.data import load_dataset
 from robustbench_local.data.dataset import ArrayDataset
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import build_architecture, load_classifier
 from robustbench_local.training.initialization import check_fits, from_checkpoint, from_scratch, resize_of

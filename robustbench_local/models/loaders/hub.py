@@ -10,7 +10,7 @@ from typing import Any
 import torchvision  # type: ignore[import-untyped]
 from torch import nn
 
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import State, infer_size

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.models.normalization import Normalization
 
 
