@@ -11,7 +11,10 @@ class UserError(Exception):
 
     slug: a stable name in kebab-case, such as `unknown-attack`. Programs and tests rely on it, so that the sentence may
     improve. The command line prints both without a traceback and exits with code 2.
+    reported_elsewhere: whether another process of a run under torchrun prints the same message. None: not known.
     """
+
+    reported_elsewhere: bool | None = None
 
     def __init__(self, message: str, *, slug: str = "user-error") -> None:
         super().__init__(message)
@@ -28,11 +31,22 @@ def _rebuilt(kind: type[UserError], message: str, slug: str) -> UserError:
     return error
 
 
+class RobustWarning(UserWarning):
+    """A warning of this package, for `warnings.warn(RobustWarning(message, slug=...))`.
+
+    slug: a stable name in kebab-case. The command line prints `robust: warning: message [slug]`.
+    """
+
+    def __init__(self, message: str, *, slug: str) -> None:
+        super().__init__(message)
+        self.slug = slug
+
+
 class Diverged(UserError):
     """Training failed: the request was valid, but loss, gradients or predictions did not stay finite or useful."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'pgd'?"`, or nothing when no known name is near."""
-    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,4 +1,4 @@
-"""`robust`: each command is imported when it is asked for, so that help answers in a blink."""
+"""`robust`: each command's module is imported when the command runs, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -18,30 +18,36 @@ COMMANDS = {
     "compare": "Compare result files sample by sample.",
     "defend": "Train a more robust classifier.",
     "doctor": "Check that a model and its data can be evaluated together.",
-    "gate": "Pass or fail result files by their limits: for CI.",
+    "gate": "Pass or fail result files by accuracy limits, for CI.",
     "train": "Train a classifier on clean images, from scratch or from published weights.",
     "list": "List models, datasets, attacks, defenses or configs.",
-    "predict": "Say what a classifier sees in image files.",
+    "predict": "Classify image files.",
 }
+"""Name -> one-line help. Each name has a module `robustbench_local.cli.NAME` with a function `NAME_command`."""
+_MODULES = {"train": "defend"}
 
 
 class Commands(click.Group):
-    """Names and one-line helps without imports; the command's own module behind each name."""
+    """A group that knows names and one-line helps, and imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name == "version":
+            return version_command
         if name not in COMMANDS:
             return None
-        module = "defend" if name == "train" else name
-        return getattr(importlib.import_module(f"robustbench_local.cli.{module}"), f"{name}_command")
+        module = importlib.import_module(f"robustbench_local.cli.{_MODULES.get(name, name)}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"There is no command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx)
+        known = [*COMMANDS, "version"]
+        if args and args[0] not in known and not args[0].startswith("-"):
+            raise click.UsageError(f"There is no command {args[0]!r}.{nearest(args[0], known)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -50,52 +56,70 @@ class Commands(click.Group):
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="robust")
+@click.version_option(__version__, "-V", "--version", prog_name="robust")
 def cli() -> None:
-    """How well does an image classifier stand up to an adversary?
+    """Measure how robust an image classifier is to adversarial examples, and train more robust ones.
 
     \b
     robust attack                        the bundled digits classifier, in seconds
-    robust attack MODEL --data cifar10   a classifier of your own
+    robust attack MODEL --data cifar10   your own classifier
     robust gate runs/x.json --min-robust 0.40
     """
+
+
+@click.command("version", hidden=True)
+def version_command() -> None:
+    """Print the version, like 'robust --version'."""
+    click.echo(f"robust, version {__version__}")
+
+
+def main() -> None:
+    """The entry point of the command line: run a command and exit with its code.
+
+    Errors that a user can cause end in one line on stderr and exit code 2; an interrupted run ends in 130.
+    """
+    from robustbench_local.cli.terminal import routed_warnings
+
+    # A cancelled job and a closed terminal end like ctrl-C: a run keeps its results so far.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(getattr(signal, name), _interrupt)
+    with routed_warnings():
+        code = _exit_code(sys.argv[1:])
+    sys.exit(code)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """The entry point: what a user can cause ends in one sentence and exit code 2."""
+def _exit_code(arguments: list[str]) -> int:
+    """Run the command; print the error where it fails."""
     context = None
-    # A job that is cancelled, or a terminal that is closed, ends like ctrl-C: what was found is kept.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores one
-            signal.signal(getattr(signal, name), _interrupt)
     try:
-        # Not cli.main(), which makes exit code 1 of a reader that leaves early: that is no bug of ours.
-        with cli.make_context("robust", sys.argv[1:]) as context:
+        # Not cli.main(): it turns a closed stdout into exit code 1, which means a bug of this package.
+        with cli.make_context("robust", arguments) as context:
             code = cli.invoke(context)
-    except click.exceptions.Exit as ended:
-        code = ended.exit_code
+    except click.exceptions.Exit as end:
+        code = end.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except UserError as error:
-        from robustbench_local.io.safe_read import printable
+        from robustbench_local.cli.terminal import show_error
 
-        click.echo("robust: " + "\n".join(map(printable, str(error).splitlines())), err=True)
+        show_error(error)
         code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("robust: interrupted", err=True)
         code = 130
     except BrokenPipeError:
-        # What was decided stands although nobody read it to the end.
+        # The reader of stdout has left. The command's own exit code stands.
         code = context.obj if context is not None else 0
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
         with contextlib.suppress(OSError):
-            click.echo(f"robust: reading or writing failed: {error}", err=True)
+            click.echo(f"robust: reading or writing failed: {error} [input-output-error]", err=True)
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0

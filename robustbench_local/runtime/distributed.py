@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import TypeVar
@@ -82,6 +83,14 @@ def on_rank_zero(context: contextlib.AbstractContextManager[object]) -> Iterator
         yield
 
 
+def _first_to_report(store: dist.Store, message: str) -> bool:
+    """Whether no other process has claimed this message: the same error in several processes is printed once."""
+    try:
+        return store.add(hashlib.sha256(message.encode()).hexdigest(), 1) == 1
+    except RuntimeError:  # the process that keeps the store has ended
+        return True
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[int]:
     """Join the group that torchrun has set up, if it has; gives this process's number.
@@ -94,10 +103,14 @@ def process_group() -> Iterator[int]:
     # Processes wait for each other at the end of every stage, which can take as long as a stage; torchrun itself ends
     # those whose fellows have died.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(days=30))
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=datetime.timedelta(days=30))
     try:
         with _in_company():
-            yield dist.get_rank()
+            yield rank
+    except UserError as error:
+        error.reported_elsewhere = not _first_to_report(store, str(error))
+        raise
     finally:
         dist.destroy_process_group()
 
