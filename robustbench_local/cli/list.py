@@ -36,9 +36,10 @@ def _attacks() -> list[tuple[str, str]]:
 
 def _defenses() -> list[tuple[str, str]]:
     from robustbench_local.defenses import AWP, OBJECTIVES
-    from robustbench_local.models.preprocessing import INPUT_DEFENSES
+    from robustbench_local.models.catalog import INPUT_DEFENSES
+    from robustbench_local.models.preprocessing import input_defense_type
 
-    kinds = {**OBJECTIVES, f"+{AWP.name}": AWP, **INPUT_DEFENSES}
+    kinds = {**OBJECTIVES, f"+{AWP.name}": AWP, **{name: input_defense_type(name) for name in INPUT_DEFENSES}}
     return [(name, (kind.__doc__ or "").strip().splitlines()[0]) for name, kind in kinds.items()]
 
 

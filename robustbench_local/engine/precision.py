@@ -136,7 +136,7 @@ def _twin(
             Cast(copy.deepcopy(folded), dtype),
             name=classifier.name,
             copy=False,
-            probabilities=classifier.probabilities,
+            info=classifier.info,
             mean=scaling.get("mean"),
             std=scaling.get("std"),
         ).to(images.device)

@@ -1,4 +1,4 @@
-"""`Classifier`: any module as a frozen function from images in [0, 1] to logits, its normalisation inside."""
+"""`Classifier`: any module as a frozen function from images in [0, 1] to logits, its normalization included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy as copying
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,34 @@ from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierInfo:
+    """What is known of a classifier beside its function.
+
+    resize: how image files are brought to its input size. probabilities: the module ends in a softmax. weights: the
+    key in the checkpoint file that the weights were read from; "" stands for the whole file, None for no file. notes:
+    decisions made while loading that a reader of the result should know, one sentence each.
+    """
+
+    resize: Resize | None = None
+    probabilities: bool = False
+    weights: str | None = None
+    notes: tuple[str, ...] = ()
+
+
 class Classifier(nn.Module):
     """Images N×C×H×W, float in [0, 1] → logits N×K, float. Always in eval mode, its parameters frozen.
 
-    `mean` and `std` (one value per channel, or one for all) scale the image before the module sees it. With
-    `copy=True` the module is deep-copied first, so the caller's own keeps its modes, gradients and `requires_grad`.
-    `probabilities`, which may be set later, says that the module ends in a softmax; the classifier gives its logarithm.
+    `mean` and `std` (one value per channel, or one for all) normalize the image before the module sees it. `info` holds
+    what else is known. With `copy=True` the module is deep-copied first, so that the caller's own keeps its modes,
+    gradients and `requires_grad`.
 
-    Raises UserError for an impossible normalisation, a module that cannot be copied, and, in `forward`, for images
-    with another number of channels than the normalisation and for an output that holds no logits.
+    A module with one logit z per image (N×1 or N) is a binary classifier: its classes 0 and 1 get the logits 0 and z.
+    `single_output` is True from the first such output on. `probabilities`, which may be set later, says that the module
+    ends in a softmax (or a sigmoid, with one output); the classifier then returns the logarithm.
+
+    Raises UserError for an impossible normalization, a module that cannot be copied, and, in `forward`, for images
+    whose number of channels does not match the normalization and for an output without logits.
     """
 
     mean: Tensor | None
@@ -39,8 +58,7 @@ class Classifier(nn.Module):
         std: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
         input_shape: tuple[int, int, int] | None = None,
-        resize: Resize | None = None,
-        probabilities: bool = False,
+        info: ClassifierInfo = ClassifierInfo(),
         copy: bool = True,
     ) -> None:
         super().__init__()
@@ -48,10 +66,13 @@ class Classifier(nn.Module):
         self.name = name
         self.class_names = None if class_names is None else list(class_names)
         self.input_shape = input_shape
-        self.resize = resize
-        self.probabilities = probabilities
-        self._scaling = _checked_scaling(mean, std, name)
-        for key, values in zip(("mean", "std"), self._scaling or (None, None), strict=True):
+        self.resize = info.resize
+        self.weights = info.weights
+        self.notes = info.notes
+        self.probabilities = info.probabilities
+        self.single_output = False
+        self._normalization = _checked_normalization(mean, std, name)
+        for key, values in zip(("mean", "std"), self._normalization or (None, None), strict=True):
             buffer = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(key, buffer)
         self.requires_grad_(False)
@@ -59,12 +80,21 @@ class Classifier(nn.Module):
 
     @property
     def normalization(self) -> dict[str, list[float]] | None:
-        """`{"mean": […], "std": […]}` as it was given, or None."""
-        return None if self._scaling is None else {"mean": list(self._scaling[0]), "std": list(self._scaling[1])}
+        """`{"mean": […], "std": […]}`, or None."""
+        if self._normalization is None:
+            return None
+        return {"mean": list(self._normalization[0]), "std": list(self._normalization[1])}
+
+    @property
+    def info(self) -> ClassifierInfo:
+        """The current settings: a copy of this classifier is built with them."""
+        return ClassifierInfo(
+            resize=self.resize, probabilities=self.probabilities, weights=self.weights, notes=self.notes
+        )
 
     def train(self, mode: bool = True) -> Classifier:  # noqa: ARG002 - the signature is torch's
-        """Stays in eval mode, whatever is asked: a model under attack has one answer per image."""
-        # An exported program has no modes and says so; what it computes was settled when it was exported.
+        """Stay in eval mode, whatever `mode` says: a model under attack gives one answer per image."""
+        # An exported program has no modes and raises; its mode was fixed when it was exported.
         with contextlib.suppress(NotImplementedError):
             self.module.eval()
         for part in self.modules():
@@ -75,21 +105,22 @@ class Classifier(nn.Module):
         if self.mean is not None and self.std is not None:
             if self.mean.shape[1] not in (1, images.shape[1]):
                 raise UserError(
-                    f"{self.name}: the images have {images.shape[1]} channels, but the model is normalised for "
-                    f"{self.mean.shape[1]}; give images with {self.mean.shape[1]} channels or another --normalize"
+                    f"{self.name}: the images have {images.shape[1]} channels, but the model is normalized for "
+                    f"{self.mean.shape[1]}; give images with {self.mean.shape[1]} channels or another --normalize",
+                    slug="normalization-channels",
                 )
             images = (images - self.mean) / self.std
-        logits = _as_logits(self.module(images), self.name)
+        logits = _as_logits(self.module(images), len(images), self.name)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        if self.probabilities:
-            # The smallest normal number: its logarithm and the gradient 1/p are still finite in this arithmetic.
-            logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
-        return logits
+        if logits.shape[1] == 1:
+            self.single_output = True
+            return _two_classes(logits, probabilities=self.probabilities)
+        return _log_of(logits) if self.probabilities else logits
 
 
 def fingerprint(classifier: nn.Module) -> str:
-    """SHA-256 (hex) of all weights and of the normalisation: names, types, shapes and bytes, whatever the device."""
+    """SHA-256 (hex) of all weights and of the normalization: names, dtypes, shapes and bytes, on any device."""
     digest = hashlib.sha256()
     for key, value in sorted(classifier.state_dict().items()):
         if not isinstance(value, Tensor):
@@ -101,21 +132,34 @@ def fingerprint(classifier: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _log_of(probabilities: Tensor) -> Tensor:
+    # The smallest normal number: its logarithm and the gradient 1/p are still finite in this dtype.
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+def _two_classes(output: Tensor, *, probabilities: bool) -> Tensor:
+    """Logits N×2 from one output N×1: (0, z) for a logit z, (log(1 - p), log p) for a probability p."""
+    if not probabilities:
+        return torch.cat([torch.zeros_like(output), output], 1)
+    return _log_of(torch.cat([1 - output, output], 1))
+
+
 def _copied(module: nn.Module, name: str) -> nn.Module:
-    """A deep copy without gradients, which belong to the caller and only take room."""
+    """A deep copy without gradients, which belong to the caller and take memory."""
     try:
         copied = copying.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"{name}: the module cannot be copied ({_first_line(error)}); pass copy=False to give it "
-            "away: it is then frozen and put in eval mode"
+            f"{name}: the module cannot be copied ({_first_line(error)}); pass copy=False to hand over the module "
+            "itself: it is then frozen and put in eval mode",
+            slug="module-not-copyable",
         ) from error
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
 
 
-def _checked_scaling(
+def _checked_normalization(
     mean: Sequence[float] | None, std: Sequence[float] | None, name: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """(mean, std) of equal length, or None when neither is given."""
@@ -127,39 +171,45 @@ def _checked_scaling(
     means, stds = (values * length if len(values) == 1 else values for values in (means, stds))
     if not means or len(means) != len(stds):
         raise UserError(
-            f"{name}: the normalisation has {len(means)} means and {len(stds)} standard deviations; "
-            "give one of each per channel, or one for all"
+            f"{name}: the normalization has {len(means)} means and {len(stds)} standard deviations; "
+            "give one of each per channel, or one for all",
+            slug="normalization-lengths",
         )
     if not all(math.isfinite(value) for value in means + stds) or min(stds) <= 0:
         raise UserError(
-            f"{name}: the normalisation needs finite means and standard deviations above 0, "
-            f"not {list(means)} and {list(stds)}"
+            f"{name}: the normalization needs finite means and standard deviations above 0, "
+            f"not {list(means)} and {list(stds)}",
+            slug="normalization-values",
         )
     return means, stds
 
 
-def _as_logits(output: Any, name: str) -> Tensor:
-    """The N×K logits in whatever the module returned: a tensor, a tuple, a dict, or an object with `.logits`."""
-    found = output
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in ("logits", "out", "output") if key in found), found)
-    elif not isinstance(found, Tensor):
-        found = getattr(found, "logits", found)
-        if isinstance(found, (tuple, list)) and found:
-            found = found[0]
-    if not isinstance(found, Tensor):
+def _as_logits(output: object, images: int, name: str) -> Tensor:
+    """The N×K logits in what the module returned: a tensor, a tuple, a dict, or an object with `.logits`."""
+    logits = output
+    if isinstance(logits, Mapping):
+        logits = next((logits[key] for key in ("logits", "out", "output") if key in logits), logits)
+    elif not isinstance(logits, Tensor):
+        logits = getattr(logits, "logits", logits)
+        if isinstance(logits, (tuple, list)) and logits:
+            logits = logits[0]
+    if not isinstance(logits, Tensor):
         raise UserError(
-            f"{name}: the model returns a {type(output).__name__} in which no logits are found; it must "
-            "return an N×K tensor, a tuple that begins with it, or something that names it 'logits'"
+            f"{name}: the model returns a {type(output).__name__} without logits; it must return an N×K tensor, a "
+            "tuple that begins with it, or an object or dict that names it 'logits'",
+            slug="no-logits",
         )
-    if found.ndim > 2 and found[0, 0].numel() == 1:
-        found = found.flatten(1)
-    if found.ndim != 2:
+    if logits.ndim > 2 and logits[0, 0].numel() == 1:
+        logits = logits.flatten(1)
+    if logits.ndim == 1 and len(logits) == images:
+        logits = logits[:, None]
+    if logits.ndim != 2:
         raise UserError(
-            f"{name}: the model returns a tensor of shape {tuple(found.shape)}; a classifier must return "
-            "logits of shape N×K, one row per image and one column per class"
+            f"{name}: the model returns a tensor of shape {tuple(logits.shape)}; a classifier must return "
+            "logits of shape N×K, one row per image and one column per class",
+            slug="logits-shape",
         )
-    return found
+    return logits
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,8 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, build_architecture, load_classifier, parse_normalization
-from robustbench_local.models.architectures import ARCHITECTURES, find_architecture
+from robustbench_local.models.architectures.registry import find_architecture
+from robustbench_local.models.catalog import ARCHITECTURES
 from robustbench_local.models.head import head_parameters, replace_head
 from robustbench_local.models.loaders.bundled import description_beside
 from robustbench_local.models.loaders.hub import published_resize, torchvision_names, untrained

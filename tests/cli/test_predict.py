@@ -123,7 +123,7 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
         (("photos/0.png", "--resize", "8:9"), "--resize is '8:9'"),
         (("photos/0.png", "--resize", "30"), "cannot take images of 1×30×30"),
         (("photos/0.png", "--device", "abacus"), "abacus"),
-        (("photos/0.png", "--normalize", "imagenet"), "normalised for 3"),
+        (("photos/0.png", "--normalize", "imagenet"), "normalized for 3"),
         ((), "Missing argument 'IMAGE...'"),
     ],
 )

@@ -7,7 +7,9 @@ import torch
 
 from robustbench_local.errors import UserError
 from robustbench_local.models import build_architecture
-from robustbench_local.models.architectures import ARCHITECTURES, WideResNet, count_parameters
+from robustbench_local.models.architectures.registry import count_parameters
+from robustbench_local.models.architectures.wide_resnet import WideResNet
+from robustbench_local.models.catalog import ARCHITECTURES
 
 # Parameter counts stated in the papers and repositories that the networks come from.
 SIZES = {"resnet18": 11_173_962, "preact-resnet18": 11_172_170, "wide-resnet-28-10": 36_479_194}

@@ -14,6 +14,7 @@ from torch import nn
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, fingerprint
+from robustbench_local.models.classifier import ClassifierInfo
 
 
 class Returns(nn.Module):
@@ -64,7 +65,7 @@ def test_impossible_normalisation_is_refused(mean, std, said):
 
 def test_grey_images_do_not_broadcast_into_a_colour_normalisation():
     classifier = Classifier(nn.Flatten(), mean=[0.5] * 3, std=[0.5] * 3)
-    with pytest.raises(UserError, match="1 channels, but the model is normalised for 3"):
+    with pytest.raises(UserError, match="1 channels, but the model is normalized for 3"):
         classifier(torch.rand(2, 1, 4, 4))
 
 
@@ -101,7 +102,9 @@ def test_without_copy_it_is_the_same_module():
 
 def test_probabilities_become_their_logarithm():
     scores = torch.tensor([[1.0, 2.0, 3.0], [-200.0, 0.0, 200.0]])
-    classifier = Classifier(Returns(lambda images: scores.softmax(1) + 0 * images.sum()), probabilities=True)
+    classifier = Classifier(
+        Returns(lambda images: scores.softmax(1) + 0 * images.sum()), info=ClassifierInfo(probabilities=True)
+    )
     logits = classifier(torch.zeros(2, 1, 1, 1))
     assert torch.allclose(logits[0], scores[0].log_softmax(0), atol=1e-6)
     assert torch.isfinite(logits).all()
@@ -112,7 +115,7 @@ def test_probabilities_become_their_logarithm():
 
 def test_probabilities_keep_a_finite_gradient():
     images = torch.tensor([[80.0, 0.0, -300.0]]).view(1, 3, 1, 1).requires_grad_()
-    logits = Classifier(nn.Sequential(nn.Flatten(), nn.Softmax(1)), probabilities=True)(images)
+    logits = Classifier(nn.Sequential(nn.Flatten(), nn.Softmax(1)), info=ClassifierInfo(probabilities=True))(images)
     (gradient,) = torch.autograd.grad(logits[0, 1], images)
     assert torch.isfinite(gradient).all()
     assert gradient.flatten()[1] == pytest.approx(1.0)
@@ -148,7 +151,7 @@ def test_logits_are_found_in_what_models_return(output):
         ({"boxes": SCORES}, "a dict"),
         ((), "a tuple"),
         (torch.zeros(1, 2, 4, 4), r"\(1, 2, 4, 4\)"),
-        (torch.zeros(1), r"\(1,\)"),
+        (torch.zeros(2), r"\(2,\)"),
     ],
 )
 def test_other_outputs_are_refused(output, said):
@@ -166,6 +169,8 @@ def test_fingerprint_tells_weights_and_normalisation_apart():
 
 def test_description_is_kept():
     resize = Resize(9, 8)
-    classifier = Classifier(tiny(), name="mine", class_names=("a", "b", "c"), input_shape=(1, 8, 8), resize=resize)
+    classifier = Classifier(
+        tiny(), name="mine", class_names=("a", "b", "c"), input_shape=(1, 8, 8), info=ClassifierInfo(resize=resize)
+    )
     assert (classifier.name, classifier.class_names, classifier.input_shape) == ("mine", ["a", "b", "c"], (1, 8, 8))
     assert classifier.resize == Resize(9, 8, "bilinear")

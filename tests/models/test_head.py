@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 
 from robustbench_local.errors import UserError
-from robustbench_local.models.architectures import ARCHITECTURES, build_architecture
+from robustbench_local.models.architectures.registry import build_architecture
+from robustbench_local.models.catalog import ARCHITECTURES
 from robustbench_local.models.head import head_parameters, replace_head
 
 

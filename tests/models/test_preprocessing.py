@@ -14,11 +14,12 @@ from robustbench_local.attacks import PGD, pgd
 from robustbench_local.engine.precision import build_search_models
 from robustbench_local.errors import UserError
 from robustbench_local.models import fingerprint
+from robustbench_local.models.catalog import INPUT_DEFENSES
 from robustbench_local.models.metered import Metered
 from robustbench_local.models.preprocessing import (
-    INPUT_DEFENSES,
     apply_defenses,
     input_defense,
+    input_defense_type,
     spec_text,
     with_preprocessing,
 )
@@ -180,7 +181,7 @@ def test_the_medians_own_gradient_finds_more_than_the_identitys(monkeypatch):
     data = load_dataset("digits").subset(range(120))
     model = with_preprocessing(load_classifier("digits-cnn"), ["median:window=2"])
     own = evaluate(model, data, THREAT, attacks=[PGD()], assess=False).robust_accuracy.value
-    monkeypatch.setattr(INPUT_DEFENSES["median"], "surrogate", lambda self, images: images)
+    monkeypatch.setattr(input_defense_type("median"), "surrogate", lambda self, images: images)
     assert own <= evaluate(model, data, THREAT, attacks=[PGD()], assess=False).robust_accuracy.value - 0.05
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, parse_json, read_text
-from robustbench_local.models.architectures import build_architecture
+from robustbench_local.models.architectures.registry import build_architecture
 from robustbench_local.models.loaders.loaded_model import LoadedModel
 from robustbench_local.models.loaders.state_dict import MOST_CLASSES, State, load_into
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from robustbench_local.models.architectures import ARCHITECTURES, count_parameters
+from robustbench_local.models.architectures.registry import count_parameters
+from robustbench_local.models.catalog import ARCHITECTURES
 from robustbench_local.models.loaders.bundled import bundled_names, read_description
 from robustbench_local.models.loaders.hub import torchvision_names
 

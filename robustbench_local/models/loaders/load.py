@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.models.architectures import ARCHITECTURES, build_architecture, input_shape
-from robustbench_local.models.classifier import Classifier
+from robustbench_local.models.architectures.registry import build_architecture, input_shape
+from robustbench_local.models.catalog import ARCHITECTURES
+from robustbench_local.models.classifier import Classifier, ClassifierInfo
 from robustbench_local.models.loaders.bundled import (
     apply_metadata,
     bundled_names,
@@ -76,8 +77,7 @@ def load_classifier(
         std=None if scaling is None else scaling[1],
         class_names=loaded.class_names,
         input_shape=loaded.input_shape,
-        resize=loaded.resize,
-        probabilities=loaded.probabilities,
+        info=ClassifierInfo(resize=loaded.resize, probabilities=loaded.probabilities),
         copy=False,
     )
     return classifier.to(map_location)

@@ -1,0 +1,1 @@
+"""Architectures, one file each; `models/catalog.py` names them."""

@@ -1,0 +1,1 @@
+"""Input defenses, one file each; `models/catalog.py` names them."""
