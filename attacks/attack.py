@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from robustbench_local.attacks.backward_errors import input_gradient
 from robustbench_local.attacks.norms import expand_rows
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.attacks.threat_model import ThreatModel
@@ -125,8 +126,10 @@ def value_and_grad_of(
 def gradient_of(objective: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
     """Values [rows] of a per-sample objective at points [rows, ...], detached, and their gradient, like points.
 
-    The gradient is 0 where the values do not depend on the points by way of differentiable operations, and in a pixel
-    whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
+    The gradient is 0 where no differentiable operations lead from the points to the values, where one of them has no
+    backward, and in a pixel whose gradient is not a finite number. Any other error of the backward pass is raised: a
+    gradient of 0 in its place would make the attack blind. Raises RuntimeError in inference mode, where nothing has
+    gradients.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
@@ -134,12 +137,7 @@ def gradient_of(objective: Callable[[Tensor], Tensor], points: Tensor) -> tuple[
     with torch.enable_grad():
         values = objective(points)
         total = values.sum()
-    try:
-        gradient = torch.autograd.grad(total, points, allow_unused=True)[0] if total.requires_grad else None
-    except RuntimeError as error:
-        if "memory" in str(error):
-            raise
-        gradient = None  # a function without a backward of its own, which is a mask like any other
+    gradient = input_gradient(total, points)
     if gradient is None:
         gradient = torch.zeros_like(points)
     return values.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

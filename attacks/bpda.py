@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,27 +12,47 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robustbench_local.attacks.attack import Model, State, ValueAndGrad
+from robustbench_local.attacks.backward_errors import breaks_autograd_rule, is_device_failure
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
 STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
-"""Functions of a tensor whose gradient is 0 wherever they have one: staircases."""
+"""Piecewise constant functions: their gradient is 0 wherever it exists."""
 CLIPPING = frozenset({"hardtanh", "clamp", "clip", "relu6", "hardsigmoid"})
-"""Rising functions that are constant at their ends."""
+"""Increasing functions that are constant at both ends."""
 SATURATING = frozenset({"tanh", "sigmoid", "softmax"})
-"""Rising functions that only come near to a constant, and can be stretched until numbers no longer lie there."""
+"""Increasing functions that approach a constant: stretched, they no longer saturate."""
 COMPARISONS = frozenset(
     {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "__gt__", "__ge__", "__lt__", "__le__"}
 )
 DETACHED = frozenset({"detach", "detach_", "data"})
+"""Methods and attributes that return a tensor without its gradient."""
+EXPORTS = frozenset({"numpy", "__array__", "tolist", "item"})
+"""Methods that hand a tensor's values to Python or numpy."""
+INTEGER_CASTS = frozenset({"to", "type", "long", "int", "byte", "short"})
+FLOOR_DIVISIONS = frozenset({"floor_divide", "__floordiv__"})
+
+SOFT_LOGIC: dict[str, Callable[..., Any]] = {
+    "where": lambda condition, one, other: condition * one + (1 - condition) * other,
+    "masked_fill": lambda points, mask, value: points * (1 - mask) + mask * value,
+    "masked_fill_": lambda points, mask, value: points * (1 - mask) + mask * value,
+    "logical_not": lambda value: 1 - value,
+    "bitwise_not": lambda value: 1 - value,
+    "__invert__": lambda value: 1 - value,
+    "logical_and": lambda one, other: one * other,
+    "bitwise_and": lambda one, other: one * other,
+    "__and__": lambda one, other: one * other,
+    **dict.fromkeys(FLOOR_DIVISIONS, lambda one, other: one / other),
+}
+"""Differentiable surrogates of functions of masks and integers, with masks as numbers from 0 to 1."""
 
 
 class StraightThroughFunction(torch.autograd.Function):
-    """Forward the exact values, bit for bit; backward to the stand-in."""
+    """Forward the exact values, bit for bit; backward to the surrogate."""
 
     @staticmethod
-    def forward(ctx: Any, stand_in: Tensor, exact: Tensor) -> Tensor:  # noqa: ARG004
-        return exact.clone()  # a model may work in place, which torch refuses on an input handed through
+    def forward(ctx: Any, surrogate: Tensor, exact: Tensor) -> Tensor:  # noqa: ARG004
+        return exact.clone()  # the model may write to it in place, which torch refuses for an input that is returned
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
@@ -40,167 +60,202 @@ class StraightThroughFunction(torch.autograd.Function):
 
 
 class StraightThrough(TorchFunctionMode):
-    """Inside, every torch function gives the values it always gives, but gradients pass where they usually end.
+    """Inside, torch functions return their exact values, but gradients pass where they usually stop.
 
-    Staircases (`STEPS`) and casts to integers pass them on unchanged, comparisons as a sigmoid as wide as the compared
-    numbers lie apart on average, and detaching, switching gradients off and going through numpy does nothing to them.
-    saturating: functions that are flat at their ends pass them on too: unchanged (`CUT`), or as the same function
-    stretched by so many times the mean size of the numbers (`SOFT`).
+    Piecewise constant functions (`STEPS`) and casts to integers pass the gradient on unchanged. Comparisons pass on
+    that of a sigmoid whose width is the mean absolute difference of the compared numbers. Detaching, `no_grad`,
+    `inference_mode` and a round trip through numpy do not stop the gradient.
+
+    saturating: also pass through functions that are flat at their ends: unchanged for `CLIPPING`; for `SATURATING` as
+    the same function stretched by `stretch` times the mean absolute input. The mode affects its own thread only.
     """
 
-    def __init__(self, *, saturating: bool = False, stretch: float = 1.0):
+    def __init__(self, *, saturating: bool = False, stretch: float = 1.0) -> None:
         super().__init__()
         self._stretch = stretch
         self._flat = STEPS | CLIPPING if saturating else STEPS
         self._stretched = SATURATING if saturating else frozenset()
-        self._soft: dict[int, tuple[Tensor, Tensor]] = {}
-        """By id, the tensors that cannot carry a gradient, each with the one that does so in its place."""
-        self._left: list[Tensor] = []
-        """What has last been handed to numpy, as a whole or image by image."""
-        self._back = False
-        """Whether some of it has come back, so that the next to go begins anew."""
+        self._surrogates: dict[int, tuple[Tensor, Tensor]] = {}
+        """By id, tensors that cannot carry a gradient (masks, integers), each with the surrogate that does."""
+        self._exported: list[Tensor] = []
+        """What the model last handed to numpy, as one tensor or image by image."""
+        self._reimported = False
+        """Whether some of it has come back, so that the next export starts a new list."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, kwargs = _name(func), kwargs or {}
         if func is torch._C._set_grad_enabled:
             return None
+        name, kwargs = function_name(func), kwargs or {}
+        if not torch.is_inference_mode_enabled():
+            return self._call(func, name, args, kwargs)
+        if args and writes_in_place(name) and _is_inference(args[0]):  # torch allows this write in inference mode only
+            return func(*args, **kwargs)
+        with torch.inference_mode(False):
+            return self._call(func, name, [_normal(value) for value in args], kwargs)
+
+    def _call(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         first: Any = args[0] if args else None
-        if name in DETACHED and _carries(first):
+        if (name in DETACHED or name == "requires_grad_") and _carries_gradient(first):
             return first
-        if name == "requires_grad_" and _carries(first):
-            return first
-        if name in ("numpy", "__array__", "tolist", "item") and isinstance(first, Tensor):
-            self._leaves(first)
+        if name in EXPORTS and isinstance(first, Tensor):
+            self._export(first)
             return func(first.detach(), *args[1:], **kwargs)
-        if self._left:
-            args = [self._returned(value) for value in args]
-        if name.endswith("_") and name[:-1] in self._flat and _carries(first):  # what it changes is what passes on
-            return first.copy_(
-                StraightThroughFunction.apply(first.clone(), func(first.detach().clone(), *args[1:], **kwargs))
-            )
+        if self._exported:
+            args = [self._reimport(value) for value in args]
+            if writes_in_place(name):  # into the model's own tensor, not into a copy
+                args[0] = first if name == "__setitem__" or args[0] is first else first.copy_(args[0])
+        if name.endswith("_") and name[:-1] in self._flat and _carries_gradient(first):
+            exact = func(first.detach().clone(), *args[1:], **kwargs)
+            return first.copy_(StraightThroughFunction.apply(first.clone(), exact))
         exact = func(*args, **kwargs)
-        if isinstance(exact, tuple) and self._tracked(first) and all(isinstance(part, Tensor) for part in exact):
-            parts = func(self._softened(first), *args[1:], **kwargs)
-            return tuple(map(self._kept, exact, parts))
+        if isinstance(exact, tuple) and self._has_surrogate(first) and all(isinstance(part, Tensor) for part in exact):
+            parts = func(self._surrogate(first), *args[1:], **kwargs)
+            return tuple(map(self._attach, exact, parts))
         if not isinstance(exact, Tensor):
             return exact
-        return self._kept(exact, self._stand_in(func, name, args, kwargs, exact))
+        return self._attach(exact, self._surrogate_result(func, name, args, kwargs, exact))
 
-    def _kept(self, exact: Tensor, soft: Tensor | None) -> Tensor:
-        """The exact values with the stand-in's gradient: at once where they can carry it, else when they can."""
-        if soft is None or soft.shape != exact.shape:
+    def _attach(self, exact: Tensor, surrogate: Tensor | None) -> Tensor:
+        """The exact values with the surrogate's gradient: at once if they can carry one, otherwise once they can."""
+        if surrogate is None or surrogate.shape != exact.shape:
             return exact
         if exact.is_floating_point():
-            return StraightThroughFunction.apply(soft, exact.detach())
-        self._soft[id(exact)] = exact, soft
+            return _straight_through(surrogate, exact.detach())
+        self._surrogates[id(exact)] = exact, surrogate
         return exact
 
-    def _leaves(self, value: Tensor) -> None:
-        source = value if _carries(value) else self._soft[id(value)][1] if self._tracked(value) else None
+    def _export(self, value: Tensor) -> None:
+        source = value if _carries_gradient(value) else self._surrogate(value) if self._has_surrogate(value) else None
         if source is not None:
-            self._left = [source] if self._back else [*self._left, source]
-            self._back = False
+            self._exported = [source] if self._reimported else [*self._exported, source]
+            self._reimported = False
 
-    def _returned(self, value: Any) -> Any:
-        """What comes back from numpy, which is any tensor without a gradient of the size of what went there, tied to
-        that; or a list of tensors, where what went there went one by one.
+    def _reimport(self, value: Any) -> Any:
+        """An argument that may come from numpy, with the gradient of what was exported.
+
+        Any tensor without a gradient that has the size of the exported one counts; so does a list of such tensors if
+        the model exported as many.
         """
-        several = len(self._left) > 1 and all(part.shape == self._left[0].shape for part in self._left)
-        if several and isinstance(value, (list, tuple)) and len(value) == len(self._left):
-            return [self._tied(each, left) for each, left in zip(value, self._left, strict=True)]
-        return self._tied(value, torch.stack(self._left) if several else self._left[-1])
+        exported = self._exported
+        several = len(exported) > 1 and all(part.shape == exported[0].shape for part in exported)
+        if several and isinstance(value, (list, tuple)) and len(value) == len(exported):
+            return [self._tie(each, source) for each, source in zip(value, exported, strict=True)]
+        return self._tie(value, torch.stack(exported) if several else exported[-1])
 
-    def _tied(self, value: Any, left: Tensor) -> Any:
-        if not isinstance(value, Tensor) or value.requires_grad or self._tracked(value):
+    def _tie(self, value: Any, source: Tensor) -> Any:
+        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
             return value
-        if left.numel() != value.numel() or left.shape[:1] != value.shape[:1]:
+        if value.requires_grad or self._has_surrogate(value):
             return value
-        self._back, left = True, left.reshape(value.shape)
+        if source.numel() != value.numel() or source.shape[:1] != value.shape[:1]:
+            return value
+        self._reimported, source = True, source.reshape(value.shape)
         if value.is_floating_point():
-            return StraightThroughFunction.apply(left.to(value.dtype), value)
-        # Pixels may come back as grey levels, which are to be divided again.
-        scale = value.float().abs().mean() / left.detach().abs().mean().clamp_min(1e-12)
-        self._soft[id(value)] = value, left * scale
+            return _straight_through(source.to(value.dtype), value)
+        # Pixels may come back as gray levels, which the model divides again.
+        scale = value.float().abs().mean() / source.detach().abs().mean().clamp_min(1e-12)
+        self._surrogates[id(value)] = value, source * scale
         return value
 
-    def _stand_in(
+    def _surrogate_result(
         self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], exact: Tensor
     ) -> Tensor | None:
-        """A tensor like `exact` that carries the gradient which `exact` should have, where that has none."""
+        """A tensor like `exact` with the gradient that `exact` lacks; None where nothing is to be replaced."""
         first: Any = args[0] if args else None
-        if name in self._flat and _carries(first):
-            return first
-        if name in self._stretched and _carries(first):
-            width = (self._stretch * first.detach().abs().mean()).clamp_min(1)
-            return width * func(first / width, *args[1:], **kwargs)
+        if _carries_gradient(first):
+            if name in self._flat:
+                return first
+            if name in self._stretched:
+                width = (self._stretch * first.detach().abs().mean()).clamp_min(1)
+                return width * func(first / width, *args[1:], **kwargs)
+            if name in INTEGER_CASTS and not exact.is_floating_point():
+                return first
         if name in COMPARISONS:
-            return _soft_comparison(name, *args[:2]) if any(map(_carries, args[:2])) else None
-        if _carries(first) and not exact.is_floating_point() and name in ("to", "type", "long", "int", "byte", "short"):
-            return first
-        staircase = (name in ("floor_divide", "__floordiv__") or kwargs.get("rounding_mode")) and _carries(first)
-        if not staircase and not any(map(self._tracked, args)):
+            return _soft_comparison(name, *args[:2]) if any(map(_carries_gradient, args[:2])) else None
+        floor_division = name in FLOOR_DIVISIONS or kwargs.get("rounding_mode")
+        if not (floor_division and _carries_gradient(first)) and not any(map(self._has_surrogate, args)):
             return None
-        softened = [self._softened(value) for value in args]
-        if name == "where" and len(args) == 3:
-            chosen, one, other = softened
-            return chosen * one + (1 - chosen) * other
-        if name in ("masked_fill", "masked_fill_"):
-            points, mask, value = softened
-            return points * (1 - mask) + mask * value
-        if name in ("logical_not", "bitwise_not", "__invert__"):
-            return 1 - softened[0]
-        if name in ("logical_and", "bitwise_and", "__and__"):
-            return softened[0] * softened[1]
-        if name in ("floor_divide", "__floordiv__") or "rounding_mode" in kwargs:
-            return softened[0] / softened[1]
+        return self._surrogate_call(func, name, args, kwargs)
+
+    def _surrogate_call(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        """The function of its arguments' surrogates; None where it is defined for integers only."""
+        soft_args = [self._surrogate(value) for value in args]
+        if "rounding_mode" in kwargs:
+            name, kwargs = "floor_divide", {}
         try:
-            soft = func(*softened, **kwargs)
-        except (RuntimeError, TypeError, IndexError):  # it makes sense for integers only
+            result = SOFT_LOGIC[name](*soft_args) if name in SOFT_LOGIC else func(*soft_args, **kwargs)
+        except (RuntimeError, TypeError, IndexError) as error:
+            if is_device_failure(error):
+                raise
             return None
-        return soft if isinstance(soft, Tensor) and soft.is_floating_point() else None
+        return result if isinstance(result, Tensor) and result.is_floating_point() else None
 
-    def _tracked(self, value: Any) -> bool:
+    def _has_surrogate(self, value: Any) -> bool:
         if isinstance(value, (list, tuple)):
-            return any(map(self._tracked, value))
-        return isinstance(value, Tensor) and id(value) in self._soft
+            return any(map(self._has_surrogate, value))
+        return isinstance(value, Tensor) and id(value) in self._surrogates
 
-    def _softened(self, value: Any) -> Any:
+    def _surrogate(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return [self._softened(each) for each in value]
-        return self._soft[id(value)][1] if isinstance(value, Tensor) and id(value) in self._soft else value
+            return [self._surrogate(each) for each in value]
+        return self._surrogates[id(value)][1] if isinstance(value, Tensor) and id(value) in self._surrogates else value
 
 
-def _name(func: Any) -> str:
-    """The function's name; of a property the property's."""
-    name = getattr(func, "__name__", "")
-    return getattr(func.__self__, "__name__", "") if name == "__get__" else name
+def function_name(func: Any) -> str:
+    """The name of a torch function; of a property's getter the property's name."""
+    name = str(getattr(func, "__name__", ""))
+    return str(getattr(func.__self__, "__name__", "")) if name == "__get__" else name
 
 
-def _carries(value: Any) -> bool:
+def writes_in_place(name: str) -> bool:
+    """Whether the function of that name changes its first argument."""
+    if name.endswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_")
+
+
+def _straight_through(surrogate: Tensor, exact: Tensor) -> Tensor:
+    result = StraightThroughFunction.apply(surrogate, exact)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _carries_gradient(value: Any) -> bool:
     """Whether it is a tensor through which a gradient can pass."""
     return isinstance(value, Tensor) and value.requires_grad and value.is_floating_point()
 
 
+def _is_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()
+
+
+def _normal(value: Any) -> Any:
+    """A copy of an inference tensor that autograd can save; anything else unchanged."""
+    if isinstance(value, (list, tuple)) and any(map(_is_inference, value)):
+        return [_normal(each) for each in value]
+    return value.clone() if _is_inference(value) else value
+
+
 def _soft_comparison(name: str, one: Any, other: Any) -> Tensor:
-    ahead = other - one if name.strip("_") in ("lt", "le", "less", "less_equal") else one - other
-    width = ahead.detach().abs().mean().clamp_min(1e-12)
-    return (ahead / width).sigmoid()
+    difference: Tensor = other - one if name.strip("_") in ("lt", "le", "less", "less_equal") else one - other
+    width = difference.detach().abs().mean().clamp_min(1e-12)
+    return (difference / width).sigmoid()
 
 
 @contextlib.contextmanager
 def identity_backward(model: Model, layers: Sequence[str]) -> Iterator[None]:
-    """Inside, the named layers of a module hand gradients on as if they did nothing, where their shapes allow it.
+    """Inside, the named layers of a module pass gradients on as the identity would, where their shapes allow it.
 
-    layers: names as in `named_modules`; those that the model does not have are left out.
+    layers: names as in `named_modules`; names that the model does not have are ignored.
     """
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
 
-    def substitute(module: nn.Module, given: Any, output: Any) -> Any:  # noqa: ARG001
-        seen = given[0] if given else None
-        alike = isinstance(output, Tensor) and isinstance(seen, Tensor) and output.shape == seen.shape
-        return StraightThroughFunction.apply(seen, output.detach()) if alike and _carries(seen) else output
+    def substitute(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001
+        first = inputs[0] if inputs else None
+        alike = isinstance(output, Tensor) and isinstance(first, Tensor) and output.shape == first.shape
+        return _straight_through(first, output.detach()) if alike and _carries_gradient(first) else output
 
     handles = [
         module.register_forward_hook(substitute)
@@ -219,43 +274,31 @@ def straight_through(
 ) -> Model:
     """The same function with gradients that pass through what usually stops them.
 
-    model: images -> logits. layers: named layers that are taken for the identity on the way back. saturating, stretch:
+    model: images -> logits. layers: names of layers to treat as the identity in the backward pass. saturating, stretch:
     as for `StraightThrough`.
     """
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
 
     def forward(points: Tensor) -> Tensor:
         try:
-            passing = StraightThrough(saturating=saturating, stretch=stretch)
-            with identity_backward(model, layers), passing, _gradients_stay_on():
+            with identity_backward(model, layers), StraightThrough(saturating=saturating, stretch=stretch):
                 return model(points)
         finally:
-            for buffer in buffers:  # a running mean that was updated "without gradients" has one now
+            for buffer in buffers:  # a running mean that the model updated under `no_grad` has a gradient now
                 if buffer.requires_grad:
                     buffer.detach_()
 
     return forward
 
 
-@contextlib.contextmanager
-def _gradients_stay_on() -> Iterator[None]:
-    """Inside, `torch.inference_mode` does nothing; that of `torch.no_grad` the function mode sees to."""
-    before = torch.inference_mode
-    torch.inference_mode = contextlib.nullcontext  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        torch.inference_mode = before  # type: ignore[misc]
-
-
 @dataclass(frozen=True, kw_only=True)
 class BPDA(PGD):
-    """PGD along approximate gradients: those of a stand-in wherever a layer has none or a useless one.
+    """PGD along approximate gradients: those of a surrogate wherever an operation has none or a useless one.
 
-    layers: names of layers, joined by "+", that are taken for the identity on the way back, beside all that
-    `StraightThrough` sees by itself. saturating: also pass through what is flat at its ends, such as tanh or softmax,
-    stretched by so many times the mean size of what it is given.
-    The other settings are PGD's.
+    layers: names of layers, joined by "+", to treat as the identity in the backward pass, in addition to everything
+    that `StraightThrough` replaces by itself. saturating: also pass through functions that are flat at their ends, such
+    as tanh or softmax, stretched by `stretch` times the mean absolute input. A model that breaks when its tensors
+    require gradients is attacked without surrogates. The other settings are PGD's.
     """
 
     name: ClassVar[str] = "bpda"
@@ -267,10 +310,12 @@ class BPDA(PGD):
     saturating: bool = False
     stretch: float = 1.0
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+    def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         layers = tuple(filter(None, self.layers.split("+")))
-        passing = straight_through(model, layers, saturating=self.saturating, stretch=self.stretch)
+        substituted = straight_through(model, layers, saturating=self.saturating, stretch=self.stretch)
         try:
-            return super()._look(passing, threat_model, state)
-        except Exception:  # a stand-in can break what the model can do by itself; whatever else it is comes again
-            return super()._look(model, threat_model, state)
+            return super()._evaluate(substituted, threat_model, state)
+        except Exception as error:
+            if not breaks_autograd_rule(error):
+                raise
+        return super()._evaluate(model, threat_model, state)

@@ -27,7 +27,7 @@ class Descent(PGD):
     schedule: str = "cosine"
     momentum: float = 0.25
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+    def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         aims = state["targets"] if self.targets else None
 
         def climb(logits: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class DivergencePGD(PGD):
         state = initial_state(rows, points)
         return {**state, "before": points} if self.momentum else state
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+    def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         def climb(logits: Tensor) -> Tensor:
             return F.kl_div(logits.log_softmax(1), state["reference"], reduction="none").sum(1)
 

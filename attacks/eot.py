@@ -38,9 +38,10 @@ class EOT(PGD):
         if not 0 <= self.radius <= 1:
             raise ValueError(f"radius is {self.radius}, but must be between 0 and 1, a share of eps")
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+    def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         looks = [
-            super(EOT, self)._look(model, threat_model, self._moved(threat_model, state, n)) for n in range(self.draws)
+            super(EOT, self)._evaluate(model, threat_model, self._moved(threat_model, state, n))
+            for n in range(self.draws)
         ]
         margin, loss, gradient = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
         return ValueAndGrad(looks[0].margin if self.radius else margin, loss, gradient)

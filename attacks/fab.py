@@ -20,6 +20,7 @@ from robustbench_local.attacks.attack import (
     run,
     value_and_grad,
 )
+from robustbench_local.attacks.backward_errors import input_gradient
 from robustbench_local.attacks.norms import NORMS, Box, Norm, expand_rows, nonzero, to_float64
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -204,7 +205,7 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
         rivals = (own + other) % classes
         with torch.enable_grad():
             ahead = (logits.gather(1, rivals[:, None]) - logits.gather(1, own[:, None])).squeeze(1)
-            gradient = torch.autograd.grad(ahead.sum(), points, retain_graph=True, allow_unused=True)[0]
+            gradient = input_gradient(ahead.sum(), points, retain_graph=True)
         if gradient is None:
             break
         gradient = torch.where(gradient.isfinite(), gradient, 0)

@@ -113,7 +113,7 @@ class PGD:
         return {**state, "before": points} if self.momentum else state
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
-        margin, _, gradient = self._look(model, threat_model, state)
+        margin, _, gradient = self._evaluate(model, threat_model, state)
         state = keep_best(state, margin)
         points, lengths = state["points"], self._lengths(threat_model.eps, state["step"])
         moved = projected_step(points, gradient, lengths, state["images"], threat_model)
@@ -123,7 +123,7 @@ class PGD:
             state = {**state, "before": points}
         return {**state, "points": moved, "step": state["step"] + 1}
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+    def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         return value_and_grad(model, threat_model, self.loss, state, aimed=self.targets > 0)
 
     def _lengths(self, eps: float, step: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ class Transfer(PGD):
     schedule: str = "cosine"
     momentum: float = 0.25
 
-    def _look(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
+    def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         with torch.no_grad():
             margin = threat_model.margin(model(state["points"]), state["labels"])
-        _, loss, gradient = super()._look(type(self).surrogate(), threat_model, state)
+        _, loss, gradient = super()._evaluate(type(self).surrogate(), threat_model, state)
         return ValueAndGrad(margin, loss, gradient)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from robustbench_local.attacks import PGD, ThreatModel
 from robustbench_local.attacks.attack import Rows, run_steps
 from robustbench_local.attacks.pgd import ascend, cosine_step_sizes, projected_step

@@ -21,12 +21,37 @@ def unseen(images):
     return images * 1.0
 
 
+def through_numpy_into_buffer(images):
+    result = torch.zeros_like(images)
+    for row, image in enumerate(images):
+        result[row] = torch.from_numpy(image.detach().numpy().round(2))
+    return result
+
+
+def in_inference_mode(images):
+    with torch.inference_mode():
+        return (images * 255).round() / 255
+
+
+def numpy_in_inference_mode(images):
+    with torch.inference_mode():
+        back = torch.from_numpy((images.numpy() * 255).round())
+        back /= 255
+        scale = torch.from_numpy(np.ones(1, "float32"))
+        return back * scale
+
+
+@torch.inference_mode()
+def decorated_with_inference_mode(images):
+    return images * 1.0
+
+
 class Hidden(nn.Module):
     """Two classes behind a front that hides the input's gradient."""
 
     def __init__(self, front, weight):
         super().__init__()
-        self.front, self.weight = front, weight
+        self.front, self.weight = front, nn.Parameter(weight, requires_grad=False)
 
     def forward(self, images):
         score = (self.front(images) * self.weight).flatten(1).sum(1)
@@ -52,6 +77,11 @@ FRONTS = {
     "levels image by image": lambda images: (
         torch.stack([torch.from_numpy(image.numpy().copy()) for image in (images * 255).byte()]).float() / 255
     ),
+    "in place after numpy": lambda images: torch.from_numpy(images.detach().numpy() * 255).div_(255),
+    "from numpy into a buffer": through_numpy_into_buffer,
+    "inference mode": in_inference_mode,
+    "numpy in inference mode": numpy_in_inference_mode,
+    "decorated with inference mode": decorated_with_inference_mode,
     "comparisons": lambda images: sum((images > level / 50).float() for level in range(50)) / 50,
     "where": lambda images: torch.where(images > 0.5, torch.ones(()), torch.zeros(())) + 0 * images.detach(),
     "masked_fill": lambda images: torch.zeros_like(images).masked_fill(images > 0.5, 1.0),
@@ -158,17 +188,27 @@ def test_what_a_model_keeps_is_left_without_a_gradient(problem):
     assert float(model.mean) > 0
 
 
-def test_a_model_that_a_stand_in_breaks_is_attacked_as_it_is(problem):
+def write_out(values):
+    """torch refuses `out=` for tensors that require gradients; the product with 0 leaves the plain path."""
+    return values + 0 * torch.mul(values.detach(), 2, out=torch.empty(values.shape))
+
+
+def write_to_view(values):
+    with torch.no_grad():
+        view = (values * 1)[:1]
+        view.unbind()[0].add_(1)
+    return values
+
+
+@pytest.mark.parametrize("front", [write_out, write_to_view])
+def test_a_model_that_breaks_when_gradients_pass_is_attacked_as_it_is(problem, front):
     weight, images, labels = problem
-
-    def front(values):
-        copy = values.detach()
-        return values + 0 * copy.numpy().sum() if copy.is_leaf else 1 / 0
-
     model, ball = Hidden(front, weight), ThreatModel("linf", EPS)
-    found = run(BPDA(steps=20, loss="margin"), model, ball, images, labels)
+    with pytest.raises(RuntimeError):
+        straight_through(model)(images.clone().requires_grad_(True))
+    adversarial = run(BPDA(steps=20, loss="margin"), model, ball, images, labels)
     corner = (images + EPS * weight.sign()).clamp(0, 1)
-    assert (model(found)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
+    assert (model(adversarial)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
 
 
 def test_descent_wins_where_the_loss_is_turned_round(problem):
