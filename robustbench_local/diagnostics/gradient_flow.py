@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robustbench_local.attacks.backward_errors import is_missing_backward
 from robustbench_local.attacks.bpda import DETACHED, STEPS
 from robustbench_local.models.metered import Metered, ModelFailure
 
@@ -81,8 +82,10 @@ def _stopped(given: Tensor, output: Tensor) -> str:
         total = (output * weights).sum()
     try:
         gradient = torch.autograd.grad(total, given, retain_graph=True, allow_unused=True)[0]
-    except RuntimeError as error:
-        return f"has a backward that fails ({(str(error) or type(error).__name__).splitlines()[0]})"
+    except Exception as error:
+        if not is_missing_backward(error):
+            raise
+        return f"has no backward ({(str(error) or type(error).__name__).splitlines()[0]})"
     if gradient is None:
         return CUTS
     return FLAT if bool((gradient == 0).all()) and given.numel() > 1 else ""

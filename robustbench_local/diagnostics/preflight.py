@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.attacks.backward_errors import input_gradient
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
@@ -312,12 +313,7 @@ def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: GradientT
     for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]):
         with torch.enable_grad():
             total = loss(logits, labels).sum()
-        try:
-            gradient = torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)[0]
-        except RuntimeError as error:  # a function without a backward of its own
-            if is_out_of_memory(error):
-                raise
-            gradient = None
+        gradient = input_gradient(total, points, retain_graph=True)
         flat = torch.zeros_like(points).flatten(1) if gradient is None else gradient.flatten(1)
         missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
     share = float(missing.float().mean())

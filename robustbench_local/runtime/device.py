@@ -15,8 +15,15 @@ from robustbench_local.errors import UserError
 CACHED_BYTES = 24 * 2**20
 """Activations that a CPU keeps at hand: freed blocks beyond it cost page faults, fewer images cost calls."""
 LARGEST_ON_CPU, LARGEST_ON_GPU = 512, 2048
-NO_ROOM = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
-"""What MPS and the driver, the CPU's allocator, and a GPU's libraries say, which have no error of their own."""
+OUT_OF_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+)
+"""What MPS and the driver, the CPU's allocator and the GPU libraries say: torch raises a plain RuntimeError for them. A
+library that cannot allocate its workspace reports that it is not initialized."""
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -42,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the machine itself, had no room for what was asked of it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_ROOM)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
