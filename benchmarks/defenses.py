@@ -92,7 +92,7 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
             hardened.eval_data,
             ThreatModel("linf", "8/255", source=STOP, target=EIGHTY),
             suite="standard/1",
-            assess=False,
+            diagnostics=False,
         ).result
         signs["stop_to_80"] = {
             "images": attacked.clean_accuracy.n,

@@ -125,7 +125,7 @@ def whole_answer(model: Classifier, dataset, eps: float, rounds: int) -> dict:
             ThreatModel("linf", eps),
             attacks=[PGD(steps=STEPS, random_start=False)],
             precision="bf16",
-            assess=False,
+            diagnostics=False,
         )
         return torch.tensor([sample.robust for sample in found.samples])
 

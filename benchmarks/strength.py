@@ -210,7 +210,7 @@ ATTACKERS = {**OURS, **{name: peer.usual for name, peer in PEERS.items()}}
 
 def run_ours(suite: str, classifier: Classifier, dataset: Dataset, threat_model: ThreatModel) -> Row:
     began = time.perf_counter()
-    evaluation = evaluate(classifier, dataset, threat_model, suite=suite, assess=False, device="cpu")
+    evaluation = evaluate(classifier, dataset, threat_model, suite=suite, diagnostics=False, device="cpu")
     seconds, result = time.perf_counter() - began, evaluation.result
     standing = [sample.index for sample in evaluation.samples if sample.robust]
     return {

@@ -116,7 +116,7 @@ def cost(names: list[str]) -> None:
         dataset = dataset.subset(range(min(1000, len(dataset))))
         passes = {}
         for suite, assess in (("fast", False), ("fast", True), ("autoattack", False)):
-            done = evaluate(classifier, dataset, subject.threat_model, suite=suite, assess=assess, device="cpu")
+            done = evaluate(classifier, dataset, subject.threat_model, suite=suite, diagnostics=assess, device="cpu")
             result = done.result
             passes[suite, assess] = result.cost.forward_passes + result.cost.backward_passes
             attacks = sum(report.forward_passes + report.backward_passes for report in result.attacks)

@@ -108,8 +108,8 @@ def attack_command(**options: Any) -> None:
                     output=output,
                     resume=options["resume"],
                     observer=observer,
-                    assess=options["diagnostics"],
-                    until=until,
+                    diagnostics=options["diagnostics"],
+                    stopping_rule=until,
                     config=_asked(options),
                 )
         except (KeyboardInterrupt, UserError):

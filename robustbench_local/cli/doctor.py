@@ -20,10 +20,10 @@ def doctor_command(device: str | None, **options: Any) -> None:
     """
     from robustbench_local.display.console import console
     from robustbench_local.display.evaluation import show_findings
-    from robustbench_local.evaluation.run import examine
+    from robustbench_local.evaluation.doctor import doctor
 
     classifier, dataset = load_model_and_data(options)
-    clean, findings = examine(classifier, dataset, device=device)
+    clean, findings = doctor(classifier, dataset, device=device)
     screen = console()
     screen.print(
         f"{classifier.name} on {dataset.name}: clean accuracy {clean.value:.1%} on {clean.n} images", markup=False

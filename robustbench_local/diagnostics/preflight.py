@@ -56,6 +56,11 @@ def probe_images(dataset: Dataset, count: int = PROBE) -> Tensor:
     return torch.arange(len(dataset))[:: max(1, len(dataset) // count)][:count]
 
 
+def first_images(dataset: Dataset, device: torch.device) -> Tensor:
+    """A few images from all over the data set, float [at most 32, ...], to try things on."""
+    return dataset.images(probe_images(dataset)).to(device)
+
+
 def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> Preflight:
     """Check classifier and data; may switch the classifier to `probabilities`.
 

@@ -19,7 +19,10 @@ from robustbench_local.runtime.distributed import gather, raise_on_all_ranks, ra
 
 
 class RunFingerprint(BaseModel):
-    """What a journal belongs to. Every field must be equal for a run to go on with it."""
+    """What a journal belongs to. Every field must be equal for a run to continue it.
+
+    Journals of earlier versions record neither `diagnostics` nor `stopping_rule`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +32,8 @@ class RunFingerprint(BaseModel):
     protocol: str
     seed: int
     arithmetic: str
+    diagnostics: bool = True
+    stopping_rule: str | None = None
 
 
 class Header(BaseModel):
@@ -252,19 +257,41 @@ def _parsed(line: bytes) -> Header | CleanEvent | SearchEvent | None:
         return None
 
 
-def _require_same(theirs: RunFingerprint, ours: RunFingerprint, path: Path) -> None:
-    # The model last: it is told by what it says of some of the samples.
-    told = {
-        "seed": "seed",
-        "samples": "set of samples",
-        "threat_model": "threat model",
-        "protocol": "set of attacks",
-        "arithmetic": "arithmetic",
-        "model": "model",
-    }
-    for name, word in told.items():
-        if getattr(theirs, name) != getattr(ours, name):
-            raise UserError(
-                f"{path} is of a run with another {word}: --resume only continues the same run; name another --output, "
-                "or delete the file to start afresh"
-            )
+_DIFFERENCES = {
+    "seed": "another seed",
+    "stopping_rule": "another stopping rule",
+    "diagnostics": "other diagnostics",
+    "samples": "another set of samples",
+    "threat_model": "another threat model",
+    "protocol": "another set of attacks",
+    "arithmetic": "another arithmetic",
+    # Last, because it depends on the samples: it contains the model's answers for some of them.
+    "model": "another model",
+}
+
+
+def difference(earlier: RunFingerprint | None, current: RunFingerprint) -> str | None:
+    """Return in words what sets an earlier run apart from this one; None where nothing does.
+
+    What the earlier run did not record is not compared. None stands for a fingerprint that cannot be read.
+    """
+    if earlier is None:
+        return "settings that cannot be read"
+    for name, words in _DIFFERENCES.items():
+        theirs, ours = getattr(earlier, name), getattr(current, name)
+        if name not in earlier.model_fields_set or theirs == ours:
+            continue
+        if name == "diagnostics":
+            return "diagnostics switched on" if theirs else "diagnostics switched off"
+        return words
+    return None
+
+
+def _require_same(earlier: RunFingerprint, current: RunFingerprint, path: Path) -> None:
+    reason = difference(earlier, current)
+    if reason is not None:
+        raise UserError(
+            f"{path} belongs to a run with {reason}: --resume continues the same run only; choose another --output, "
+            "or delete the file to start again",
+            slug="resume-other-run",
+        )

@@ -1,10 +1,13 @@
-"""Summing an evaluation up: the result file's content from what is known of every sample."""
+"""Build the result file's content from a completed run."""
 
 from __future__ import annotations
 
 import datetime
 import platform
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +15,12 @@ import torch
 from robustbench_local import __version__
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import dataset_sha256
+from robustbench_local.diagnostics.diagnose import verdict_of
 from robustbench_local.engine.journal import RunFingerprint
-from robustbench_local.engine.ledger import SampleStates
+from robustbench_local.engine.ledger import SampleStates, record_path
 from robustbench_local.engine.search import RunContext
-from robustbench_local.models import Classifier, fingerprint
+from robustbench_local.evaluation.plan import EvaluationPlan
+from robustbench_local.models import fingerprint as model_fingerprint
 from robustbench_local.models.metered import Passes, peak_memory
 from robustbench_local.results.schema import (
     Accuracy,
@@ -25,84 +30,124 @@ from robustbench_local.results.schema import (
     DataInfo,
     Diagnostic,
     ModelInfo,
-    Protocol,
     Result,
     Sequential,
     TargetedGoal,
     ThreatModelInfo,
-    Verdict,
 )
+from robustbench_local.runtime.distributed import rank_and_world
 
 
-def summed_up(
-    *,
-    classifier: Classifier,
-    job: RunContext,
-    protocol: Protocol,
-    reports: list[AttackReport],
-    diagnostics: list[Diagnostic],
-    verdict: Verdict,
-    passes: Passes,
-    seconds: float,
-    available: int,
-    subset_seed: int | None,
-    samples_file: str | None,
-    binding: RunFingerprint,
-    sequential: Sequential | None,
-    config: dict[str, Any],
-) -> Result:
-    """job: its data set and ledger hold the samples that were evaluated. available: samples of the whole split.
-    seconds: of the whole run.
+@dataclass(frozen=True)
+class CompletedRun:
+    """What a run has found.
+
+    context: its data set and ledger hold the samples that were evaluated. seconds: of all sessions. batch_size: images
+    per batch at the start. block_ends: how many samples had been evaluated after each block.
     """
-    ledger, dataset, n = job.ledger, job.dataset, len(job.dataset)
+
+    context: RunContext
+    reports: list[AttackReport]
+    findings: list[Diagnostic]
+    passes: Passes
+    seconds: float
+    batch_size: int
+    block_ends: list[int]
+
+
+def build_result(
+    plan: EvaluationPlan, run: CompletedRun, fingerprint: RunFingerprint, output: Path | None, config: Mapping[str, Any]
+) -> Result:
+    """Return the content of the result file.
+
+    fingerprint: what identifies the run. config: what the caller wants to be recorded beside the settings.
+    """
+    context, n = run.context, len(run.context.dataset)
+    ledger, rule = context.ledger, plan.settings.stopping_rule
 
     def accuracy(correct: int) -> Accuracy:
-        return Accuracy.of(correct, n) if sequential is None else Accuracy.anytime(correct, n, available)
+        return Accuracy.of(correct, n) if rule is None else Accuracy.anytime(correct, n, plan.available)
 
     return Result(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        model=ModelInfo(
-            name=classifier.name,
-            sha256=fingerprint(classifier),
-            classes=job.classes,
-            parameters=sum(parameter.numel() for parameter in classifier.parameters()),
-            normalization=classifier.normalization,
-        ),
-        data=DataInfo(
-            name=dataset.name,
-            split=dataset.split,
-            n=n,
-            available=available,
-            lossy=dataset.lossy,
-            sha256=dataset_sha256(ledger.hashes, ledger.labels),
-            subset_seed=subset_seed,
-        ),
-        threat_model=threat_model_info(job.threat_model),
-        protocol=protocol,
+        model=_model_info(context),
+        data=_data_info(plan, context),
+        threat_model=threat_model_info(context.threat_model),
+        protocol=plan.protocol,
         clean_accuracy=accuracy(int(ledger.correct.sum())),
         robust_accuracy=accuracy(int(ledger.standing.sum())),
-        per_class=_per_class(ledger, dataset.class_names or classifier.class_names),
-        attacks=reports,
-        diagnostics=diagnostics,
-        verdict=verdict,
-        samples_file=samples_file,
-        cost=Cost(
-            forward_passes=passes.forward,
-            backward_passes=passes.backward,
-            forward_passes_per_image=passes.forward / n,
-            backward_passes_per_image=passes.backward / n,
-            seconds=seconds,
-            image_steps_per_second=passes.backward / seconds,
-            peak_memory_bytes=peak_memory(job.device),
-        ),
-        environment=_environment(job.device),
-        config={**config, "binding": binding.model_dump()},
-        sequential=sequential,
+        per_class=_per_class(ledger, context.dataset.class_names or context.model.model.class_names),
+        attacks=run.reports,
+        diagnostics=run.findings,
+        verdict=verdict_of(run.findings, assessed=plan.settings.diagnostics),
+        samples_file=None if output is None else record_path(output).name,
+        cost=_cost(run),
+        environment=_environment(context.device),
+        config={**_config(plan, run, fingerprint), **config, "binding": _binding(fingerprint)},
+        sequential=None
+        if rule is None
+        else Sequential(gate=rule.name, order_seed=plan.settings.seed, looks=run.block_ends),
     )
 
 
+def _model_info(context: RunContext) -> ModelInfo:
+    classifier = context.model.model
+    return ModelInfo(
+        name=classifier.name,
+        sha256=model_fingerprint(classifier),
+        classes=context.classes,
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        normalization=classifier.normalization,
+    )
+
+
+def _data_info(plan: EvaluationPlan, context: RunContext) -> DataInfo:
+    dataset, ledger = context.dataset, context.ledger
+    return DataInfo(
+        name=dataset.name,
+        split=dataset.split,
+        n=len(dataset),
+        available=plan.available,
+        lossy=dataset.lossy,
+        sha256=dataset_sha256(ledger.hashes, ledger.labels),
+        subset_seed=None if plan.settings.samples is None else plan.settings.seed,
+    )
+
+
+def _cost(run: CompletedRun) -> Cost:
+    passes, n = run.passes, len(run.context.dataset)
+    return Cost(
+        forward_passes=passes.forward,
+        backward_passes=passes.backward,
+        forward_passes_per_image=passes.forward / n,
+        backward_passes_per_image=passes.backward / n,
+        seconds=run.seconds,
+        image_steps_per_second=passes.backward / run.seconds,
+        peak_memory_bytes=peak_memory(run.context.device),
+    )
+
+
+def _config(plan: EvaluationPlan, run: CompletedRun, fingerprint: RunFingerprint) -> dict[str, Any]:
+    """The settings as resolved. `assess` and `until` are the names of version 1 for diagnostics and stopping rule."""
+    return {
+        "seed": plan.settings.seed,
+        "batch_size": run.batch_size,
+        "device": str(plan.device),
+        "samples": plan.settings.samples,
+        "precision": fingerprint.arithmetic,
+        "processes": rank_and_world()[1],
+        "assess": fingerprint.diagnostics,
+        "until": fingerprint.stopping_rule,
+    }
+
+
+def _binding(fingerprint: RunFingerprint) -> dict[str, Any]:
+    """The fingerprint without what `_config` records under other names."""
+    return fingerprint.model_dump(exclude={"diagnostics", "stopping_rule"})
+
+
 def threat_model_info(threat_model: ThreatModel) -> ThreatModelInfo:
-    """The threat model as a result says it."""
+    """Return the threat model in the form of the result file."""
     target = threat_model.target
     return ThreatModelInfo(
         norm=threat_model.norm,
@@ -117,21 +162,21 @@ def threat_model_info(threat_model: ThreatModel) -> ThreatModelInfo:
 def _per_class(ledger: SampleStates, names: list[str] | None) -> list[ClassReport]:
     reports = []
     for label in ledger.labels.unique().tolist():
-        mine = ledger.labels == label
-        n = int(mine.sum())
+        members = ledger.labels == label
+        n = int(members.sum())
         reports.append(
             ClassReport(
                 label=label,
                 name=names[label] if names and label < len(names) else None,
-                clean_accuracy=Accuracy.of(int(ledger.correct[mine].sum()), n),
-                robust_accuracy=Accuracy.of(int(ledger.standing[mine].sum()), n),
+                clean_accuracy=Accuracy.of(int(ledger.correct[members].sum()), n),
+                robust_accuracy=Accuracy.of(int(ledger.standing[members].sum()), n),
             )
         )
     return reports
 
 
 def _environment(device: torch.device) -> dict[str, str]:
-    """Versions and hardware, as far as they can move a number."""
+    """Versions and hardware that can influence a number."""
     import numpy
     import torchvision
 

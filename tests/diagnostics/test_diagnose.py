@@ -68,7 +68,7 @@ def test_an_honest_model_is_trusted_and_every_check_was_made(digits):
 
 
 def test_without_diagnostics_nothing_is_trusted_outright(digits):
-    result = evaluate(load_classifier("digits-cnn-robust"), digits, THREAT, assess=False).result
+    result = evaluate(load_classifier("digits-cnn-robust"), digits, THREAT, diagnostics=False).result
     assert result.verdict.status == "not-assessed"
     assert not AFTER & by_check(result).keys()
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from robustbench_local import Classifier
 from robustbench_local.data.dataset import ArrayDataset
-from robustbench_local.evaluation.run import examine
+from robustbench_local.evaluation.doctor import doctor
 
 A, B = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 MEANS = torch.stack([A, A.flip(0), B, B.transpose(1, 2), 1 - A])
@@ -32,7 +32,7 @@ def pictures(change=lambda images: images, relabel=lambda labels: labels, n=200,
 
 
 def finding(dataset, model=None):
-    clean, found = examine(Classifier(model or Nearest(), copy=False), dataset, device="cpu")
+    clean, found = doctor(Classifier(model or Nearest(), copy=False), dataset, device="cpu")
     return clean, next(each for each in found if each.slug == "clean-accuracy-plausible")
 
 

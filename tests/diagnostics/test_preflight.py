@@ -5,7 +5,7 @@ from torch import nn
 from robustbench_local import Classifier, ThreatModel, evaluate
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError
-from robustbench_local.evaluation.run import examine
+from robustbench_local.evaluation.doctor import doctor
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 
 def findings(net, dataset=None):
-    _, found = examine(Classifier(net, copy=False), dataset or data(), device="cpu")
+    _, found = doctor(Classifier(net, copy=False), dataset or data(), device="cpu")
     return {finding.slug: finding for finding in found}
 
 

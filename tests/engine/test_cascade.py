@@ -13,7 +13,7 @@ from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.errors import UserError
 
 THREAT = ThreatModel("linf", 0.1)
-evaluate = functools.partial(evaluate, assess=False)  # diagnostics have tests of their own
+evaluate = functools.partial(evaluate, diagnostics=False)  # diagnostics have tests of their own
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from robustbench_local.errors import UserError
 from robustbench_local.results.reading import read_result, read_samples
 
 THREAT = ThreatModel("linf", 0.1)
-evaluate = functools.partial(evaluate, assess=False)  # diagnostics have tests of their own
+evaluate = functools.partial(evaluate, diagnostics=False)  # diagnostics have tests of their own
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 
 from robustbench_local import ThreatModel, load_classifier, load_dataset
 from robustbench_local.errors import UserError
-from robustbench_local.evaluation.detector import Detector, _search, _verified, calibrate, evaluate_detector
+from robustbench_local.evaluation.detector import Detector, adaptive_points, calibrate, evaluate_detector, verify
 from robustbench_local.models.preprocessing import apply_defenses, input_defense
 
 THREAT = ThreatModel("linf", 0.1)
@@ -58,12 +58,12 @@ def test_the_attack_that_knows_of_the_detector_clearly_finds_more(classifier, ha
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 4.0)])
-def test_every_point_is_verified(classifier, halves, norm, eps):
+def test_every_point_isverify(classifier, halves, norm, eps):
     threat_model, data = ThreatModel(norm, eps), halves[1]
     images, labels = data.images(range(60)), data.labels[:60]
     detector = calibrate(classifier, halves[0].images(range(180)), BINARY)
-    best, _ = _search(detector, threat_model, images, labels, torch.arange(60), 10.0, 20)
-    mistaken, passed = _verified(detector, threat_model, images, labels, best)
+    best, _ = adaptive_points(detector, threat_model, images, labels, torch.arange(60), 10.0, 20)
+    mistaken, passed = verify(detector, threat_model, images, labels, best)
     assert passed.any()
     assert (mistaken | ~passed).all()
     logits = classifier(best[passed])
@@ -73,7 +73,7 @@ def test_every_point_is_verified(classifier, halves, norm, eps):
     assert best.min() >= 0
     assert best.max() <= 1
     twice = images + 2 * (best - images)  # out of the ball, and some out of the box
-    assert not _verified(detector, threat_model, images, labels, twice)[0][passed].any()
+    assert not verify(detector, threat_model, images, labels, twice)[0][passed].any()
 
 
 def test_a_ball_without_room_leaves_the_clean_accuracy(classifier, halves):
@@ -83,17 +83,35 @@ def test_a_ball_without_room_leaves_the_clean_accuracy(classifier, halves):
     assert found.detected_non_adaptive is None
 
 
-def test_bad_input_is_refused(classifier, halves):
-    calibration, data = halves
-    for arguments, word in [
-        ({"calibration": data}, "same images"),
-        ({"fpr": 0.0}, "fpr"),
-        ({"fpr": 0.001}, "fpr"),
-        ({"squeezers": ()}, "squeezer"),
-        ({"squeezers": ("bits",)}, "bit-depth"),
-        ({"steps": 0}, "step"),
-        ({"threat_model": ThreatModel("linf", 0.1, target=3)}, "target"),
-    ]:
-        given = {"calibration": calibration, "threat_model": THREAT, **arguments}
-        with pytest.raises(UserError, match=word):
-            evaluate_detector(classifier, data, **given)
+@pytest.mark.parametrize(
+    ("arguments", "slug"),
+    [
+        ({"fpr": 0.0}, "fpr-out-of-range"),
+        ({"fpr": 0.001}, "fpr-out-of-range"),
+        ({"squeezers": ()}, "no-squeezer"),
+        ({"steps": 0}, "steps-below-one"),
+        ({"weights": (1.0, -1.0)}, "weight-negative"),
+        ({"threat_model": ThreatModel("linf", 0.1, target=3)}, "detector-target"),
+    ],
+)
+def test_bad_input_is_refused(classifier, halves, arguments, slug):
+    arguments = {"calibration": halves[0], "threat_model": THREAT, **arguments}
+    with pytest.raises(UserError) as caught:
+        evaluate_detector(classifier, halves[1], **arguments)
+    assert caught.value.slug == slug
+
+
+def test_calibration_and_evaluation_share_no_image(classifier, halves):
+    with pytest.raises(UserError) as caught:
+        evaluate_detector(classifier, halves[1], halves[1].subset(range(30)), THREAT, squeezers=BINARY)
+    assert caught.value.slug == "calibration-images-reused"
+
+
+def test_an_unknown_squeezer_is_refused(classifier, halves):
+    with pytest.raises(UserError, match="bit-depth"):
+        evaluate_detector(classifier, halves[1], halves[0], THREAT, squeezers=("bits",))
+
+
+def test_an_unknown_keyword_names_the_nearest_setting(classifier, halves):
+    with pytest.raises(TypeError, match="'squeezers'"):
+        evaluate_detector(classifier, halves[1], halves[0], THREAT, squeezer=BINARY)

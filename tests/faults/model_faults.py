@@ -57,7 +57,7 @@ def evaluated(scene: Scene, fail, *, name: str = "r.json", resume: bool = False,
         device="cpu",
         output=output,
         resume=resume,
-        assess=False,
+        diagnostics=False,
     )
     return told(output)
 
@@ -128,7 +128,7 @@ def nan_on_an_image(scene: Scene) -> None:
         return torch.where((images == image).flatten(1).all(1)[:, None], torch.nan, logits)
 
     with pytest.raises(UserError, match=f"sample {position} of digits: leave that sample out, or mend the model"):
-        evaluate(classifier(fail), dataset, ThreatModel("linf", 0.1), output=scene.output, assess=False)
+        evaluate(classifier(fail), dataset, ThreatModel("linf", 0.1), output=scene.output, diagnostics=False)
     assert list(scene.folder.iterdir()) == []
 
 

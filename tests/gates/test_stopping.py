@@ -49,7 +49,7 @@ def test_blocks_hold_every_position_once_and_grow(n):
 
 
 def test_it_stops_when_the_floor_is_decided_and_the_gate_says_the_same(model, digits, tmp_path):
-    stopped = evaluate(model, digits, THREAT, until=until(0.7), output=tmp_path / "r.json")
+    stopped = evaluate(model, digits, THREAT, stopping_rule=until(0.7), output=tmp_path / "r.json")
     result = stopped.result
     assert result.sequential.looks == [100]
     assert result.data.n == 100 < result.data.available == 360
@@ -62,25 +62,25 @@ def test_it_stops_when_the_floor_is_decided_and_the_gate_says_the_same(model, di
 
 
 def test_a_close_floor_takes_more_blocks_and_the_whole_set_decides_it(model, digits):
-    near = evaluate(model, digits, THREAT, until=until(0.86)).result
+    near = evaluate(model, digits, THREAT, stopping_rule=until(0.86)).result
     assert len(near.sequential.looks) > 1
     assert near.sequential.looks == sorted(near.sequential.looks)
     whole = evaluate(model, digits, THREAT).robust_accuracy
-    exactly = evaluate(model, digits, THREAT, until=until(whole.value)).result
+    exactly = evaluate(model, digits, THREAT, stopping_rule=until(whole.value)).result
     assert exactly.sequential.looks[-1] == 360
     assert exactly.robust_accuracy.correct == whole.correct
 
 
 def test_a_hopeless_floor_fails_at_once(digits, tmp_path):
     result = evaluate(
-        load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.2"), until=until(0.7), output=tmp_path / "r.json"
+        load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.2"), stopping_rule=until(0.7), output=tmp_path / "r.json"
     ).result
     assert result.data.n == 100
     assert decide(read_gate(str(gate(tmp_path, "min_robust: 0.7\n"))), [tmp_path / "r.json"]).outcome.name == "FAIL"
 
 
 def test_a_killed_run_goes_on_to_the_same_end(model, digits, tmp_path):
-    whole = evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "whole.json")
+    whole = evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "whole.json")
 
     class Impatient(Observer):
         def __init__(self):
@@ -92,16 +92,16 @@ def test_a_killed_run_goes_on_to_the_same_end(model, digits, tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "part.json", observer=Impatient())
-    resumed = evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "part.json", resume=True)
+        evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "part.json", observer=Impatient())
+    resumed = evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "part.json", resume=True)
     assert resumed.samples == whole.samples
     assert resumed.result.sequential == whole.result.sequential
-    again = evaluate(model, digits, THREAT, until=until(0.86), output=tmp_path / "part.json", resume=True)
+    again = evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "part.json", resume=True)
     assert again.result == resumed.result, "a finished run is read back"
 
 
 def test_block_by_block_every_stage_is_reported_once(model, digits):
-    result = evaluate(model, digits, THREAT, until=until(0.86)).result
+    result = evaluate(model, digits, THREAT, stopping_rule=until(0.86)).result
     names = [report.name for report in result.attacks]
     assert len(names) == len(set(names))
     assert result.attacks[0].attacked == result.clean_accuracy.correct
@@ -125,4 +125,4 @@ def test_what_cannot_be_decided_on_the_way_is_refused(tmp_path, text, word):
 
 def test_samples_and_until_exclude_each_other(model, digits):
     with pytest.raises(UserError, match="--samples"):
-        evaluate(model, digits, THREAT, until=until(0.5), samples=50)
+        evaluate(model, digits, THREAT, stopping_rule=until(0.5), samples=50)

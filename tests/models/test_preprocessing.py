@@ -180,9 +180,9 @@ def test_the_adaptive_attack_breaks_what_a_gradient_through_the_quantiser_cannot
 def test_the_medians_own_gradient_finds_more_than_the_identitys(monkeypatch):
     data = load_dataset("digits").subset(range(120))
     model = with_preprocessing(load_classifier("digits-cnn"), ["median:window=2"])
-    own = evaluate(model, data, THREAT, attacks=[PGD()], assess=False).robust_accuracy.value
+    own = evaluate(model, data, THREAT, attacks=[PGD()], diagnostics=False).robust_accuracy.value
     monkeypatch.setattr(input_defense_type("median"), "surrogate", lambda self, images: images)
-    assert own <= evaluate(model, data, THREAT, attacks=[PGD()], assess=False).robust_accuracy.value - 0.05
+    assert own <= evaluate(model, data, THREAT, attacks=[PGD()], diagnostics=False).robust_accuracy.value - 0.05
 
 
 BAD = {

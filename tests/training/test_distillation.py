@@ -27,7 +27,7 @@ def robust(tmp_path_factory):
             ("pgd", {"attacks": [PGD(steps=50)]}),
             ("standard", {"suite": "standard"}),
         ):
-            evaluation = evaluate(classifier, digits, recipe.threat_model(), device="cpu", assess=False, **asked)
+            evaluation = evaluate(classifier, digits, recipe.threat_model(), device="cpu", diagnostics=False, **asked)
             found[name, attack] = evaluation.robust_accuracy.value
     return found
 

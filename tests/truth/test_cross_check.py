@@ -58,9 +58,9 @@ def test_three_implementations_agree(problem, ours, toolbox, steps, step_size):
     classifier, dataset = problem
     threat_model = ThreatModel("linf", "2/255")
     found = {
-        "ours": evaluate(classifier, dataset, threat_model, attacks=[ours], assess=False).robust_accuracy.value,
+        "ours": evaluate(classifier, dataset, threat_model, attacks=[ours], diagnostics=False).robust_accuracy.value,
         "toolbox": evaluate(
-            classifier, dataset, threat_model, attacks=[resolve_attack(toolbox)], assess=False
+            classifier, dataset, threat_model, attacks=[resolve_attack(toolbox)], diagnostics=False
         ).robust_accuracy.value,
         "loop": loop(classifier, dataset.images(range(200)), dataset.labels, steps, step_size, steps > 1),
     }

@@ -41,7 +41,7 @@ def evaluated(data_dir, tmp_path_factory):
         classifier, threat_model = load_classifier(str(folder)), recipe.threat_model()
 
         def of(classifier=classifier, threat_model=threat_model, **attack):
-            return evaluate(classifier, test, threat_model, device="cpu", assess=False, **attack).result
+            return evaluate(classifier, test, threat_model, device="cpu", diagnostics=False, **attack).result
 
         results[name] = {
             "fgsm": of(attacks=[FGSM()]),

@@ -54,7 +54,7 @@ def test_published_numbers(entry, check):
     # Of the losses this one alone clears every bound: with plain cross-entropy three of the CIFAR networks keep up to
     # 3 points more standing than the bound allows, with the margin three of the MNIST networks and one of CIFAR do.
     attack = PGD(steps=50, restarts=5, loss="scaled-ce") if attacked else PGD(steps=1)
-    evaluation = evaluate(load(entry), dataset, threat_model, attacks=[attack], assess=False)
+    evaluation = evaluate(load(entry), dataset, threat_model, attacks=[attack], diagnostics=False)
     clean, standing = evaluation.clean_accuracy.correct, evaluation.robust_accuracy.correct
     bounds = standing_bounds(check, n) if attacked else {}
     told = ", ".join(f"{name} {bound:g}" for name, bound in bounds.items())
@@ -99,7 +99,7 @@ EXACT = [
 def test_suites_reach_the_exact_robust_error(entry, check, suite, points):
     dataset = load_dataset(f"npz:{FOLDER / check['images']}")
     threat_model = ThreatModel(check["norm"], check["eps"])
-    evaluation = evaluate(load(entry), dataset, threat_model, suite=suite, assess=False)
+    evaluation = evaluate(load(entry), dataset, threat_model, suite=suite, diagnostics=False)
     error = 100 * (1 - evaluation.robust_accuracy.value)
     cost = evaluation.result.cost
     print(
@@ -121,8 +121,8 @@ def test_half_of_the_images_that_only_a_solver_could_break():
     )
     dataset = load_dataset(f"npz:{FOLDER / 'images' / 'mnist_hard_madry_tiny.npz'}").subset(range(20))
     model, threat_model = load(entry), ThreatModel("linf", 0.3)
-    gradients = evaluate(model, dataset, threat_model, suite="standard/1", assess=False)
-    found = evaluate(model, dataset, threat_model, attacks=[resolve_attack("regions:programs=1500")], assess=False)
+    gradients = evaluate(model, dataset, threat_model, suite="standard/1", diagnostics=False)
+    found = evaluate(model, dataset, threat_model, attacks=[resolve_attack("regions:programs=1500")], diagnostics=False)
     broken = [sample.index for sample in found.samples if not sample.robust]
     print(
         f"\nregions breaks {len(broken)} of 20: {broken}; standard/1 breaks "
