@@ -6,22 +6,19 @@ if __name__ != "robustbench_local.attacks":
         "use 'from robustbench_local.attacks import pgd', started from anywhere but inside this checkout's folders"
     )
 
+# The import registers an attack in ATTACKS: a new one needs its file and one line here.
 from robustbench_local.attacks.apgd import APGD, apgd
-from robustbench_local.attacks.attack import Attack, run
+from robustbench_local.attacks.attack import ATTACKS, Attack, run
 from robustbench_local.attacks.bpda import BPDA
 from robustbench_local.attacks.descent import Descent
 from robustbench_local.attacks.eot import EOT
 from robustbench_local.attacks.fab import FAB, fab
 from robustbench_local.attacks.fgsm import FGSM, fgsm
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.noise import Noise
 from robustbench_local.attacks.pgd import PGD, pgd
 from robustbench_local.attacks.square import Square, square
 from robustbench_local.attacks.threat_model import ThreatModel
-
-ATTACKS: dict[str, type[Attack]] = {
-    kind.name: kind
-    for kind in (FGSM, PGD, APGD, FAB, Square, BPDA, EOT, Noise, Descent)  # type: ignore[misc]
-}
 
 __all__ = [
     "APGD",
@@ -37,6 +34,7 @@ __all__ = [
     "Square",
     "ThreatModel",
     "apgd",
+    "attack_function",
     "fab",
     "fgsm",
     "pgd",

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.attack import (
+    ATTACKS,
     Model,
     Rows,
     State,
     initial_state,
     keep_best,
     require_counts,
-    run,
     value_and_grad,
 )
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.norms import expand_rows, nonzero
 from robustbench_local.attacks.pgd import projected_step
@@ -40,6 +41,7 @@ def checkpoints(steps: int) -> frozenset[int]:
     return frozenset(-(-place * steps // 100) for place in percent if place <= 100)
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class APGD:
     """PGD with momentum whose step size, 2 eps at first, is halved where the loss has stopped rising.
@@ -134,25 +136,4 @@ class APGD:
         )
 
 
-def apgd(
-    classifier: Model,
-    images: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    targets: int = 0,
-    seed: int = 0,
-    indices: Tensor | None = None,
-) -> Tensor:
-    """Adversarial images by ascent with automatic steps: for each image the point nearest to success of all runs.
-
-    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
-    labels: int64 [N]. The settings are those of `APGD`. indices: int64 [N], which sample each row is; with the seed
-    they decide the random starts. Returns float [N, ...] in ball and box. Raises ValueError for settings that `APGD`
-    refuses.
-    """
-    attack = APGD(steps=steps, restarts=restarts, loss=loss, targets=targets)
-    return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)
+apgd = attack_function(APGD)

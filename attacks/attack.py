@@ -12,6 +12,7 @@ from torch import Tensor
 from robustbench_local.attacks.backward_errors import input_gradient
 from robustbench_local.attacks.norms import expand_rows
 from robustbench_local.attacks.randomness import sample_keys
+from robustbench_local.attacks.registry import Registry
 from robustbench_local.attacks.threat_model import ThreatModel
 
 Model = Callable[[Tensor], Tensor]
@@ -62,6 +63,10 @@ class Attack(Named, Protocol):
     def start(self, threat_model: ThreatModel, rows: Rows) -> State: ...
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State: ...
+
+
+ATTACKS: Registry[Attack] = Registry()
+"""Every attack of this package, by name."""
 
 
 def initial_state(rows: Rows, points: Tensor) -> State:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robustbench_local.attacks.attack import Model, State, ValueAndGrad
+from robustbench_local.attacks.attack import ATTACKS, Model, State, ValueAndGrad
 from robustbench_local.attacks.backward_errors import breaks_autograd_rule, is_device_failure
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -291,6 +292,7 @@ def straight_through(
     return forward
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class BPDA(PGD):
     """PGD along approximate gradients: those of a surrogate wherever an operation has none or a useless one.
@@ -319,3 +321,6 @@ class BPDA(PGD):
             if not breaks_autograd_rule(error):
                 raise
         return super()._evaluate(model, threat_model, state)
+
+
+bpda = attack_function(BPDA)

@@ -9,11 +9,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, State, ValueAndGrad, value_and_grad_of
+from robustbench_local.attacks.attack import ATTACKS, Model, State, ValueAndGrad, value_and_grad_of
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class Descent(PGD):
     """PGD that descends its loss: on an honest model it makes images safer, on one whose loss is turned round it wins.
@@ -34,3 +36,6 @@ class Descent(PGD):
             return -threat_model.attack_loss(self.loss, logits, state["labels"], aims)
 
         return value_and_grad_of(model, threat_model, climb, state)
+
+
+descent = attack_function(Descent)

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from robustbench_local.attacks.attack import Model, State, ValueAndGrad
+from robustbench_local.attacks.attack import ATTACKS, Model, State, ValueAndGrad
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.randomness import fold_in
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class EOT(PGD):
     """PGD along the mean gradient of several looks, for models that answer at random or whose gradients are shattered.
@@ -53,3 +55,6 @@ class EOT(PGD):
         keys = fold_in(fold_in(state["keys"], state["step"]), torch.full_like(state["step"], draw))
         noise = threat_model.geometry.random_start(state["images"], self.radius * threat_model.eps, keys)
         return {**state, "points": (state["points"] + noise.to(state["points"].dtype)).clamp(*threat_model.box)}
+
+
+eot = attack_function(EOT)

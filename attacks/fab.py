@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.attack import (
+    ATTACKS,
     Model,
     Rows,
     State,
@@ -17,10 +18,10 @@ from robustbench_local.attacks.attack import (
     initial_state,
     keep_best,
     require_counts,
-    run,
     value_and_grad,
 )
 from robustbench_local.attacks.backward_errors import input_gradient
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.norms import NORMS, Box, Norm, expand_rows, nonzero, to_float64
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -82,6 +83,7 @@ def to_hyperplane(norm: str, points: Tensor, values: Tensor, gradient: Tensor, b
     return (moves * downhill.sign()).view_as(points)
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class FAB:
     """Walks to the decision boundary wherever that is, then along it to where it comes nearest to the image.
@@ -217,26 +219,4 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
     return ValueAndGrad(threat_model.margin(told.detach(), labels), values, slope)
 
 
-def fab(
-    classifier: Model,
-    images: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 0,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
-    seed: int = 0,
-    indices: Tensor | None = None,
-) -> Tensor:
-    """Adversarial images by walks along the boundary: for each image the point in the ball nearest to success.
-
-    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
-    labels: int64 [N]. The settings are those of `FAB`. indices: int64 [N], which sample each row is; with the seed they
-    decide the random starts. Returns float [N, ...] in ball and box. Raises ValueError for settings that `FAB` refuses.
-    """
-    attack = FAB(steps=steps, restarts=restarts, targets=targets, alpha_max=alpha_max, eta=eta, beta=beta)
-    return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)
+fab = attack_function(FAB)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from robustbench_local.attacks.attack import Model, Rows, State, run
+from robustbench_local.attacks.attack import ATTACKS, Model, Rows, State
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class FGSM:
     """One step of length eps from the image itself, along the steepest direction of the norm.
@@ -38,10 +38,4 @@ class FGSM:
         return self._single_step(threat_model).step(model, threat_model, state)
 
 
-def fgsm(classifier: Model, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, loss: str = "ce") -> Tensor:
-    """Adversarial images by one gradient step: of each image and its step, the one nearer to success.
-
-    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
-    labels: int64 [N]. Returns float [N, ...] in ball and box. Raises ValueError for an unknown loss.
-    """
-    return run(FGSM(loss=loss), classifier, threat_model, images, labels)
+fgsm = attack_function(FGSM)

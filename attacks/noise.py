@@ -10,12 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state, keep_best, require_counts
+from robustbench_local.attacks.attack import ATTACKS, Model, Rows, State, initial_state, keep_best, require_counts
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.norms import expand_rows
 from robustbench_local.attacks.randomness import fold_in
 from robustbench_local.attacks.threat_model import ThreatModel
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """Independent random points, one every step: by turns uniform in the ball, and as far out as the ball goes.
@@ -48,3 +50,6 @@ class Noise:
         far = threat_model.geometry.steepest(noise, images, length, threat_model.box)
         noise = torch.where(expand_rows(state["step"] % 2 == 1, noise), far, noise)
         return threat_model.project(images + noise, images)
+
+
+noise = attack_function(Noise)

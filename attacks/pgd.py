@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.attack import (
+    ATTACKS,
     Model,
     Rows,
     State,
@@ -19,9 +20,9 @@ from robustbench_local.attacks.attack import (
     initial_state,
     keep_best,
     require_counts,
-    run,
     value_and_grad,
 )
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -70,6 +71,7 @@ def cosine_step_sizes(first: float, steps: int) -> list[float]:
     return [first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class PGD:
     """Steps along the steepest direction, projected back into ball and box.
@@ -135,38 +137,4 @@ class PGD:
         return size * (1 + torch.cos(math.pi * step.float() / self.steps)) / 2
 
 
-def pgd(
-    classifier: Model,
-    images: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    *,
-    steps: int = 50,
-    restarts: int = 1,
-    step_size: float | None = None,
-    loss: str = "ce",
-    random_start: bool = True,
-    schedule: str = "constant",
-    momentum: float = 0.0,
-    targets: int = 0,
-    seed: int = 0,
-    indices: Tensor | None = None,
-) -> Tensor:
-    """Adversarial images by projected gradient ascent: for each image the point nearest to success of all runs.
-
-    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode. images: float [N, ...] in the box.
-    labels: int64 [N]. step_size: pixel units; the settings are those of `PGD`. indices: int64 [N], which sample each
-    row is; with the seed they decide the random starts. Returns float [N, ...] in ball and box.
-    Raises ValueError for settings that `PGD` refuses.
-    """
-    attack = PGD(
-        steps=steps,
-        restarts=restarts,
-        step_size=step_size,
-        loss=loss,
-        random_start=random_start,
-        schedule=schedule,
-        momentum=momentum,
-        targets=targets,
-    )
-    return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)
+pgd = attack_function(PGD)

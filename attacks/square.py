@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks import randomness
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state, keep_best, require_counts, run
+from robustbench_local.attacks.attack import ATTACKS, Model, Rows, State, initial_state, keep_best, require_counts
+from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.norms import expand_rows, nonzero
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -24,6 +25,7 @@ NOTHING = 1e-12
 """A length that stands for 0 where one is divided by: what is as short stays so."""
 
 
+@ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class Square:
     """Random search in squares: one is changed at a time, and stays changed where that brought success nearer.
@@ -332,26 +334,4 @@ def radius(threat_model: ThreatModel, images: Tensor, order: int) -> float:
     return max(threat_model.eps * (1 - 8 * rounding) - pixels, 0.0)
 
 
-def square(
-    classifier: Model,
-    images: Tensor,
-    labels: Tensor,
-    threat_model: ThreatModel,
-    *,
-    steps: int = 5000,
-    restarts: int = 1,
-    share: float = 0.8,
-    reschedule: bool = False,
-    seed: int = 0,
-    indices: Tensor | None = None,
-) -> Tensor:
-    """Adversarial images by random search in squares: for each image the point nearest to success of all runs.
-
-    classifier: float [N, ...] in the box -> logits [N, classes], in eval mode; never asked for gradients. images: float
-    [N, channels, height, width], [N, height, width] or [N, features] in the box. labels: int64 [N]. The settings are
-    those of `Square`. indices: int64 [N], which sample each row is; with the seed they decide the random numbers.
-    Returns float like images, in ball and box. Raises ValueError for other shapes, and for settings that `Square`
-    refuses.
-    """
-    attack = Square(steps=steps, restarts=restarts, share=share, reschedule=reschedule)
-    return run(attack, classifier, threat_model, images, labels, seed=seed, indices=indices)
+square = attack_function(Square)
