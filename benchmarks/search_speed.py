@@ -88,10 +88,10 @@ def step_costs(model: Classifier, images: Tensor, eps: float, steps: int, rounds
     contenders: dict[str, Callable] = {
         "bare float32 loop": bare_loop(model, eps, steps),
         "toolbox": toolbox(model, eps, steps, 10, tuple(images.shape[1:])),
-        "robust, float32": search(twins.fine.model),
+        "robust, float32": search(twins.float32.model),
     }
-    if twins.coarse is not None:
-        contenders["robust, bfloat16"] = search(twins.coarse.model)
+    if twins.low_precision is not None:
+        contenders["robust, bfloat16"] = search(twins.low_precision.model)
     bare_loop(model, eps, 1)(images, labels)
     return {
         name: [value / steps / len(images) * 1000 for value in values]

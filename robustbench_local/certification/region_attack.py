@@ -40,7 +40,7 @@ class RegionSearch:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
 
-    def refusal(self, classifier: Classifier, shape: tuple[int, ...], threat_model: ThreatModel) -> str:
+    def unsupported_reason(self, classifier: Classifier, shape: tuple[int, ...], threat_model: ThreatModel) -> str:
         """Why this network cannot be searched in this ball; empty where it can."""
         if threat_model.norm != "linf":
             return "its linear programs are for L∞ balls"
@@ -58,7 +58,7 @@ class RegionSearch:
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         assert isinstance(model, Metered)
         images, labels = state["images"], state["labels"]
-        if reason := self.refusal(model.model, tuple(images.shape[1:]), threat_model):
+        if reason := self.unsupported_reason(model.model, tuple(images.shape[1:]), threat_model):
             raise UserError(f"regions cannot be used here: {reason}")
         network = _network(model.model, tuple(images.shape[1:]), self.neurons)
         starts = pgd(

@@ -82,9 +82,9 @@ def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[
     yield resolve_attack("apgd:loss=dlr,targets=9"), troubled
     if troubled & (MISSED_BY_SUITE | SATURATED):
         yield Descent(), MISSED_BY_SUITE | SATURATED
-    job = cascade.job
+    context = cascade.context
     for name, teach in (("transfer-readout", refitted), ("transfer", imitation)):
-        taught = functools.partial(teach, job.model, job.dataset, job.threat_model, job.device)
+        taught = functools.partial(teach, context.model, context.dataset, context.threat_model, context.device)
         yield transfer_from(taught, name), troubled
     yield resolve_attack("square:steps=5000"), troubled
 

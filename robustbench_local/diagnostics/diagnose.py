@@ -83,7 +83,7 @@ def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) 
     cascade: a block of samples that has gone through its suite. earlier: what is known already, from before the first
     attack on.
     """
-    if cascade.job.threat_model.eps == 0 or not bool(cascade.job.ledger.correct.any()):
+    if cascade.context.threat_model.eps == 0 or not bool(cascade.context.states.correct.any()):
         return Diagnosis([], [])
     cascade.use_full_precision()
     chosen = _looked_at(cascade)[: found.fits]
@@ -91,15 +91,15 @@ def diagnose(cascade: Cascade, found: Preflight, earlier: Sequence[Diagnostic]) 
     findings += [_probed(cascade, slug, FIRST_PROBE + number) for number, slug in enumerate(PROBES)]
     findings = [_rest(finding, findings) for finding in findings]
     extra = [(FIRST_PROBE + n, _step(stage), slug) for n, (slug, stage) in enumerate(PROBES.items())]
-    stood = int(cascade.standing.numel())
+    stood = int(cascade.robust_positions.numel())
     called = select_adaptive_attacks(cascade, found, [*earlier, *findings], _overlooked(cascade, chosen))
     best: Attack = GRADIENT_ATTACK
     most = 0
     extra += [(FIRST_REMEDY + n, remedy.step, remedy.because) for n, remedy in enumerate(called)]
     for number, step, because in extra[len(PROBES) :]:
-        if not len(cascade.standing):
+        if not len(cascade.robust_positions):
             break
-        ran = cascade.run(step, number, because)
+        ran = cascade.run_stage(step, number, because)
         if ran.fooled > most:
             best, most = step.attack, ran.fooled
     if called:
@@ -113,22 +113,22 @@ def _step(stage: Stage) -> Step:
 
 def _looked_at(cascade: Cascade) -> Tensor:
     """Positions of correctly classified samples from all over the block."""
-    correct = cascade.positions[cascade.job.ledger.correct[cascade.positions]]
+    correct = cascade.positions[cascade.context.states.correct[cascade.positions]]
     return correct[:: max(1, len(correct) // LOOKED_AT)][:LOOKED_AT]
 
 
 def _looked(cascade: Cascade, positions: Tensor) -> ProbeSet:
-    job = cascade.job
-    images, labels = job.load(positions)
-    indices = job.dataset.indices[positions].to(job.device)
-    return ProbeSet(job.model, job.threat_model, images, labels, indices, job.seed)
+    context = cascade.context
+    images, labels = context.load(positions)
+    indices = context.dataset.indices[positions].to(context.device)
+    return ProbeSet(context.model, context.threat_model, images, labels, indices, context.seed)
 
 
 # Before anything adaptive.
 
 
 def _measured(cascade: Cascade, chosen: Tensor) -> list[Diagnostic]:
-    looked, stood = _looked(cascade, chosen), cascade.job.ledger.standing[chosen].to(cascade.job.device)
+    looked, stood = _looked(cascade, chosen), cascade.context.states.robust[chosen].to(cascade.context.device)
     one, many = looked.fooled_by(FGSM()), looked.fooled_by(PGD(steps=20))
     # A saturated softmax is another matter, so this single step is along the margin.
     single = looked.fooled_by(FGSM(loss="margin"))
@@ -267,7 +267,7 @@ def _growth(looked: ProbeSet, attack: Attack) -> Diagnostic:
 
 def _planted(looked: ProbeSet, attack: Attack, cascade: Cascade) -> Diagnostic:
     planted = active_test(
-        cascade.job.model, looked.threat_model, looked.images, attack, seed=looked.seed, batch_size=len(looked)
+        cascade.context.model, looked.threat_model, looked.images, attack, seed=looked.seed, batch_size=len(looked)
     )
     if not planted.images:
         return Diagnostic(slug=PLANTED, status="skipped", advice="no planted point could be told from the others")
@@ -290,13 +290,13 @@ def _planted(looked: ProbeSet, attack: Attack, cascade: Cascade) -> Diagnostic:
 
 def _probed(cascade: Cascade, slug: str, number: int) -> Diagnostic:
     """A further attack on what stands: more than a few of those that it fools show that the suite has failed."""
-    if not len(cascade.standing):
+    if not len(cascade.robust_positions):
         return Diagnostic(slug=slug, status="skipped", advice="nothing stands that could be too much")
-    return _probe_diagnostic(slug, [cascade.run(_step(PROBES[slug]), number, slug)])
+    return _probe_diagnostic(slug, [cascade.run_stage(_step(PROBES[slug]), number, slug)])
 
 
 def _probe_diagnostic(slug: str, runs: Sequence[StageRun]) -> Diagnostic:
-    fooled, stood = sum(ran.fooled for ran in runs), sum(ran.stood for ran in runs)
+    fooled, stood = sum(ran.fooled for ran in runs), sum(ran.robust_before for ran in runs)
     bad = fooled > 0 and stats.binomtest(fooled, stood, MASKED, alternative="greater").pvalue < 0.05
     return Diagnostic(
         slug=slug,
@@ -319,8 +319,8 @@ def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> 
         runs = [
             ran
             for cascade in cascades
-            for ran in cascade.ran
-            if ran.because == finding.slug and ran.step.stage.role == "diagnostic" and ran.stood
+            for ran in cascade.stage_runs
+            if ran.because == finding.slug and ran.step.stage.role == "diagnostic" and ran.robust_before
         ]
         pooled = _probe_diagnostic(finding.slug, runs) if finding.slug in PROBES and runs else finding
         if finding.status == "pass" and pooled.status == "warn":
@@ -348,7 +348,7 @@ def _rest(finding: Diagnostic, findings: Sequence[Diagnostic]) -> Diagnostic:
 
 def _overlooked(cascade: Cascade, chosen: Tensor) -> float:
     """The share of the standing images that are looked at that plain PGD fools."""
-    standing = cascade.job.ledger.standing[chosen]
+    standing = cascade.context.states.robust[chosen]
     if not standing.any():
         return 0.0
     looked = _looked(cascade, chosen[standing])
@@ -360,8 +360,8 @@ def _overlooked(cascade: Cascade, chosen: Tensor) -> float:
 
 def _recheck(cascade: Cascade, chosen: Tensor, findings: Sequence[Diagnostic], best: Attack) -> list[Diagnostic]:
     """The findings in the light of what the adaptive attacks did: what is still so fails."""
-    stands = len(cascade.standing)
-    standing = chosen[cascade.job.ledger.standing[chosen]]
+    stands = len(cascade.robust_positions)
+    standing = chosen[cascade.context.states.robust[chosen]]
     measured: dict[str, Callable[[], Diagnostic]] = {
         GROWTH: lambda: _growth(_looked(cascade, standing).first(GROWN), best),
         PLANTED: lambda: _planted(_looked(cascade, chosen).first(PLANTS), _milder(best), cascade),
@@ -386,8 +386,8 @@ def _recheck(cascade: Cascade, chosen: Tensor, findings: Sequence[Diagnostic], b
 
 def _adaptive_summary(cascade: Cascade, stood: int) -> Diagnostic:
     """What the adaptive attacks did. They are called for where something is wrong, so finding nothing is no merit."""
-    stands = len(cascade.standing)
-    names = [spec_text(ran.step.attack) for ran in cascade.ran if ran.step.stage.role == "adaptive" and ran.fooled]
+    stands = len(cascade.robust_positions)
+    names = [spec_text(ran.step.attack) for ran in cascade.stage_runs if ran.step.stage.role == "adaptive" and ran.fooled]
     return Diagnostic(
         slug=ADAPTED,
         status="warn" if stands < stood else "pass",

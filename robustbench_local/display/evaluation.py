@@ -36,19 +36,19 @@ class ProgressObserver(ProgressContext, Observer):
         )
         self._task: TaskID | None = None
 
-    def begin(self, stage: str, total: int) -> None:
+    def begin(self, stage: str, total: int, done: int = 0) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(stage, total=total, speed="", standing="")
+        self._task = self._progress.add_task(stage, total=total, completed=done, speed="", standing="")
 
-    def advance(self, finished: int, standing: int) -> None:
+    def advance(self, finished: int, robust: int) -> None:
         if self._task is None:
             return
         speed = self._progress.tasks[-1].speed
         self._progress.update(
             self._task,
             advance=finished,
-            standing=f"{standing / self._samples:.1%}",
+            standing=f"{robust / self._samples:.1%}",
             speed=f"{speed:.0f} images/s" if speed else "",
         )
 

@@ -1,46 +1,51 @@
-"""The stages of an evaluation in their order: what each is run on, what it found, and whether gradients can be trusted.
+"""The stages of an evaluation in order: which samples each attack runs on, what it found, whether to trust gradients.
 
-All that happens is events. Those of an interrupted run are read back from its journal, those of other processes come
-through the process group, and the rest is computed; which of the three it was makes no difference to the outcome.
+Everything that happens is an event: read back from an interrupted run's journal, received from another process, or
+computed. Which of the three makes no difference to the outcome.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from robustbench_local.attacks.attack import number_of_runs, random_stream_name, settings, spec_text
 from robustbench_local.attacks.suites import MASKED, MOVING, Stage
-from robustbench_local.certification.region_attack import RegionSearch
 from robustbench_local.data.dataset import sample_sha256
+from robustbench_local.engine.batch import RunContext
+from robustbench_local.engine.events import CleanEvent, SearchEvent, seconds_of
 from robustbench_local.engine.journal import Journal
-from robustbench_local.engine.ledger import CleanEvent, SearchEvent, seconds_of
 from robustbench_local.engine.observer import Observer
-from robustbench_local.engine.precision import SearchModel, SearchModels
+from robustbench_local.engine.precision import untouched_model
 from robustbench_local.engine.protocol import Step
-from robustbench_local.engine.search import RunContext, clean_pass, run_attack
+from robustbench_local.engine.search import clean_pass, run_attack
 from robustbench_local.errors import UserError
 from robustbench_local.models.metered import seconds_since
 from robustbench_local.results.checks import PROBES_AGREE, REGIONS_SEARCHED
 from robustbench_local.results.schema import AttackReport, Diagnostic
 from robustbench_local.runtime.distributed import gather, rank_and_world
 
-STAGES = 1000
-"""More stages than a block of samples goes through, so that every block's have numbers of their own."""
+STAGES_PER_BLOCK = 1000
+"""Stage numbers of a block of samples; more than a block has stages, so that every block's stages have their own."""
+E = TypeVar("E", CleanEvent, SearchEvent)
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that has been run. stood: how many samples stood before it. because: the check that called for it."""
+    """A finished stage.
+
+    robust_before: how many samples were robust before it. because: the check that asked for it.
+    """
 
     step: Step
     number: int
-    stood: int
+    robust_before: int
     attacked: int
     fooled: int
     seconds: float
@@ -48,141 +53,176 @@ class StageRun:
 
 
 class Cascade:
-    """A block of samples on its way through the stages; the whole run's, unless it goes block by block.
+    """A block of samples that goes through the stages; all samples of the run, unless it works block by block.
 
-    positions: int64 [samples], the block's places in the run. block: its number.
+    positions: int64 [samples], the block's places in the run's data set. block: its number.
     """
 
-    def __init__(self, job: RunContext, journal: Journal, observer: Observer, positions: Tensor, block: int = 0):
-        self.job, self.positions = job, positions
-        self.ran: list[StageRun] = []
+    def __init__(
+        self, context: RunContext, journal: Journal, observer: Observer, positions: Tensor, block: int = 0
+    ) -> None:
+        self.context, self.positions = context, positions
+        self.stage_runs: list[StageRun] = []
         self._journal, self._observer, self._block = journal, observer, block
-        self._mine = torch.zeros(len(job.ledger), dtype=torch.bool)
-        self._mine[positions] = True
+        self._in_block = torch.zeros(len(context.states), dtype=torch.bool)
+        self._in_block[positions] = True
 
     @property
-    def standing(self) -> Tensor:
-        """The positions of the block that stand, the smallest margin first and what is hopeless last."""
-        ledger = self.job.ledger
-        positions = (ledger.standing & self._mine).nonzero().squeeze(1)
-        return positions[ledger.margin[positions].argsort(stable=True)]
+    def robust_positions(self) -> Tensor:
+        """The positions of the block that are still robust, the smallest margin first."""
+        states = self.context.states
+        positions = (states.robust & self._in_block).nonzero().squeeze(1)
+        return positions[states.margin[positions].argsort(stable=True)]
 
-    def clean(self, rivals: int = 0) -> None:
-        """The clean pass over the block. rivals: how many classes to steer to the attacks will ask for.
+    def run_clean_pass(self, number_of_targets: int = 0) -> None:
+        """The clean pass over the block.
 
-        Raises UserError where a sample is not what it was when an interrupted run looked at it.
+        number_of_targets: how many wrong classes targeted attacks need for every sample.
+        Raises UserError where a sample has changed since the interrupted run.
         """
-        job, ledger = self.job, self.job.ledger
-        self._observer.begin("clean", len(self.positions))
-        waiting = self._mine.clone()
-
-        def enter(event: CleanEvent) -> None:
-            ledger.apply_clean(event)
-            waiting[torch.tensor(event.positions)] = False
-            job.advanced(len(event.positions), int(ledger.standing.sum()))
-
-        for event in self._journal.clean:
-            if not self._mine[event.positions[0]]:
-                continue
-            images, _ = job.load(torch.tensor(event.positions))
+        context, states = self.context, self.context.states
+        waiting = self._in_block.clone()
+        restored = [event for event in self._journal.clean if self._in_block[event.positions[0]]]
+        for event in restored:
+            images, _ = context.load(torch.tensor(event.positions))
             if [sample_sha256(image) for image in images.cpu()] != event.hashes:
-                raise UserError(f"{job.dataset.name} has changed since the interrupted run: start without --resume")
-            enter(event)
-        found: list[CleanEvent] = []
-        for event in clean_pass(job, _share(waiting.nonzero().squeeze(1)), sample_sha256, rivals):
+                raise UserError(
+                    f"{context.dataset.name} has changed since the interrupted run: start without --resume",
+                    slug="dataset-changed",
+                )
+            states.apply_clean(event)
+            waiting[torch.tensor(event.positions)] = False
+        self._observer.begin("clean", len(self.positions), sum(len(event.positions) for event in restored))
+
+        def apply(event: CleanEvent) -> None:
+            states.apply_clean(event)
+            context.on_progress(len(event.positions), int(states.robust.sum()))
+
+        mine: list[CleanEvent] = []
+        for event in clean_pass(context, _share_of_this_rank(waiting.nonzero().squeeze(1)), number_of_targets):
             self._journal.add(event)
-            found.append(event)
-            enter(event)
-        for event in _from_other_ranks(found):
-            self._journal.remember(event)
-            enter(event)
+            mine.append(event)
+            apply(event)
+        self._receive(mine, apply)
 
-    def suite(self, steps: Sequence[Step], gradients: Diagnostic) -> list[Diagnostic]:
-        """Every stage of a suite; the tail only where gradients are in doubt.
+    def run_suite(self, steps: Sequence[Step], gradients: Diagnostic) -> list[Diagnostic]:
+        """Every stage of a suite; the tail only where gradients cannot be trusted.
 
-        gradients: the finding of the preflight. Returns what the probes found, where there are any.
+        gradients: the preflight's finding about them. Returns what the probes found, where there are any.
         """
         doubtful, moving = gradients.status == "warn", False
         findings: list[Diagnostic] = []
         for number, step in enumerate(steps):
             if (step.stage.role == "tail" and not doubtful) or (step.stage.role == "follow-up" and not moving):
                 continue
-            if step.stage.role == "solver" and (reason := _refusal(self.job, step)):
+            if step.stage.role == "solver" and (reason := self._unsupported_reason(step)):
                 findings.append(Diagnostic(slug=REGIONS_SEARCHED, status="skipped", advice=f"not searched: {reason}"))
                 continue
-            ran = self.run(step, number)
-            moving = ran.fooled > MOVING * ran.attacked
-            doubtful |= step.stage.role == "probe" and ran.fooled > MASKED * ran.attacked
-        probes = [ran for ran in self.ran if ran.step.stage.role == "probe"]
+            finished = self.run_stage(step, number)
+            moving = finished.fooled > MOVING * finished.attacked
+            doubtful |= step.stage.role == "probe" and finished.fooled > MASKED * finished.attacked
+        probes = [finished for finished in self.stage_runs if finished.step.stage.role == "probe"]
         return [*findings, _probe_diagnostic(probes, gradients)] if probes else findings
 
     def run_extra_stages(self, extra: Sequence[tuple[int, Step, str]]) -> None:
-        """Stages that another block's diagnosis has called for: number, step, and the check."""
+        """Stages that another block's diagnosis asked for: number, step, and the check."""
         self.use_full_precision()
         for number, step, because in extra:
-            if len(self.standing):
-                self.run(step, number, because)
+            if len(self.robust_positions):
+                self.run_stage(step, number, because)
 
     def use_full_precision(self) -> None:
-        """Search with the untouched classifier from here on."""
-        self.job = _full_precision(self.job)
+        """Search with the untouched classifier from now on."""
+        self.context = _with_untouched_model(self.context)
 
-    def run(self, step: Step, number: int, because: str | None = None) -> StageRun:
-        """One stage on what stands. number: below `STAGES`, the same for the same stage of every block."""
-        # The same attack again goes on with further restarts instead of repeating its first ones.
-        first, number = _first_run(self.job, step, [ran.step for ran in self.ran]), self._block * STAGES + number
-        moment, ledger = time.perf_counter(), self.job.ledger
-        # A twin's layers have other names, so what is known by the layers' names has to be done to the model itself.
-        job = _full_precision(self.job) if getattr(step.attack, "layers", "") else self.job
-        standing = self.standing
-        chosen = _smallest_margin_first(standing, step.stage)
-        total = number_of_runs(step.attack, self.job.threat_model.number_of_targets(self.job.classes))
-        self._observer.begin(spec_text(step.attack), len(chosen) * total)
-        numbers = range(first, first + total)
-        finished: dict[int, set[int]] = {run: set() for run in numbers}
+    def run_stage(self, step: Step, number: int, because: str | None = None) -> StageRun:
+        """One stage on the samples that are still robust.
 
-        def enter(event: SearchEvent) -> None:
-            ledger.apply_search(event, spec_text(step.attack))
+        number: below `STAGES_PER_BLOCK`, the same for the same stage of every block.
+        """
+        # The same attack again continues with further restarts instead of repeating its first ones.
+        first_run = _first_run(self.context, step, [earlier.step for earlier in self.stage_runs])
+        number = self._block * STAGES_PER_BLOCK + number
+        started, states = time.perf_counter(), self.context.states
+        robust = self.robust_positions
+        chosen = _smallest_margin_first(robust, step.stage)
+        total = number_of_runs(step.attack, self.context.threat_model.number_of_targets(self.context.classes))
+        runs = range(first_run, first_run + total)
+        finished: dict[int, set[int]] = {run: set() for run in runs}
+
+        def apply(event: SearchEvent) -> None:
+            states.apply_search(event, spec_text(step.attack))
             finished[event.run].update(event.positions)
-            self.job.advanced(len(event.positions), int(ledger.standing.sum()))
+            self.context.on_progress(len(event.positions), int(states.robust.sum()))
 
-        read_back = self._journal.of_stage(number)
-        for event in read_back:
-            enter(event)
-        found: list[SearchEvent] = []
+        restored = self._journal.of_stage(number)
+        for event in restored:
+            states.apply_search(event, spec_text(step.attack))
+            finished[event.run].update(event.positions)
+        done = sum(len(event.positions) for event in restored)
+        self._observer.begin(spec_text(step.attack), len(chosen) * total, done)
+        self._receive(self._search(step, number, chosen, finished, apply), apply)
+        fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
+        seconds = seconds_since(started) + seconds_of(restored)
+        stage_run = StageRun(step, number, len(robust), len(chosen), fooled, seconds, because)
+        self.stage_runs.append(stage_run)
+        return stage_run
+
+    def _search(
+        self,
+        step: Step,
+        number: int,
+        chosen: Tensor,
+        finished: dict[int, set[int]],
+        apply: Callable[[SearchEvent], None],
+    ) -> list[SearchEvent]:
+        """This process's share of a stage. finished: by run, the positions that need no more work."""
+        context, states = self.context, self.context.states
+        if getattr(step.attack, "layers", "") or getattr(step.attack, "needs_untouched_model", False):
+            # The layers of a search model have other names, and its weights are copies.
+            context = _with_untouched_model(context)
+        events: list[SearchEvent] = []
 
         def emit(event: SearchEvent) -> None:
             self._journal.add(event)
-            found.append(event)
-            enter(event)
+            events.append(event)
+            apply(event)
 
-        share = _share(chosen)
-        for run in numbers:
-            waiting = [place for place in share[ledger.standing[share]].tolist() if place not in finished[run]]
+        share = _share_of_this_rank(chosen)
+        for run, done in finished.items():
+            waiting = [position for position in share[states.robust[share]].tolist() if position not in done]
             if waiting:
-                run_attack(job, step.attack, number, run, torch.tensor(waiting), emit)
-        for event in _from_other_ranks(found):
+                run_attack(context, step.attack, number, run, torch.tensor(waiting), emit)
+        return events
+
+    def _receive(self, mine: list[E], apply: Callable[[E], None]) -> None:
+        """Exchange events with the other processes, and apply theirs."""
+        rank, _ = rank_and_world()
+        for event in [event for other, events in enumerate(gather(mine)) if other != rank for event in events]:
             self._journal.remember(event)
-            enter(event)
-        fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
-        seconds = seconds_since(moment) + seconds_of(read_back)
-        ran = StageRun(step, number, len(standing), len(chosen), fooled, seconds, because)
-        self.ran.append(ran)
-        return ran
+            apply(event)
+
+    def _unsupported_reason(self, step: Step) -> str:
+        """Why the stage's attack cannot run on this model; empty where it can."""
+        reason = getattr(step.attack, "unsupported_reason", None)
+        if reason is None:
+            return ""
+        context = self.context
+        return str(reason(context.search_models.float32.model, context.dataset.image_shape, context.threat_model))
 
 
 def reports_of(cascades: Sequence[Cascade], journal: Journal) -> list[AttackReport]:
-    """A report for every stage, in the order in which they were run first; that of several blocks is one."""
+    """A report for every stage, in the order in which they first ran; a stage of several blocks has one report."""
     stages: dict[int, list[StageRun]] = {}
-    for ran in (ran for cascade in cascades for ran in cascade.ran):
-        stages.setdefault(ran.number % STAGES, []).append(ran)
-    ledger, reports = cascades[0].job.ledger, []
+    for stage_run in (stage_run for cascade in cascades for stage_run in cascade.stage_runs):
+        stages.setdefault(stage_run.number % STAGES_PER_BLOCK, []).append(stage_run)
+    states, reports = cascades[0].context.states, []
     n = sum(len(cascade.positions) for cascade in cascades)
-    stands = int(ledger.correct.sum())
+    robust = int(states.correct.sum())
     for parts in stages.values():
-        events = [event for ran in parts for event in journal.of_stage(ran.number)]
-        step, fooled = parts[0].step, sum(ran.fooled for ran in parts)
-        stands -= fooled
+        events = [event for part in parts for event in journal.of_stage(part.number)]
+        step, fooled = parts[0].step, sum(part.fooled for part in parts)
+        robust -= fooled
         reports.append(
             AttackReport(
                 name=spec_text(step.attack),
@@ -191,82 +231,71 @@ def reports_of(cascades: Sequence[Cascade], journal: Journal) -> list[AttackRepo
                 role=step.stage.role,
                 because=parts[0].because,
                 share=step.stage.share,
-                attacked=sum(ran.attacked for ran in parts),
+                attacked=sum(part.attacked for part in parts),
                 fooled=fooled,
                 unconfirmed=sum(event.unconfirmed for event in events),
                 low_precision_unconfirmed=sum(event.low_precision_unconfirmed for event in events),
-                robust_accuracy_after=stands / n,
+                robust_accuracy_after=robust / n,
                 forward_passes=sum(event.forward for event in events),
                 backward_passes=sum(event.backward for event in events),
-                seconds=sum(ran.seconds for ran in parts),
+                seconds=sum(part.seconds for part in parts),
             )
         )
     return reports
 
 
-def _full_precision(job: RunContext) -> RunContext:
-    return replace(job, search_models=SearchModels(None, SearchModel(job.model.model, 0.0, "fp32")))
+def _with_untouched_model(context: RunContext) -> RunContext:
+    return replace(context, search_models=untouched_model(context.model.model))
 
 
-def _refusal(job: RunContext, step: Step) -> str:
-    """Why the solver cannot take this model; empty where it can."""
-    assert isinstance(step.attack, RegionSearch)
-    return step.attack.refusal(job.search_models.fine.model, job.dataset.image_shape, job.threat_model)
+def _first_run(context: RunContext, step: Step, earlier: Sequence[Step]) -> int:
+    """The number of a stage's first run.
 
-
-def _first_run(job: RunContext, step: Step, earlier: Sequence[Step]) -> int:
-    """The number of a stage's first run: after those of the stages whose random numbers it shares, and such that it
-    begins with the likeliest target.
+    It comes after the runs of all stages with the same random numbers, and begins with the top wrong class.
     """
-    rivals = job.threat_model.number_of_targets(job.classes)
+    classes = context.threat_model.number_of_targets(context.classes)
     before = sum(
-        number_of_runs(other.attack, rivals)
+        number_of_runs(other.attack, classes)
         for other in earlier
         if random_stream_name(other.attack) == random_stream_name(step.attack)
     )
-    targets = max(1, min(step.attack.targets, rivals))
+    targets = max(1, min(step.attack.targets, classes))
     return -(-before // targets) * targets
 
 
-def _share(positions: Tensor) -> Tensor:
+def _share_of_this_rank(positions: Tensor) -> Tensor:
     """This process's part of some samples."""
     rank, world = rank_and_world()
     return positions[rank::world]
 
 
-def _from_other_ranks(mine: list) -> list:
-    rank, _ = rank_and_world()
-    return [event for other, events in enumerate(gather(mine)) if other != rank for event in events]
-
-
-def _smallest_margin_first(standing: Tensor, stage: Stage) -> Tensor:
-    """Those of the standing positions, by rising margin, that a stage is run on."""
-    wanted = max(stage.least, math.ceil(stage.share * len(standing)))
-    return standing[: wanted if stage.most is None else min(wanted, stage.most)]
+def _smallest_margin_first(robust: Tensor, stage: Stage) -> Tensor:
+    """The robust positions, ordered by margin, that a stage runs on."""
+    count = max(stage.least, math.ceil(stage.share * len(robust)))
+    return robust[: count if stage.most is None else min(count, stage.most)]
 
 
 def _probe_diagnostic(probes: list[StageRun], gradients: Diagnostic) -> Diagnostic:
-    """What the probes say: did an attack without gradients fool what gradients could not?"""
-    found, asked = sum(probe.fooled for probe in probes), sum(probe.attacked for probe in probes)
-    slug = PROBES_AGREE
+    """Whether an attack without gradients fooled samples on which gradient attacks had failed."""
+    fooled, attacked = sum(probe.fooled for probe in probes), sum(probe.attacked for probe in probes)
     if gradients.status == "warn":
         return Diagnostic(
-            slug=slug,
+            slug=PROBES_AGREE,
             status="warn",
             value="no gradient",
             threshold=0.0,
-            advice="gradients were missing before the first attack, so the attacks that work without them were run on "
-            "all that stood; the robust accuracy may still be an overestimate",
+            advice="gradients were missing before the first attack, so the gradient-free attacks ran on every image "
+            "not yet fooled; the robust accuracy may still be an overestimate",
         )
-    share = found / max(asked, 1)
+    share = fooled / max(attacked, 1)
     masked = share > MASKED
     return Diagnostic(
-        slug=slug,
+        slug=PROBES_AGREE,
         status="warn" if masked else "pass",
         value=share,
         threshold=MASKED,
-        advice=f"{found} of {asked} samples on which the gradient attacks had failed fell to a probe (gradient "
-        "masking?): every further attack of the suite was run on all that stood"
+        advice=f"a gradient-free probe fooled {fooled} of {attacked} samples on which the gradient attacks had failed "
+        "(gradient masking?): every further attack of the suite ran on every image not yet fooled"
         if masked
         else "",
     )

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from robustbench_local.engine.ledger import CleanEvent, SearchEvent, record_path
+from robustbench_local.engine.events import CleanEvent, SearchEvent
+from robustbench_local.engine.ledger import record_path
 from robustbench_local.errors import UserError
 from robustbench_local.io.atomic_write import check_writable, lock, writable
 from robustbench_local.runtime.distributed import gather, raise_on_all_ranks, rank_and_world

@@ -1,13 +1,17 @@
-"""What a run tells whoever watches it."""
+"""What a run reports while it works."""
 
 from __future__ import annotations
 
 
 class Observer:
-    """Hears what a run is doing; does nothing with it. A display overrides what it shows."""
+    """Receives the progress of a run and ignores it. A display overrides what it shows."""
 
-    def begin(self, stage: str, total: int) -> None:
-        """A stage begins: the clean pass or one attack, with how many samples it has before it."""
+    def begin(self, stage: str, total: int, done: int = 0) -> None:
+        """A stage begins: the clean pass or one attack.
 
-    def advance(self, finished: int, standing: int) -> None:
-        """Some samples have finished the stage; so many stand."""
+        total: how many samples it has, counted once per run of the attack. done: how many of them an interrupted
+        session finished; they take no time now, so they belong in no speed.
+        """
+
+    def advance(self, finished: int, robust: int) -> None:
+        """So many more samples finished the stage; so many samples of the run are still robust."""

@@ -1,6 +1,6 @@
-"""The arithmetic of the search: search_models of the classifier that give the same answers faster.
+"""Faster copies of the classifier for the search: batch norm folded, channels last, low precision.
 
-Nothing a twin says is believed: the untouched float32 classifier verifies every point. So a twin has only to be near.
+Nothing they say is trusted: the untouched float32 classifier verifies every success. So they need only be close.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +17,20 @@ from torch import Tensor, nn
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered
+from robustbench_local.runtime.precision import Cast, tensor_float_32
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 MAX_LOGIT_ERROR = 1e-3
-"""By what share of the largest logit a float32 twin may be off."""
+"""The largest logit error of a float32 copy, as a share of the largest logit."""
 MIN_AGREEMENT = 0.9
-"""What share of the images a low-precision twin must predict alike."""
-
-
-@contextlib.contextmanager
-def tensor_float_32(allowed: bool) -> Iterator[None]:
-    """Inside, GPUs may round the factors of their matrix products to TF32, or may not."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+"""The least share of images on which a low-precision copy must predict the same class."""
+MIN_GRADIENT_COSINE = {torch.float32: 0.99, torch.bfloat16: 0.5}
+"""The least cosine between the gradients of a copy and of the classifier."""
 
 
 @dataclass(frozen=True)
 class SearchModel:
-    """A classifier to search with. margin_tolerance: how much of a margin, in logits, may be its rounding."""
+    """A classifier to search with. margin_tolerance: how much of a margin, in logits, may be its rounding error."""
 
     model: Classifier
     margin_tolerance: float
@@ -47,92 +39,92 @@ class SearchModel:
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Inside, matrix products use the twin's own arithmetic."""
+        """Inside, matrix products use this model's precision."""
         with tensor_float_32(self.tf32):
             yield
 
 
 @dataclass(frozen=True)
 class SearchModels:
-    """coarse: the low-precision twin that searches first, if any. fine: the float32 one that finishes."""
+    """low_precision: the model that searches first, if there is one. float32: the one that finishes."""
 
-    coarse: SearchModel | None
-    fine: SearchModel
+    low_precision: SearchModel | None
+    float32: SearchModel
 
     @property
     def name(self) -> str:
-        return self.coarse.name if self.coarse else "fp32"
+        """The precision of the search as the result records it."""
+        return self.low_precision.name if self.low_precision else "fp32"
 
 
-class Cast(nn.Module):
-    """A module in another type and memory layout; images and logits stay as they are."""
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype):
-        super().__init__()
-        self.module = module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, images: Tensor) -> object:
-        dtype = next(self.module.parameters()).dtype
-        return self.module(images.to(dtype=dtype, memory_format=torch.channels_last))
+def untouched_model(classifier: Classifier) -> SearchModels:
+    """Search with the classifier itself."""
+    return SearchModels(None, SearchModel(classifier, 0.0, "fp32"))
 
 
 def check_precision(text: str, device: torch.device) -> Precision:
-    """The precision as asked for.
+    """The requested precision.
 
     Raises UserError for an unknown one, and for one that the device does not have.
     """
     if text not in get_args(Precision):
-        raise UserError(f"--precision is {text!r}, but must be one of {', '.join(get_args(Precision))}")
+        raise UserError(
+            f"--precision is {text!r}, but must be one of {', '.join(get_args(Precision))}", slug="unknown-precision"
+        )
     if text == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is an arithmetic of NVIDIA GPUs: choose auto, fp32 or bf16")
-    return text  # type: ignore[return-value]
+        raise UserError(
+            "--precision tf32 is an arithmetic of NVIDIA GPUs: choose auto, fp32 or bf16", slug="precision-needs-cuda"
+        )
+    return cast(Precision, text)
 
 
 def build_search_models(metered: Metered, images: Tensor, precision: Precision) -> SearchModels:
-    """Twins for the search, each compared with the classifier on a few images.
+    """Copies for the search, each compared with the classifier on a few images.
 
-    images: float [rows, ...] in the box, on the classifier's device. A twin that differs too much, or cannot be made,
-    is left out. "auto" is bf16 on GPUs that have it and float32 elsewhere.
+    images: float [rows, ...] in the box, on the classifier's device. A copy that differs too much, or cannot be made,
+    is not used: the search then runs on the untouched classifier, and `SearchModels.name`, which the result records,
+    says fp32. "auto" is bf16 on GPUs that have it and float32 elsewhere.
     """
     classifier = metered.model
-    untouched = SearchModel(classifier, 0.0, "fp32")
+    untouched = untouched_model(classifier)
     if images.dim() != 4 or not any(isinstance(part, nn.Conv2d) for part in classifier.modules()):
-        return SearchModels(None, untouched)
-    folded = _folded(classifier.module)
-    fine = _twin(metered, folded, torch.float32, images, "fp32") or untouched
+        return untouched
+    folded = _fold_batch_norm(classifier.module)
+    float32 = _search_model(metered, folded, torch.float32, images) or untouched.float32
     if precision == "auto":
         supported = images.device.type == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16" if supported else "fp32"
-    coarse = None
+    low_precision = None
     if precision == "bf16":
-        coarse = _twin(metered, folded, torch.bfloat16, images, "bf16")
+        low_precision = _search_model(metered, folded, torch.bfloat16, images)
     elif precision == "tf32":
-        coarse = SearchModel(fine.model, _logit_error(metered, fine.model, images, tf32=True)[0], "tf32", tf32=True)
-    return SearchModels(coarse, fine)
+        error, _, _ = _logit_error(metered, float32.model, images, tf32=True)
+        low_precision = SearchModel(float32.model, error, "tf32", tf32=True)
+    return SearchModels(low_precision, float32)
 
 
-def _folded(module: nn.Module) -> nn.Module | None:
-    """A copy with every batch norm that follows a convolution folded into it; without folding where it cannot be
-    traced, None where it cannot be copied.
+def _fold_batch_norm(module: nn.Module) -> nn.Module | None:
+    """A copy with every batch norm folded into the convolution before it.
+
+    A module that cannot be traced is copied without folding; one that cannot be copied either gives None.
     """
     from torch.fx.experimental.optimization import fuse
 
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # tracing runs the module's own code, which may raise anything
         return fuse(module)
     with contextlib.suppress(Exception):
         return copy.deepcopy(module)
     return None
 
 
-def _twin(
-    metered: Metered, folded: nn.Module | None, dtype: torch.dtype, images: Tensor, name: str
-) -> SearchModel | None:
+def _search_model(metered: Metered, folded: nn.Module | None, dtype: torch.dtype, images: Tensor) -> SearchModel | None:
+    """A copy in that type; None where it differs too much from the classifier, or does not run."""
     if folded is None:
         return None
     classifier = metered.model
     scaling = classifier.normalization or {}
     try:
-        twin = Classifier(
+        model = Classifier(
             Cast(copy.deepcopy(folded), dtype),
             name=classifier.name,
             copy=False,
@@ -140,42 +132,45 @@ def _twin(
             mean=scaling.get("mean"),
             std=scaling.get("std"),
         ).to(images.device)
-        margin_tolerance, largest, alike = _logit_error(metered, twin, images)
-        aligned = _same_gradient(metered, twin, images, 0.99 if dtype == torch.float32 else 0.5)
-    except Exception:  # whatever the module does in that arithmetic, the search can do without it
+        margin_tolerance, largest, agreement = _logit_error(metered, model, images)
+        aligned = _same_gradient(metered, model, images, MIN_GRADIENT_COSINE[dtype])
+    except Exception:  # whatever the module does in that type, the search runs on the untouched classifier instead
         return None
-    near = margin_tolerance <= MAX_LOGIT_ERROR * largest if dtype == torch.float32 else alike >= MIN_AGREEMENT
-    return SearchModel(twin, margin_tolerance, name) if near and aligned else None
+    if dtype == torch.float32:
+        close, name = margin_tolerance <= MAX_LOGIT_ERROR * largest, "fp32"
+    else:
+        close, name = agreement >= MIN_AGREEMENT, "bf16"
+    return SearchModel(model, margin_tolerance, name) if close and aligned else None
 
 
 @torch.no_grad()
-def _logit_error(metered: Metered, twin: Classifier, images: Tensor, tf32: bool = False) -> tuple[float, float, float]:
-    """How far the twin's logits are off, the largest logit, and the share of images predicted alike.
+def _logit_error(metered: Metered, model: Classifier, images: Tensor, tf32: bool = False) -> tuple[float, float, float]:
+    """The copy's logit error, the largest logit, and the share of images with the same prediction.
 
-    The last third goes through alone, so that what a trace has taken for constant shows.
+    The last two thirds are a batch of their own, so that a batch size frozen by the trace shows.
     """
-    expected, asked = metered(images), Metered(twin, metered.passes)
+    expected, counted = metered(images), Metered(model, metered.passes)
     part = len(images) // 3
-    with SearchModel(twin, 0.0, "", tf32).arithmetic():
-        found = torch.cat([asked(images[part:]), asked(images[:part])]) if part else asked(images)
+    with SearchModel(model, 0.0, "", tf32).arithmetic():
+        logits = torch.cat([counted(images[part:]), counted(images[:part])]) if part else counted(images)
     expected = torch.cat([expected[part:], expected[:part]])
-    off = (found - expected).abs().amax(1)
-    alike = (found.argmax(1) == expected.argmax(1)).float().mean()
-    if not off.isfinite().all():
+    error = (logits - expected).abs().amax(1)
+    agreement = (logits.argmax(1) == expected.argmax(1)).float().mean()
+    if not error.isfinite().all():
         return float("inf"), float(expected.abs().max()), 0.0
-    return 2 * float(off.quantile(0.9)), float(expected.abs().max()), float(alike)
+    return 2 * float(error.quantile(0.9)), float(expected.abs().max()), float(agreement)
 
 
-def _same_gradient(metered: Metered, twin: Classifier, images: Tensor, cosine: float) -> bool:
+def _same_gradient(metered: Metered, model: Classifier, images: Tensor, min_cosine: float) -> bool:
     """Whether the gradient of the highest logit points the same way: a trace may lose a custom gradient."""
     images, gradients = images[:8], []
-    for model in (metered, Metered(twin, metered.passes)):
+    for each in (metered, Metered(model, metered.passes)):
         points = images.clone().requires_grad_(True)
         with torch.enable_grad():
-            highest = model(points).amax(1).sum()
+            highest = each(points).amax(1).sum()
         if not highest.requires_grad:
             return False
         gradients.append(torch.autograd.grad(highest, points)[0].flatten(1))
-    alike = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=1)
-    same = torch.stack([(gradient == 0).all(1) for gradient in gradients]).all(0)
-    return bool(((alike >= cosine) | same).float().mean() >= 0.75)
+    cosine = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=1)
+    both_zero = torch.stack([(gradient == 0).all(1) for gradient in gradients]).all(0)
+    return bool(((cosine >= min_cosine) | both_zero).float().mean() >= 0.75)

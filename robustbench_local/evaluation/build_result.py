@@ -16,9 +16,9 @@ from robustbench_local import __version__
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import dataset_sha256
 from robustbench_local.diagnostics.diagnose import verdict_of
+from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.journal import RunFingerprint
 from robustbench_local.engine.ledger import SampleStates, record_path
-from robustbench_local.engine.search import RunContext
 from robustbench_local.evaluation.plan import EvaluationPlan
 from robustbench_local.models import fingerprint as model_fingerprint
 from robustbench_local.models.metered import Passes, peak_memory
@@ -42,7 +42,7 @@ from robustbench_local.runtime.distributed import rank_and_world
 class CompletedRun:
     """What a run has found.
 
-    context: its data set and ledger hold the samples that were evaluated. seconds: of all sessions. batch_size: images
+    context: its data set and states hold the samples that were evaluated. seconds: of all sessions. batch_size: images
     per batch at the start. block_ends: how many samples had been evaluated after each block.
     """
 
@@ -63,7 +63,7 @@ def build_result(
     fingerprint: what identifies the run. config: what the caller wants to be recorded beside the settings.
     """
     context, n = run.context, len(run.context.dataset)
-    ledger, rule = context.ledger, plan.settings.stopping_rule
+    states, rule = context.states, plan.settings.stopping_rule
 
     def accuracy(correct: int) -> Accuracy:
         return Accuracy.of(correct, n) if rule is None else Accuracy.anytime(correct, n, plan.available)
@@ -74,9 +74,9 @@ def build_result(
         data=_data_info(plan, context),
         threat_model=threat_model_info(context.threat_model),
         protocol=plan.protocol,
-        clean_accuracy=accuracy(int(ledger.correct.sum())),
-        robust_accuracy=accuracy(int(ledger.standing.sum())),
-        per_class=_per_class(ledger, context.dataset.class_names or context.model.model.class_names),
+        clean_accuracy=accuracy(int(states.correct.sum())),
+        robust_accuracy=accuracy(int(states.robust.sum())),
+        per_class=_per_class(states, context.dataset.class_names or context.model.model.class_names),
         attacks=run.reports,
         diagnostics=run.findings,
         verdict=verdict_of(run.findings, assessed=plan.settings.diagnostics),
@@ -102,14 +102,14 @@ def _model_info(context: RunContext) -> ModelInfo:
 
 
 def _data_info(plan: EvaluationPlan, context: RunContext) -> DataInfo:
-    dataset, ledger = context.dataset, context.ledger
+    dataset, states = context.dataset, context.states
     return DataInfo(
         name=dataset.name,
         split=dataset.split,
         n=len(dataset),
         available=plan.available,
         lossy=dataset.lossy,
-        sha256=dataset_sha256(ledger.hashes, ledger.labels),
+        sha256=dataset_sha256(states.hashes, states.labels),
         subset_seed=None if plan.settings.samples is None else plan.settings.seed,
     )
 
@@ -159,17 +159,17 @@ def threat_model_info(threat_model: ThreatModel) -> ThreatModelInfo:
     )
 
 
-def _per_class(ledger: SampleStates, names: list[str] | None) -> list[ClassReport]:
+def _per_class(states: SampleStates, names: list[str] | None) -> list[ClassReport]:
     reports = []
-    for label in ledger.labels.unique().tolist():
-        members = ledger.labels == label
+    for label in states.labels.unique().tolist():
+        members = states.labels == label
         n = int(members.sum())
         reports.append(
             ClassReport(
                 label=label,
                 name=names[label] if names and label < len(names) else None,
-                clean_accuracy=Accuracy.of(int(ledger.correct[members].sum()), n),
-                robust_accuracy=Accuracy.of(int(ledger.standing[members].sum()), n),
+                clean_accuracy=Accuracy.of(int(states.correct[members].sum()), n),
+                robust_accuracy=Accuracy.of(int(states.robust[members].sum()), n),
             )
         )
     return reports

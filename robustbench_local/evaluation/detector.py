@@ -21,13 +21,14 @@ from robustbench_local.attacks.norms import expand_rows, to_float64
 from robustbench_local.attacks.pgd import ascend, cosine_step_sizes
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.engine.search import ROUNDING, full_precision
+from robustbench_local.engine.verify import ROUNDING
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.settings import with_overrides
 from robustbench_local.models import Classifier
 from robustbench_local.models.metered import Metered
 from robustbench_local.models.preprocessing import InputDefense, apply_defenses, input_defense
 from robustbench_local.results.schema import Accuracy
+from robustbench_local.runtime.precision import full_precision
 
 SQUEEZERS = ("bit-depth:bits=4", "median:window=2")
 WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)

@@ -17,12 +17,13 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.diagnostics.diagnose import Diagnosis, after_attacks, diagnose, finding_of, over_blocks
 from robustbench_local.diagnostics.input_plausibility import accuracy_is_plausible
 from robustbench_local.diagnostics.preflight import Preflight, first_images, preflight
+from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.cascade import Cascade, reports_of
+from robustbench_local.engine.events import seconds_of
 from robustbench_local.engine.journal import Journal, RunFingerprint
-from robustbench_local.engine.ledger import SampleStates, seconds_of, write_outcome
+from robustbench_local.engine.ledger import SampleStates, write_outcome
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.precision import build_search_models
-from robustbench_local.engine.search import RunContext, full_precision
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.build_result import CompletedRun, build_result
 from robustbench_local.evaluation.plan import EvaluationPlan, plan_evaluation
@@ -38,6 +39,7 @@ from robustbench_local.results.reading import read_samples
 from robustbench_local.results.schema import Accuracy, Diagnostic, Result, SampleRecord
 from robustbench_local.runtime.device import BatchSize, automatic_batch_size, enough_memory
 from robustbench_local.runtime.distributed import broadcast, gather, rank_and_world, require_process_group
+from robustbench_local.runtime.precision import full_precision
 
 MOST_TARGETS = 9
 """Classes to steer to that are recorded for every sample: as many as any adaptive attack uses."""
@@ -110,7 +112,7 @@ def evaluate(
         completed = _attack(_Run(plan, context, checked, journal, observer or Observer()), keep_journal=resume)
         completed = dataclasses.replace(completed, seconds=completed.seconds + seconds_since(started))
         result = build_result(plan, completed, fingerprint, output, config or {})
-    records = completed.context.ledger.samples()
+    records = completed.context.states.samples()
     if output is not None and rank_and_world()[0] == 0:
         write_outcome(output, result, records)
     gather([])  # the journals stay until the result is there
@@ -131,12 +133,12 @@ def _set_up(
         search_models=search_models,
         dataset=plan.dataset,
         threat_model=plan.threat_model,
-        ledger=SampleStates(plan.dataset.indices, plan.dataset.labels),
+        states=SampleStates(plan.dataset.indices, plan.dataset.labels),
         seed=plan.settings.seed,
-        batch=BatchSize(plan.settings.batch_size or automatic_batch_size(model, probe[:1])),
+        batch_size=BatchSize(plan.settings.batch_size or automatic_batch_size(model, probe[:1])),
         classes=checked.classes,
         device=plan.device,
-        advanced=observer.advance,
+        on_progress=observer.advance,
     )
     return context, fingerprint
 
@@ -191,7 +193,7 @@ def _run_blocks(run: _Run) -> tuple[list[Cascade], list[Diagnostic]]:
     Without a stopping rule all samples are one block.
     """
     context, rule = run.context, run.plan.settings.stopping_rule
-    ledger, n = context.ledger, len(context.dataset)
+    states, n = context.states, len(context.dataset)
     gradients = finding_of(run.checked.findings, GRADIENTS)
     targets = max(MOST_TARGETS, *(step.attack.targets for step in run.plan.steps))
     cascades: list[Cascade] = []
@@ -200,15 +202,15 @@ def _run_blocks(run: _Run) -> tuple[list[Cascade], list[Diagnostic]]:
     for number, positions in enumerate(position_blocks):
         cascade = Cascade(context, run.journal, run.observer, positions, number)
         cascades.append(cascade)
-        cascade.clean(targets)
+        cascade.run_clean_pass(targets)
         if number:
-            cascade.suite(run.plan.steps, gradients)
+            cascade.run_suite(run.plan.steps, gradients)
             cascade.run_extra_stages(diagnosis.extra_stages)
         else:
             diagnosis = _first_block(run, cascade, findings, gradients)
             findings = diagnosis.findings
         if rule is not None and rule.decided(
-            int(ledger.correct.sum()), int(ledger.standing.sum()), int(positions[-1]) + 1, n
+            int(states.correct.sum()), int(states.robust.sum()), int(positions[-1]) + 1, n
         ):
             break
     return cascades, over_blocks(findings, cascades) if len(cascades) > 1 else findings
@@ -217,9 +219,9 @@ def _run_blocks(run: _Run) -> tuple[list[Cascade], list[Diagnostic]]:
 def _first_block(run: _Run, cascade: Cascade, findings: Sequence[Diagnostic], gradients: Diagnostic) -> Diagnosis:
     """The suite and the diagnosis of the first block, with the findings so far before its own."""
     context = run.context
-    predictions = context.ledger.clean_prediction[cascade.positions]
+    predictions = context.states.clean_prediction[cascade.positions]
     plausible = accuracy_is_plausible(context.model, context.dataset, predictions, context.classes, context.device)
-    findings = [*findings, plausible, *cascade.suite(run.plan.steps, gradients)]
+    findings = [*findings, plausible, *cascade.run_suite(run.plan.steps, gradients)]
     if not run.plan.settings.diagnostics:
         return Diagnosis(findings, [])
     diagnosis = diagnose(cascade, run.checked, findings)
@@ -228,7 +230,7 @@ def _first_block(run: _Run, cascade: Cascade, findings: Sequence[Diagnostic], gr
 
 def _first_samples(context: RunContext, n: int) -> RunContext:
     """The context with the first n samples alone: those that were evaluated."""
-    return dataclasses.replace(context, dataset=context.dataset.subset(torch.arange(n)), ledger=context.ledger.first(n))
+    return dataclasses.replace(context, dataset=context.dataset.subset(torch.arange(n)), states=context.states.first(n))
 
 
 def _all_passes(own: Passes, journal: Journal, earlier_events: tuple[int, int]) -> Passes:

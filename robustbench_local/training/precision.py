@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_local.attacks.attack import Model
 from robustbench_local.defenses.objective import frozen_eval
-from robustbench_local.engine.precision import Cast
+from robustbench_local.runtime.precision import Cast
 from robustbench_local.training.initialization import NormalizedModel
 
 WIDE = 32

@@ -125,7 +125,7 @@ def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digi
     whole = evaluate(model, digits, ball, output=tmp_path / "whole.json")
 
     class Impatient(Observer):
-        def begin(self, stage, total):
+        def begin(self, stage, total, done=0):
             if stage.startswith("eot") or "saturating" in stage:
                 raise KeyboardInterrupt
 

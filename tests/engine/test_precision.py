@@ -32,12 +32,12 @@ def test_batch_norm_is_folded_and_the_answers_stay():
     net[1].running_var.uniform_(0.3, 3)
     classifier, images = Classifier(net, mean=[0.3], std=[0.5]), torch.rand(16, 1, 8, 8)
     search_models = build_search_models(Metered(classifier), images, "fp32")
-    assert search_models.coarse is None
-    assert search_models.fine.model is not classifier
+    assert search_models.low_precision is None
+    assert search_models.float32.model is not classifier
     assert search_models.name == "fp32"
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in search_models.fine.model.modules())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in search_models.float32.model.modules())
     assert any(isinstance(part, nn.BatchNorm2d) for part in classifier.modules()), "the classifier is untouched"
-    assert torch.allclose(search_models.fine.model(images), classifier(images), atol=1e-5)
+    assert torch.allclose(search_models.float32.model(images), classifier(images), atol=1e-5)
 
 
 class WithBranch(nn.Module):
@@ -67,7 +67,7 @@ class StraightThrough(nn.Module):
 def test_what_cannot_be_traced_still_gives_the_same_answers_and_gradients(kind):
     torch.manual_seed(0)
     classifier, images = Classifier(kind()), torch.rand(12, 1, 8, 8)
-    twin = build_search_models(Metered(classifier), images, "fp32").fine.model
+    twin = build_search_models(Metered(classifier), images, "fp32").float32.model
     points = [images.clone().requires_grad_(True) for _ in range(2)]
     logits = [model(each) for model, each in zip((classifier, twin), points, strict=True)]
     assert torch.allclose(*logits, atol=1e-5)
@@ -90,9 +90,9 @@ class Fickle(nn.Module):
 def test_a_twin_that_differs_is_left_out():
     classifier = Classifier(Fickle())
     search_models = build_search_models(Metered(classifier), torch.rand(12, 1, 8, 8), "bf16")
-    assert search_models.coarse is None
-    assert search_models.fine.model is classifier
-    assert search_models.fine.margin_tolerance == 0
+    assert search_models.low_precision is None
+    assert search_models.float32.model is classifier
+    assert search_models.float32.margin_tolerance == 0
 
 
 def test_networks_without_convolutions_search_as_they_are():

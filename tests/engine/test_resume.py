@@ -39,7 +39,7 @@ class StopAfter(Observer):
     def __init__(self, batches):
         self.left = batches
 
-    def advance(self, finished, standing):
+    def advance(self, finished, robust):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
@@ -85,16 +85,8 @@ def test_a_run_may_be_interrupted_again_and_again(model, digits, reference, tmp_
     for _ in range(30):
         before = journal_path(output).stat().st_size
         try:
-            # What is read back is told to the observer too.
             evaluate(
-                model,
-                digits,
-                THREAT,
-                attacks=ATTACKS,
-                batch_size=16,
-                output=output,
-                resume=True,
-                observer=StopAfter(4 + len(journal_path(output).read_text().splitlines())),
+                model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True, observer=StopAfter(4)
             )
             break
         except KeyboardInterrupt:
@@ -181,7 +173,7 @@ def test_two_runs_do_not_write_one_record(model, digits, tmp_path):
     class Second(Observer):
         """While one run is under way, starts another."""
 
-        def begin(self, stage, total):
+        def begin(self, stage, total, done=0):
             for resume in (True, False):
                 with pytest.raises(UserError, match="another run is writing"):
                     evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, resume=resume)

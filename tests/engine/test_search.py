@@ -162,7 +162,7 @@ def test_an_interrupted_run_keeps_what_it_decided(model, digits, tmp_path):
     from robustbench_local.engine.observer import Observer
 
     class Impatient(Observer):
-        def begin(self, stage, total):
+        def begin(self, stage, total, done=0):
             if stage.startswith("pgd"):
                 raise KeyboardInterrupt
 

@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_end(model, digits, tmp_path):
         def __init__(self):
             self.cleans = 0
 
-        def begin(self, stage, total):
+        def begin(self, stage, total, done=0):
             self.cleans += stage == "clean"
             if self.cleans == 2 and stage.startswith("pgd"):
                 raise KeyboardInterrupt

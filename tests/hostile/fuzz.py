@@ -92,8 +92,8 @@ def _binding() -> Any:
 
 def _journal_seed() -> bytes:
     """As the journal itself writes it."""
+    from robustbench_local.engine.events import AdversarialExample, CleanEvent, SearchEvent
     from robustbench_local.engine.journal import Journal, journal_path
-    from robustbench_local.engine.ledger import AdversarialExample, CleanEvent, SearchEvent
     from robustbench_local.results.schema import Distance
 
     told = {"rank": 0, "forward": 3, "backward": 3, "seconds": 0.1}

@@ -127,7 +127,7 @@ def test_the_twin_of_the_search_says_the_same(spec):
     model, images = with_preprocessing(network((3, 8, 8)), [spec]), pictures((3, 8, 8), rows=12)
     model(images)
     twins = build_search_models(Metered(model), images, "fp32")
-    expected, found = logits_and_gradient(model, images), logits_and_gradient(twins.fine.model, images)
+    expected, found = logits_and_gradient(model, images), logits_and_gradient(twins.float32.model, images)
     assert torch.allclose(found[0], expected[0], atol=1e-5)
     assert torch.allclose(found[1], expected[1], atol=1e-5)
 
