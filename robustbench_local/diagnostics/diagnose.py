@@ -387,7 +387,9 @@ def _recheck(cascade: Cascade, chosen: Tensor, findings: Sequence[Diagnostic], b
 def _adaptive_summary(cascade: Cascade, stood: int) -> Diagnostic:
     """What the adaptive attacks did. They are called for where something is wrong, so finding nothing is no merit."""
     stands = len(cascade.robust_positions)
-    names = [spec_text(ran.step.attack) for ran in cascade.stage_runs if ran.step.stage.role == "adaptive" and ran.fooled]
+    names = [
+        spec_text(ran.step.attack) for ran in cascade.stage_runs if ran.step.stage.role == "adaptive" and ran.fooled
+    ]
     return Diagnostic(
         slug=ADAPTED,
         status="warn" if stands < stood else "pass",

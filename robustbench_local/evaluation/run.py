@@ -162,7 +162,7 @@ def _attack(run: _Run, *, keep_journal: bool) -> CompletedRun:
     journal, plan = run.journal, run.plan
     earlier_seconds = seconds_of([*journal.clean, *journal.searches])
     earlier_events = len(journal.clean), len(journal.searches)
-    batch_size = run.context.batch.value
+    batch_size = run.context.batch_size.value
     try:
         cascades, findings = _run_blocks(run)
         reports = reports_of(cascades, journal)
