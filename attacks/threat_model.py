@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from robustbench_local.attacks import losses
 from robustbench_local.attacks.norms import NORMS, Box, Norm
-from robustbench_local.numbers import parse_number
+from robustbench_local.numbers import parse_eps
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
-        text = str(self.eps)
-        try:
-            eps = parse_number(text)
-        except ValueError:
-            eps = math.nan
-        if not eps >= 0:
-            raise ValueError(f"eps is {text!r}, but must be a number of at least 0, such as 0.03 or 8/255")
-        width = self.box[1] - self.box[0]
-        if self.norm == "linf" and eps > width:
-            raise ValueError(
-                f"L∞ eps is {text}, wider than the whole range of a pixel ({width:g}): eps is in units of pixels in "
-                f"[{self.box[0]:g}, {self.box[1]:g}], so write {text}/255 if grey levels were meant"
-            )
+        eps = parse_eps(self.eps, self.norm, self.box)
         if self.source is not None and self.target is None:
             raise ValueError("a source class needs a target class: say which class its images must be taken for")
         if self.target is not None and self.target == self.source:
@@ -57,8 +44,8 @@ class ThreatModel:
             raise ValueError(f"the reject class is {self.reject}, but classes count from 0")
         if self.reject is not None and self.target is not None:
             raise ValueError("a target is reached or not, so a reject class changes nothing: leave one of them out")
+        object.__setattr__(self, "eps_text", self.eps_text or str(self.eps))
         object.__setattr__(self, "eps", eps)
-        object.__setattr__(self, "eps_text", self.eps_text or text)
 
     @property
     def geometry(self) -> Norm:

@@ -25,3 +25,23 @@ def parse_number(text: str | float) -> float:
     except (ValueError, ZeroDivisionError, OverflowError):
         shown = str(text)[:_LONGEST]
         raise ValueError(f"{shown!r} is not a number: write a decimal like 0.03 or a fraction like 8/255") from None
+
+
+def parse_eps(text: str | float, norm: str, box: tuple[float, float] = (0.0, 1.0)) -> float:
+    """The radius of a threat model, in pixel units. box: lowest and highest pixel value.
+
+    Raises ValueError for anything but a number of at least 0, and for an L∞ radius wider than the box, which is what 8
+    instead of 8/255 looks like.
+    """
+    try:
+        eps = parse_number(text)
+    except ValueError:
+        eps = -1.0
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps is {str(text)[:_LONGEST]!r}, but must be a number of at least 0, such as 0.03 or 8/255")
+    if norm == "linf" and eps > box[1] - box[0]:
+        raise ValueError(
+            f"L∞ eps is {text}, wider than the whole range of a pixel ({box[1] - box[0]:g}): eps is in pixel units of "
+            f"[{box[0]:g}, {box[1]:g}], so write {text}/255 for grey levels"
+        )
+    return eps

@@ -1,13 +1,14 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and the objects that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from robustbench_local.cli.early_checks import check_batch_size
 from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,25 +40,30 @@ def read_options(command: click.Command, path: Path) -> dict[str, Any]:
 
     Raises UserError for what `read_settings` refuses, an unknown option, and a value that is not text, number or list.
     """
+    from robustbench_local.cli.config_kinds import require_kind
     from robustbench_local.io.settings import read_settings, reject_unknown
 
     names = {parameter.opts[0].lstrip("-"): str(parameter.name) for parameter in command.params}
     del names["config"]
     where = f"--config {path}"
-    settings = {key.replace("_", "-"): value for key, value in read_settings(path, where).items()}
+    values = read_settings(path, where)
+    require_kind(values, {name.replace("-", "_") for name in names}, where)
+    settings = {key.replace("_", "-"): value for key, value in values.items()}
     reject_unknown(settings, names, where)
     multiple = {parameter.name for parameter in command.params if getattr(parameter, "multiple", False)}
     return {names[key]: _as_typed(value, names[key] in multiple, f"{path}: {key}") for key, value in settings.items()}
 
 
 def _as_typed(value: Any, multiple: bool, where: str) -> Any:
-    """A setting as the command line would have had it: text, a switch, or for a repeatable option several texts."""
+    """A setting as the command line gives it: text, a switch, or several texts for a repeatable option."""
     if multiple:
         return [_as_typed(each, False, where) for each in (value if isinstance(value, list) else [value])]
     if not isinstance(value, str | int | float):
         from robustbench_local.io.safe_read import quoted
 
-        raise UserError(f"--config {where} is {quoted(value)}, but must be a single text or number")
+        raise UserError(
+            f"--config {where} is {quoted(value)}, but must be a single text or number", slug="invalid-setting"
+        )
     return value if isinstance(value, bool) else str(value)
 
 
@@ -66,24 +72,27 @@ config_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
     callback=_config,
-    help="YAML file of options, named as here; flags win over it.",
+    help="YAML file with this command's options by name. Options on the command line take precedence.",
 )
+device_option = click.option("--device", help="cpu, mps, cuda or cuda:N.  [default: CUDA, else MPS, else CPU]")
 
 model_options = _all(
     [
         click.argument("model", required=False),
         click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
-        click.option("--arch", help="Architecture of a file that holds weights alone."),
-        click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
+        click.option("--arch", help="Architecture, where MODEL is a file with weights only."),
         click.option(
-            "--num-classes", type=click.IntRange(min=2), help="Classes of the architecture, where not inferred."
+            "--normalize", metavar="NAME|MEAN:STD", help="Normalization that the model expects, such as cifar10."
+        ),
+        click.option(
+            "--num-classes", type=click.IntRange(min=2), help="Number of classes.  [default: read from the weights]"
         ),
         click.option(
             "--defense",
             "defenses",
             multiple=True,
             metavar="NAME[:KEY=VALUE,…]",
-            help="Input defense in front of the model, such as jpeg:quality=75; repeatable. Attacks go through it "
+            help="Input defense in front of the model, such as jpeg:quality=75; repeatable. Attacks are adapted to it "
             "(BPDA).",
         ),
     ]
@@ -91,11 +100,15 @@ model_options = _all(
 
 data_options = _all(
     [
-        click.option("--data", metavar="SPEC", help="Data set; 'robust list datasets' shows them.  [default: digits]"),
-        click.option("--split", default="test", show_default=True, help="Split of the data set."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.  [default: data]"),
-        click.option("--download", is_flag=True, help="Fetch the data set where it is missing."),
-        click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
+        click.option("--data", metavar="SPEC", help="Dataset; see 'robust list datasets'.  [default: digits]"),
+        click.option("--split", default="test", show_default=True, help="Split of the dataset."),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Dataset directory.  [default: $ROBUST_DATA or data]"
+        ),
+        click.option("--download", is_flag=True, help="Download the dataset if it is missing."),
+        click.option(
+            "--resize", metavar="SIZE[:CROP]", help="Resize image files: the shorter side to SIZE, then a center crop."
+        ),
     ]
 )
 
@@ -106,40 +119,46 @@ threat_options = _all(
             type=click.Choice(["linf", "l2", "l1"], case_sensitive=False),
             default="linf",
             show_default=True,
-            help="Norm of the ball.",
+            help="Norm of the perturbation.",
         ),
-        click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
-        click.option("--target", type=int, help="Class that images must be taken for."),
-        click.option("--source", type=int, help="With --target: the class whose images are attacked."),
         click.option(
-            "--reject", type=int, help="Class that stands for a refusal: fooled is who is misread and accepted."
+            "--eps",
+            help="Radius: the largest norm of a perturbation of pixels in [0, 1], such as 8/255.  [default: by "
+            "dataset]",
+        ),
+        click.option("--target", type=int, help="Targeted attack: the class that counts as success."),
+        click.option("--source", type=int, help="With --target: attack only images of this class."),
+        click.option(
+            "--reject",
+            type=int,
+            help="Class by which the model rejects an image: an image counts as fooled if it is misclassified and not "
+            "rejected.",
         ),
     ]
 )
 
 run_options = _all(
     [
-        click.option("--samples", type=click.IntRange(min=1), help="Seeded, stratified subset.  [default: all]"),
         click.option(
-            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+            "--samples", type=click.IntRange(min=1), help="Size of a random, stratified subset.  [default: all]"
         ),
-        click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]"),
-        click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", help="Images at a time."),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
+        ),
+        device_option,
+        click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", help="Images per batch."),
     ]
 )
 
 
 def batch_size(text: str) -> int | None:
-    """`auto` as None, a number as itself."""
-    if text == "auto":
-        return None
-    if not str(text).isdecimal() or int(text) < 1:
-        raise UserError(f"--batch-size is {text!r}, but must be auto or a whole number of at least 1")
-    return int(text)
+    """`auto` as None, a number as itself. Raises UserError for other text."""
+    check_batch_size(text)
+    return None if text == "auto" else int(text)
 
 
 def load_model(options: dict[str, Any]) -> Classifier:
-    """The classifier that the shared options name, behind its input defenses."""
+    """The classifier that the shared options name, with its input defenses in front."""
     from robustbench_local.models import load_classifier
     from robustbench_local.models.preprocessing import with_preprocessing
 
@@ -153,27 +172,35 @@ def load_model(options: dict[str, Any]) -> Classifier:
     return with_preprocessing(classifier, options["defenses"])
 
 
+def require_model_and_data(options: Mapping[str, Any]) -> None:
+    """Raise UserError where MODEL or `--data` is missing; only without both the bundled digits classifier is meant."""
+    model, data = options["model"], options["data"]
+    if model is None and (options["checkpoint"] is not None or options["arch"] is not None):
+        raise UserError(
+            "name the model: 'robust attack FILE --arch NAME', or a factory with --checkpoint FILE",
+            slug="model-missing",
+        )
+    if model is None and data not in (None, "digits"):
+        raise UserError(
+            f"name the model to evaluate on {data}: the default, digits-cnn, fits digits only", slug="model-missing"
+        )
+    if data is None and model is not None and not model.startswith("digits-cnn"):
+        raise UserError("give the images with --data; 'robust list datasets' shows the datasets", slug="data-missing")
+
+
 def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
-    """The classifier and the data set that the shared options name."""
+    """The classifier and the dataset that the shared options name."""
     from robustbench_local.data import load_dataset, require_files
     from robustbench_local.data.resize import Resize
 
-    spec = options["data"]
-    if options["model"] is None:
-        if options["checkpoint"] is not None or options["arch"] is not None:
-            raise UserError("name the model: 'robust attack FILE --arch NAME', or a factory with --checkpoint FILE")
-        if spec not in (None, "digits"):
-            raise UserError(f"name the model that is to be attacked on {spec}: without one, the bundled digits-cnn is")
-    name = options["model"] or "digits-cnn"
-    classifier = load_model({**options, "model": name})
-    if spec is None and not name.startswith("digits-cnn"):
-        raise UserError("say with --data which images to use; 'robust list datasets' shows what there is")
+    spec = options["data"] or "digits"
+    classifier = load_model({**options, "model": options["model"] or "digits-cnn"})
     resize = classifier.resize
     if options["resize"]:
-        require_files(spec or "digits")
+        require_files(spec)
         resize = Resize.parse(options["resize"])
     dataset = load_dataset(
-        "digits" if spec is None else spec,
+        spec,
         split=options["split"],
         data_dir=options["data_dir"],
         download=options["download"],
@@ -183,25 +210,32 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
     return classifier, dataset
 
 
-def load_threat_model(options: dict[str, Any]) -> ThreatModel:
-    """The threat model; eps by data set where it is not given."""
-    from robustbench_local.attacks import ThreatModel
+def require_eps(options: Mapping[str, Any]) -> str:
+    """The text of `--eps`, or the usual radius of the dataset and norm. Raises UserError where there is none."""
     from robustbench_local.data import default_eps
 
-    data = "digits" if options["data"] is None else options["data"]
-    eps = options["eps"] if options["eps"] is not None else default_eps(data, options["norm"])
+    data, norm = options["data"] or "digits", options["norm"]
+    eps = options["eps"] if options["eps"] is not None else default_eps(data, norm)
     if eps is None:
         raise UserError(
-            f"there is no usual {options['norm']} eps for {data}: give one in units of pixels in [0, 1], "
-            f"such as --eps {'8/255' if options['norm'] == 'linf' else '0.5'}"
+            f"there is no usual {norm} radius for {data}: give one for pixels in [0, 1], such as --eps "
+            f"{'8/255' if norm == 'linf' else '0.5'}",
+            slug="eps-missing",
         )
+    return str(eps)
+
+
+def load_threat_model(options: Mapping[str, Any]) -> ThreatModel:
+    """The threat model of the shared options, with the usual radius of the dataset where none is given."""
+    from robustbench_local.attacks import ThreatModel
+
     try:
         return ThreatModel(
             options["norm"],
-            str(eps),  # type: ignore[arg-type]  # parsed from its text
+            require_eps(options),  # type: ignore[arg-type]  # parsed from its text
             target=options["target"],
             source=options["source"],
             reject=options["reject"],
         )
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error), slug="invalid-threat-model") from None

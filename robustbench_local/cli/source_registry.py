@@ -1,7 +1,8 @@
 """Names and settings of attacks, training methods and input defenses, read from source code instead of imported.
 
 Importing them loads torch, which takes seconds; a mistyped name should be answered at once. A class is listed where it
-has `name: ClassVar[str] = "..."`; its settings are its dataclass fields. Tests compare the tables with the registries.
+has `name: ClassVar[str] = "..."` and the package's `__init__` imports it; its settings are its dataclass fields. A test
+compares the tables with the registries.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ast
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import robustbench_local
@@ -21,19 +22,20 @@ _PACKAGE = Path(robustbench_local.__file__).parent
 @functools.cache
 def attack_settings() -> dict[str, type]:
     """Every attack of this package by name, as a dataclass with the same fields and no checks of values."""
-    return _settings_classes([*_sources("attacks"), _PACKAGE / "certification" / "region_attack.py"])
+    region_search = _PACKAGE / "certification" / "region_attack.py"
+    return _settings_classes([*_sources("attacks"), region_search], _exported("attacks") | {"RegionSearch"})
 
 
 @functools.cache
 def method_settings() -> dict[str, type]:
     """Every training method and every add-on of a method by name, as a dataclass with the same fields."""
-    return _settings_classes(_sources("defenses"))
+    return _settings_classes(_sources("defenses"), _exported("defenses"))
 
 
 @functools.cache
 def input_defense_settings() -> dict[str, type]:
     """Every input defense by name, as a dataclass with the same fields."""
-    return _settings_classes([_PACKAGE / "models" / "preprocessing.py"])
+    return _settings_classes(sorted((_PACKAGE / "models" / "input_defenses").glob("*.py")))
 
 
 @functools.cache
@@ -44,8 +46,7 @@ def toolbox_attack_names() -> frozenset[str]:
     if not folders:
         return frozenset()
     exports = Path(folders[0]) / "attacks" / "evasion" / "__init__.py"
-    imports = (node for node in ast.walk(ast.parse(exports.read_text("utf-8"))) if isinstance(node, ast.ImportFrom))
-    return frozenset(alias.asname or alias.name for node in imports for alias in node.names)
+    return frozenset(_imported_names(exports))
 
 
 def _sources(package: str) -> list[Path]:
@@ -55,9 +56,21 @@ def _sources(package: str) -> list[Path]:
     return sorted(path for folder in folders or () for path in Path(folder).rglob("*.py"))
 
 
-def _settings_classes(paths: Iterable[Path]) -> dict[str, type]:
+def _exported(package: str) -> set[str]:
+    """The names that a subpackage's `__init__` imports."""
+    return {name for path in _sources(package) if path.name == "__init__.py" for name in _imported_names(path)}
+
+
+def _imported_names(path: Path) -> set[str]:
+    imports = (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom))
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+def _settings_classes(paths: Iterable[Path], exported: Container[str] | None = None) -> dict[str, type]:
+    """Registered name -> settings. exported: class names; classes of other names are only bases."""
     classes = {node.name: node for path in paths for node in _classes(path)}
-    named = ((_registered_name(node), node) for node in classes.values())
+    kinds = (node for name, node in classes.items() if exported is None or name in exported)
+    named = ((_registered_name(node), node) for node in kinds)
     return {name: _dataclass(node, classes) for name, node in named if name is not None}
 
 

@@ -6,19 +6,19 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its submodules are loaded when used: commands that need no statistics answer at once
 
 
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Two-sided Wilson score interval of a proportion (Wilson, 1927)."""
-    interval = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def exact_bounds(correct: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
     """One-sided exact bounds of a proportion, each wrong with probability at most alpha (Clopper and Pearson, 1934)."""
-    low = stats.binomtest(correct, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low
-    high = stats.binomtest(correct, n, alternative="less").proportion_ci(1 - alpha, method="exact").high
+    low = scipy.stats.binomtest(correct, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low
+    high = scipy.stats.binomtest(correct, n, alternative="less").proportion_ci(1 - alpha, method="exact").high
     return float(low), float(high)
 
 
@@ -29,10 +29,10 @@ def mcnemar(lost: int, gained: int, *, mid_p: bool = False) -> float:
     mid_p: the observed split counts by half (Fagerland, Lydersen and Laake, 2013), which costs less power.
     """
     changed = lost + gained
-    as_many = special.bdtr(gained, changed, 0.5)
+    as_many = scipy.special.bdtr(gained, changed, 0.5)
     if not mid_p:
         return float(as_many)
-    more = special.bdtr(gained - 1, changed, 0.5) if gained else 0.0
+    more = scipy.special.bdtr(gained - 1, changed, 0.5) if gained else 0.0
     return float(as_many + more) / 2
 
 
@@ -61,7 +61,7 @@ def drop_p_value(lost: int, gained: int, n: int, limit: float) -> float:
 def _upper_tail(lost: int, gained: int, n: int, drop: float) -> float:
     for_good, chance = _lost_for_good(n, drop)
     rest = np.maximum(lost - for_good, 0)
-    tails = special.bdtr(gained, rest + gained, 0.5)
+    tails = scipy.special.bdtr(gained, rest + gained, 0.5)
     if for_good[0] == 0:
         # Nothing is taken out: mid-p here makes this the mid-p test as the drop goes to zero.
         tails[0] = mcnemar(lost, gained, mid_p=True)
@@ -72,7 +72,7 @@ def _lower_tail(lost: int, gained: int, n: int, drop: float) -> float:
     for_good, chance = _lost_for_good(n, drop)
     possible = for_good <= lost
     rest = lost - for_good[possible]
-    return float(min(chance[possible] @ special.bdtr(rest, rest + gained, 0.5), 1.0))
+    return float(min(chance[possible] @ scipy.special.bdtr(rest, rest + gained, 0.5), 1.0))
 
 
 def _lost_for_good(n: int, drop: float) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +80,8 @@ def _lost_for_good(n: int, drop: float) -> tuple[np.ndarray, np.ndarray]:
     spread = 10 * math.sqrt(n * drop * (1 - drop)) + 20
     numbers = np.arange(max(0, math.floor(n * drop - spread)), min(n, math.ceil(n * drop + spread)) + 1)
     # scipy's binom.pmf overflows at the smallest probabilities.
-    ways = special.gammaln(n + 1) - special.gammaln(numbers + 1) - special.gammaln(n - numbers + 1)
-    return numbers, np.exp(ways + special.xlogy(numbers, drop) + special.xlog1py(n - numbers, -drop))
+    ways = scipy.special.gammaln(n + 1) - scipy.special.gammaln(numbers + 1) - scipy.special.gammaln(n - numbers + 1)
+    return numbers, np.exp(ways + scipy.special.xlogy(numbers, drop) + scipy.special.xlog1py(n - numbers, -drop))
 
 
 def drop_bounds(lost: int, gained: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def _least_drop(lost: int, gained: int, n: int, alpha: float) -> float:
     if excess(-1.0) >= 0:
         return -1.0
     ends = (0.0, 1.0) if excess(0.0) < 0 else (-1.0, 0.0)
-    return float(optimize.brentq(excess, *ends, xtol=1e-9))
+    return float(scipy.optimize.brentq(excess, *ends, xtol=1e-9))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import gammaln
+import scipy
 
 
 def finite_bounds(correct: int, n: int, population: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -46,4 +46,4 @@ def finite_bounds(correct: int, n: int, population: int, alpha: float = 0.05) ->
 
 @lru_cache(maxsize=8)
 def _log_factorials(largest: int) -> np.ndarray:
-    return gammaln(np.arange(largest + 1) + 1.0)
+    return scipy.special.gammaln(np.arange(largest + 1) + 1.0)
