@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from robustbench_local.errors import UserError
 
@@ -23,6 +24,14 @@ def require_kind(settings: Collection[str], known: Collection[str], where: str) 
     for kind in (GATE, RECIPE, ATTACK) if unknown else ():
         if unknown <= _settings_of(kind):
             raise UserError(f"{where}: this is {kind}: {_USE[kind]}", slug="wrong-kind-of-config")
+
+
+def require_kind_of_file(name: str, kind: str, option: str) -> None:
+    """Raise UserError where the file of that name is of another kind; a name of no file is a shipped one."""
+    from robustbench_local.io.settings import read_settings
+
+    if Path(name).is_file():
+        require_kind(read_settings(Path(name)), _settings_of(kind), f"{option} {name}")
 
 
 def _settings_of(kind: str) -> set[str]:

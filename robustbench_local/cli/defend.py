@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from robustbench_local.cli.config_kinds import RECIPE, require_kind_of_file
+from robustbench_local.cli.early_checks import check_options
 from robustbench_local.errors import UserError
 
 OPTIONS = (
@@ -123,13 +125,17 @@ def train_command(**options: Any) -> None:
 
 
 def _train(options: dict[str, Any]) -> None:
-    from robustbench_local.display.console import console
-    from robustbench_local.runtime.distributed import broadcast, process_group
     from robustbench_local.training.recipe import list_recipes, resolve_recipe
-    from robustbench_local.training.run import is_resumable, new_folder
 
     config, output = options["config"], options["output"]
+    if config is not None:
+        require_kind_of_file(config, RECIPE, "--config")
     recipe = resolve_recipe(config, {key: value for key, value in options.items() if key not in OWN})
+    check_options({**{key: options[key] for key in OWN if key != "config"}, **recipe.model_dump()})
+    from robustbench_local.display.console import console
+    from robustbench_local.runtime.distributed import broadcast, process_group
+    from robustbench_local.training.run import is_resumable, new_folder
+
     # A shipped recipe that flags have changed is not that recipe any more.
     shipped = config in dict(list_recipes()) and recipe == resolve_recipe(config, {})
     if options["tensorboard"]:

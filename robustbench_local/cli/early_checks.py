@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustbench_local.data import require_known
+from robustbench_local.data import require_files, require_known
 from robustbench_local.errors import UserError, nearest
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
@@ -167,6 +167,14 @@ def check_checkpoint(text: str) -> None:
     require_plain_file(Path(text).expanduser())
 
 
+def check_image(text: str) -> None:
+    """An IMAGE of `predict`, a file or a directory."""
+    from robustbench_local.io.safe_read import printable
+
+    if not Path(text).expanduser().exists():
+        raise UserError(f"there is no image {printable(text)}: check the path", slug="image-missing")
+
+
 def check_normalize(text: str) -> None:
     """`--normalize NAME|MEAN:STD`."""
     from robustbench_local.models.normalization import parse_normalization
@@ -199,13 +207,16 @@ def check_batch_size(text: str) -> None:
 
 def check_gate(text: str) -> None:
     """`--until-gate NAME|FILE`."""
+    from robustbench_local.cli.config_kinds import GATE, require_kind_of_file
     from robustbench_local.gates.config import read_gate
 
+    require_kind_of_file(text, GATE, "--until-gate")
     read_gate(text)
 
 
 CHECKS: dict[str, Callable[[str], None]] = {
     "checkpoint": check_checkpoint,
+    "images": check_image,
     "normalize": check_normalize,
     "defenses": check_defense,
     "data": check_data,
@@ -224,6 +235,10 @@ CHECKS: dict[str, Callable[[str], None]] = {
 def _check_combinations(options: Mapping[str, Any]) -> None:
     """Options that exclude each other, or that need another one."""
     values = {name: value for name, value in options.items() if value not in (None, (), False)}
+    if "resize" in values and "data" in options:
+        require_files(values.get("data", "digits"))
+    if "tensorboard" in values:
+        _check_extra("tensorboard", "tensorboard", "--tensorboard")
     if "suite" in values and "attacks" in values:
         raise UserError(
             "give --suite or --attack, not both: with other attacks in it, a protocol cannot keep its name",

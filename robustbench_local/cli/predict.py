@@ -1,3 +1,5 @@
+"""`robust predict`: classify image files."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,6 +9,7 @@ from typing import Any
 
 import click
 
+from robustbench_local.cli.early_checks import check_options
 from robustbench_local.cli.options import load_model, model_options
 
 
@@ -31,6 +34,7 @@ def predict_command(images: tuple[Path, ...], top: int, as_json: bool, **options
     robust predict runs/my-model cat.jpg dog.jpg
     robust predict torchvision/resnet50 photos --top 5 --json
     """
+    check_options({**options, "images": images})
     import json
     from dataclasses import asdict
 
