@@ -1,6 +1,14 @@
+"""`robust list`: names that other commands take, from the registries."""
+
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
+
 import click
+
+_NAME_WIDTH = 32
 
 
 def _models() -> list[tuple[str, str]]:
@@ -16,6 +24,7 @@ def _datasets() -> list[tuple[str, str]]:
 
 
 def _attacks() -> list[tuple[str, str]]:
+    """The attacks with their settings and defaults, then the suites with their attacks."""
     import dataclasses
 
     from robustbench_local.attacks.suites import SUITES
@@ -23,10 +32,11 @@ def _attacks() -> list[tuple[str, str]]:
     from robustbench_local.engine.protocol import OWN_ATTACKS
 
     def settings(kind: type) -> str:
-        return ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))
+        return ", ".join(f"{field.name.replace('_', '-')}={field.default}" for field in dataclasses.fields(kind))
 
     rows = [(name, settings(kind)) for name, kind in OWN_ATTACKS.items()]
     rows += [(f"art/{name}", settings(art_attack(name))) for name in art_names()]
+    rows += [("path/file.py:FUNCTION", "your own: (model, images, labels, threat_model, seed) -> images")]
     return rows + [
         (f"{name}/{version}", "suite: " + ", ".join(dict.fromkeys(stage.attack.partition(":")[0] for stage in stages)))
         for name, versions in SUITES.items()
@@ -35,6 +45,7 @@ def _attacks() -> list[tuple[str, str]]:
 
 
 def _defenses() -> list[tuple[str, str]]:
+    """The training methods, the add-ons of methods, then the input defenses."""
     from robustbench_local.defenses import AWP, OBJECTIVES
     from robustbench_local.models.catalog import INPUT_DEFENSES
     from robustbench_local.models.preprocessing import input_defense_type
@@ -44,6 +55,7 @@ def _defenses() -> list[tuple[str, str]]:
 
 
 def _configs() -> list[tuple[str, str]]:
+    """The recipes, then the gate files, each with the command that runs it."""
     from robustbench_local.gates.config import list_gates
     from robustbench_local.training.recipe import list_recipes
 
@@ -56,11 +68,22 @@ KINDS = {"models": _models, "datasets": _datasets, "attacks": _attacks, "defense
 @click.command("list")
 @click.argument("kind", type=click.Choice(list(KINDS)))
 def list_command(kind: str) -> None:
-    """List what there is of KIND, one name a line, on stdout.
+    """List the names of KIND with a note, on stdout: one line each, wrapped on a terminal.
 
     \b
     robust list attacks
     robust list models | grep resnet
     """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, note in KINDS[kind]():
-        click.echo(f"{name:<32} {note}".rstrip())
+        click.echo(_row(name, note, width))
+
+
+def _row(name: str, note: str, width: int | None) -> str:
+    """A name and its note in two columns. width: of the terminal; None: everything on one line."""
+    line = f"{name:<{_NAME_WIDTH}} {note}".rstrip()
+    if width is None or len(line) <= width:
+        return line
+    indent = " " * (_NAME_WIDTH + 1)
+    notes = textwrap.fill(note, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return f"{name}\n{notes}" if len(name) > _NAME_WIDTH else f"{name:<{_NAME_WIDTH}} {notes.lstrip()}"
