@@ -1,3 +1,5 @@
+"""`robust compare`."""
+
 from __future__ import annotations
 
 import json
@@ -13,22 +15,27 @@ NOT_COMPARABLE = 5
 @click.command("compare")
 @click.argument("results", metavar="A B...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--format", "style", type=click.Choice(["terminal", "json"]), help="What goes to stdout; terminal: nothing."
+    "--format",
+    "style",
+    type=click.Choice(["terminal", "json"]),
+    help="Format on stdout; terminal writes nothing there.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool) -> None:
-    """Compare results of the same samples, threat model and protocol: A is the earlier one, B the later.
+    r"""Compare results of the same samples, threat model and protocol: A is the earlier result, B the later.
 
-    Of two, says which samples flipped, whether chance explains it (paired exact test), the interval of the difference,
-    and what changed by class and by attack. Several are a table with the groups that cannot be told apart. Exits with 5
-    where the results cannot be compared.
+    For two results: the change with its confidence interval, a paired exact test, the samples that changed, and the
+    change by class and by attack. For more: a table with groups of models that do not differ significantly. Exits with
+    5 where the results are not comparable.
 
     \b
     robust compare main.json mine.json
     robust compare runs/a.json runs/b.json runs/c.json --format json
     """
     if as_json and style == "terminal":
-        raise UserError("--json is short for --format json, but --format is terminal: give one of them")
+        raise UserError(
+            "--json is short for --format json, but --format is terminal: give one of them", slug="conflicting-formats"
+        )
     from robustbench_local.display.compare import show_comparison
     from robustbench_local.display.console import console, write_json
     from robustbench_local.results.compare import compare

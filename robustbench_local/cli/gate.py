@@ -1,3 +1,5 @@
+"""`robust gate`."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,12 +13,13 @@ from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
     from robustbench_local.gates.decision import Decision
+    from robustbench_local.gates.gate import Gate, Limits
 
 FORMATS = ("terminal", "json", "junit", "sarif", "github")
 
 
 def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:  # noqa: ARG001
-    """A limit: a decimal or a fraction between 0 and 1; percent are caught, being the usual slip."""
+    """A limit: a decimal or a fraction from 0 to 1. A percentage is refused, because it is the usual mistake."""
     if value is None:
         return None
     from robustbench_local.numbers import parse_number
@@ -24,9 +27,12 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     try:
         number = parse_number(value) if not value.strip().endswith("%") else None
     except ValueError as error:
-        raise UserError(f"{parameter.opts[0]}: {error}") from None
+        raise UserError(f"{parameter.opts[0]}: {error}", slug="limit-not-a-number") from None
     if number is None or not 0 <= number <= 1:
-        raise UserError(f"{parameter.opts[0]} is {value}, but must be a fraction from 0 to 1: 0.40 for 40 %")
+        raise UserError(
+            f"{parameter.opts[0]} is {value}, but must be a fraction from 0 to 1: 0.40 for 40 %",
+            slug="limit-not-a-fraction",
+        )
     return number
 
 
@@ -39,22 +45,30 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     "baselines",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Result file of the same samples to compare with; one for each threat model.",
+    help="Earlier result of the same samples to compare with; one for each threat model.",
 )
 @click.option("--max-drop", callback=_fraction, metavar="FRACTION", help="Largest drop of robust accuracy.")
 @click.option("--max-clean-drop", callback=_fraction, metavar="FRACTION", help="Largest drop of clean accuracy.")
-@click.option("--require", metavar="SUITE[/VERSION]", help="The weakest protocol that will do.")
-@click.option("--gate", "gate_name", metavar="FILE|NAME", help="Limits from a YAML file or a shipped one; flags win.")
+@click.option(
+    "--require-baseline",
+    is_flag=True,
+    default=None,
+    help="Exit with 5 where the baseline is missing, instead of warning.",
+)
+@click.option("--require", metavar="SUITE[/VERSION]", help="Weakest accepted protocol.")
+@click.option(
+    "--gate", "gate_name", metavar="FILE|NAME", help="Gate file, or a shipped gate; options override its settings."
+)
 @click.option(
     "--alpha",
     callback=_fraction,
     metavar="FRACTION",
-    help="How often a limit may wrongly pass, or any wrongly fail.  [default: 0.05]",
+    help="Probability that a limit wrongly passes, or any wrongly fails.  [default: 0.05]",
 )
-@click.option("--format", "style", type=click.Choice(FORMATS), help="What goes to stdout; terminal: nothing.")
+@click.option("--format", "style", type=click.Choice(FORMATS), help="Format on stdout; terminal writes nothing there.")
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
-@click.option("--output", type=click.Path(path_type=Path), help="File for what would go to stdout.")
-@click.option("--update-baseline", is_flag=True, help="Make the result the baseline, unless the gate fails it.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the format to this file instead of stdout.")
+@click.option("--update-baseline", is_flag=True, help="Replace the baseline by the result, unless the gate fails.")
 def gate_command(
     results: tuple[Path, ...],
     gate_name: str | None,
@@ -64,42 +78,37 @@ def gate_command(
     update_baseline: bool,
     **limits: Any,
 ) -> None:
-    """Hold RESULT files, one for each threat model, against limits: pass (0), fail (3), undecided (4) or not
-    comparable (5).
+    r"""Decide whether RESULT files, one for each threat model, meet their limits.
 
-    A floor is passed or failed when an exact one-sided bound clears it, not when the measured value does. A drop passes
-    when a bound of the paired difference on the same samples is within the limit, and fails when a bound is beyond it.
+    Exit codes: 0 pass, 3 fail, 4 undecided, 5 not comparable or not trusted.
+
+    A least accuracy is decided by exact one-sided bounds, not by the measured value. A largest drop is decided by
+    bounds of the paired difference on the same samples.
 
     \b
     robust gate runs/x.json --min-robust 0.40 --min-clean 0.80
     robust gate new.json --baseline old.json --max-drop 0.02
     robust gate linf.json l2.json --gate gate.yaml --format junit --output gate.xml
     """
-    if as_json and style not in (None, "json"):
-        raise UserError(f"--json is short for --format json, but --format is {style}: give one of them")
-    style = "json" if as_json else style or "terminal"
-    if output is not None and style == "terminal":
-        raise UserError("--output needs --format json, junit, sarif or github: the terminal's lines are for people")
+    style = _chosen_format(style, as_json, output)
     if limits["alpha"] is not None and not 1e-6 <= limits["alpha"] < 0.5:
-        raise UserError(f"--alpha is {limits['alpha']:g}, but must lie between 0.000001 and 0.5")
+        raise UserError(
+            f"--alpha is {limits['alpha']:g}, but must be at least 0.000001 and below 0.5", slug="alpha-out-of-range"
+        )
     from robustbench_local.display.console import console, write_json
     from robustbench_local.display.gate import show_decision
     from robustbench_local.gates.baseline import update_baselines
     from robustbench_local.gates.config import read_gate
-    from robustbench_local.gates.decide import decide, read_files
+    from robustbench_local.gates.decide import decide
     from robustbench_local.results.protocol_order import require_known
 
     if limits["require"] is not None:
         require_known(limits["require"])
     gate = read_gate(gate_name, limits)
-    _require_use_of_baselines(gate.limits, update_baseline)
+    _check_baselines(gate.limits, update_baseline)
     if output is not None:
-        from robustbench_local.io.atomic_write import check_writable
-
-        if output.resolve() in read_files(gate, results):
-            raise UserError(f"--output {output} is a file that the gate reads, and would be lost: name another")
-        check_writable(output)
-    decision = decide(gate, results, first=update_baseline)
+        _check_output(output, gate, results)
+    decision = decide(gate, results, create_baselines=update_baseline)
     if update_baseline:
         decision = dataclasses.replace(decision, updated=update_baselines(decision))
     code = int(decision.outcome)
@@ -109,26 +118,53 @@ def gate_command(
         from robustbench_local.io.atomic_write import write_atomically
 
         write_atomically(output, text)
-    show_decision(console(), decision, asked_to_update=update_baseline)
+    show_decision(console(), decision, update_requested=update_baseline)
     if text and output is None:
         write_json(text)
     click.get_current_context().exit(code)
 
 
-def _require_use_of_baselines(limits: tuple[Any, ...], update: bool) -> None:
+def _chosen_format(style: str | None, as_json: bool, output: Path | None) -> str:
+    if as_json and style not in (None, "json"):
+        raise UserError(
+            f"--json is short for --format json, but --format is {style}: give one of them", slug="conflicting-formats"
+        )
+    style = "json" if as_json else style or "terminal"
+    if output is not None and style == "terminal":
+        raise UserError("--output needs --format json, junit, sarif or github", slug="output-without-format")
+    return style
+
+
+def _check_output(output: Path, gate: Gate, results: tuple[Path, ...]) -> None:
+    """Raise UserError where the output cannot be written, or would overwrite a file that the gate reads."""
+    from robustbench_local.gates.decide import read_files
+    from robustbench_local.io.atomic_write import check_writable
+
+    if output.resolve() in read_files(gate, results):
+        raise UserError(
+            f"--output {output} would overwrite a file that the gate reads: name another", slug="output-is-input"
+        )
+    check_writable(output)
+
+
+def _check_baselines(limits: tuple[Limits, ...], update: bool) -> None:
+    """Raise UserError for a baseline without a use, an update without a baseline, and a gate without limits."""
     named = [each for each in limits if each.baselines]
     if update and not named:
-        raise UserError("--update-baseline needs to know which: give --baseline FILE")
-    if not update and any(not each.drops for each in named):
+        raise UserError("--update-baseline needs a baseline: give --baseline FILE", slug="baseline-not-named")
+    if not update and any(not each.has_drops for each in named):
         raise UserError(
-            "a baseline is there to limit what is lost since it: give --max-drop or --max-clean-drop with --baseline"
+            "a baseline needs a limit on drops: give --max-drop or --max-clean-drop with --baseline",
+            slug="baseline-without-drop",
         )
     if any(each.empty for each in limits):
-        raise UserError("a gate needs a limit: --min-robust, --min-clean, or --max-drop with --baseline")
+        raise UserError(
+            "a gate needs a limit: --min-robust, --min-clean, or --max-drop with --baseline", slug="no-limit"
+        )
 
 
 def _formatted(style: str, decision: Decision) -> str:
-    """What goes to stdout or the output file; the step summary of GitHub is written on the way."""
+    """The text for stdout or the output file. `github` writes the step summary too."""
     if style == "json":
         return json.dumps(decision.to_dict(), indent=2) + "\n"
     if style == "junit":

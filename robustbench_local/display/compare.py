@@ -1,4 +1,4 @@
-"""What people see of a comparison, on stderr."""
+"""What a terminal shows of a comparison, on stderr."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from robustbench_local.results.pairing import Flip
 from robustbench_local.results.schema import Accuracy
 
 SHOWN = 10
-"""Samples listed for each direction; the JSON has all."""
+"""How many samples are listed for each direction; the JSON has all."""
 MANY, NARROW = 4, 80
-"""From so many results on they are numbered; below so many columns an interval stands under its value."""
+"""So many results are numbered instead of named; in fewer columns an interval is under its value."""
 
 
 def show_comparison(screen: Console, comparison: Comparison) -> None:
-    """The models in a table; of two also what changed, by class and by attack, and which samples flipped."""
+    """A table of the models; for two results also the changes by class, and the samples that changed."""
     if comparison.refusals:
         for reason in comparison.refusals:
-            screen.print("[red]not comparable[/]  ", end="")
-            screen.print(plain(reason), markup=False, soft_wrap=True)
+            screen.print("[red]NOT COMPARABLE[/]  ", end="")
+            screen.print(plain(reason.sentence), markup=False, soft_wrap=True)
         return
     screen.print(
         plain(f"{comparison.data} ({comparison.n} images), {comparison.threat}"),
@@ -40,7 +40,7 @@ def show_comparison(screen: Console, comparison: Comparison) -> None:
 
 
 def _table(*columns: str, first: int = 12) -> Table:
-    """first: the least width of the first column."""
+    """A table with left-aligned names and right-aligned numbers. first: the least width of the first column."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, name in enumerate(columns):
         table.add_column(
@@ -58,7 +58,7 @@ def _cell(accuracy: Accuracy, between: str) -> str:
 
 
 def _models(screen: Console, comparison: Comparison) -> None:
-    """A row for each; where there are many they are numbered as they were given, and named below."""
+    """A row for each model. Many models are numbered in the order of the files, and named below the table."""
     many, between = _many(comparison), "\n" if screen.width < NARROW else " "
     table = _table("" if many else "model", "clean", "robust", first=3 if many else 12)
     table.add_column("group", no_wrap=True, min_width=max(len(each.groups) for each in comparison.ranked))
@@ -71,16 +71,16 @@ def _models(screen: Console, comparison: Comparison) -> None:
         for each in sorted(comparison.ranked, key=lambda each: numbers[each.path]):
             screen.print(plain(f"{numbers[each.path]}: {each.model} ({each.path})"), markup=False, soft_wrap=True)
     for each in comparison.ranked:
-        why = f": {'; '.join(each.doubts)}" if each.doubts else ""
+        reasons = "; ".join(warning.sentence for warning in each.warnings)
         screen.print(
-            plain(f"verdict of {each.path}: {each.verdict}{why}"),
+            plain(f"verdict of {each.path}: {each.verdict}{f': {reasons}' if reasons else ''}"),
             markup=False,
             soft_wrap=True,
-            style="yellow" if each.doubts else "dim",
+            style="yellow" if reasons else "dim",
         )
     screen.print(
-        f"models that share a letter cannot be told apart by their robust accuracy at {1 - comparison.level:.3g} "
-        "(paired exact tests, Holm over all pairs)",
+        "models that share a letter do not differ significantly in robust accuracy (paired exact tests, Holm, "
+        f"α = {1 - comparison.level:.3g})",
         style="dim",
         markup=False,
         soft_wrap=True,
@@ -128,9 +128,10 @@ def _attacks(screen: Console, comparison: Comparison) -> None:
 
 
 def _flips(screen: Console, flips: list[Flip]) -> None:
-    for told, chosen in (("lost", [flip for flip in flips if flip.lost]), ("gained", [f for f in flips if not f.lost])):
-        if not chosen:
+    for direction, lost in (("lost", True), ("gained", False)):
+        samples = [flip for flip in flips if flip.lost is lost]
+        if not samples:
             continue
-        listed = ", ".join(f"{flip.index} (class {flip.name})" for flip in chosen[:SHOWN])
-        more = f" and {len(chosen) - SHOWN} more, all with --json" if len(chosen) > SHOWN else ""
-        screen.print(plain(f"{told}: {listed}{more}"), markup=False, soft_wrap=True)
+        names = ", ".join(f"{flip.index} (class {flip.name})" for flip in samples[:SHOWN])
+        more = f" and {len(samples) - SHOWN} more, all with --json" if len(samples) > SHOWN else ""
+        screen.print(plain(f"{direction}: {names}{more}"), markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from robustbench_local.errors import UserError
 
 
 class Screen(Console):
-    """People's terminal. Where they leave, the run goes on in silence: its files are what it is for."""
+    """A console that goes quiet where its reader closes the pipe. The run goes on and writes its files."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -24,11 +24,12 @@ class Screen(Console):
 
 
 def console(*, quiet: bool = False) -> Console:
+    """A console on stderr. quiet: print nothing, as on all ranks but the first."""
     return Screen(stderr=True, highlight=False, soft_wrap=False, quiet=quiet)
 
 
 class ProgressContext:
-    """A progress bar that is there inside a `with` and gone after it, on a terminal only."""
+    """A progress bar that is shown inside a `with` statement, on a terminal only."""
 
     _progress: Progress
 
@@ -43,13 +44,13 @@ class ProgressContext:
 
 
 def write_json(text: str) -> None:
-    """The machine's output: on stdout, alone."""
+    """Write machine-readable output to stdout. Raises UserError where stdout is closed or cannot be written."""
     if sys.stdout is None:
-        raise UserError("there is no stdout to put the JSON on: it is closed")
+        raise UserError("cannot write to stdout: it is closed", slug="cannot-write-stdout")
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write to stdout: {error.strerror}") from None
+        raise UserError(f"cannot write to stdout: {error.strerror}", slug="cannot-write-stdout") from None

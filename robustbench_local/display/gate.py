@@ -1,4 +1,4 @@
-"""What people see of a gate's decision, on stderr."""
+"""What a terminal shows of a gate's decision, on stderr."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from robustbench_local.gates.decision import Decision
 from robustbench_local.gates.limits import Outcome
 from robustbench_local.io.escape import plain
 
-MARKS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow", Outcome.NOT_COMPARABLE: "red"}
+COLORS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow", Outcome.NOT_COMPARABLE: "red"}
+WIDTH = 16
+"""Of the column of outcomes; the longest is NOT COMPARABLE."""
 
 
-def show_decision(screen: Console, decision: Decision, *, asked_to_update: bool = False) -> None:
-    """A line for each limit and each doubt, under a heading for each result, then the outcome."""
-    for judged in decision.judged:
-        screen.print(plain(judged.heading), style="bold", markup=False, soft_wrap=True)
-        for check in judged.checks:
-            screen.print(f"[{MARKS[check.outcome]}]{check.outcome.word:<16}[/]", end="")
+def show_decision(screen: Console, decision: Decision, *, update_requested: bool = False) -> None:
+    """A heading for each result, a line for each of its limits and warnings, then the outcome.
+
+    update_requested: say too which baselines were updated.
+    """
+    for each in decision.results:
+        screen.print(plain(each.heading), style="bold", markup=False, soft_wrap=True)
+        for check in each.checks:
+            screen.print(f"[{COLORS[check.outcome]}]{check.outcome.word.upper():<{WIDTH}}[/]", end="")
             screen.print(plain(f"{check.limit}: {check.sentence}"), markup=False, soft_wrap=True)
-        for doubt in judged.doubts:
-            screen.print(f"[yellow]{'doubtful':<16}[/]", end="")
-            screen.print(plain(doubt), markup=False, soft_wrap=True)
-    if asked_to_update:
-        told = (
-            ", ".join(map(str, decision.updated))
-            or "left as it was: only a result that the gate does not fail or "
-            "refuse takes its place; to begin with other samples or settings, remove it first"
+        for warning in each.warnings:
+            screen.print(f"[yellow]{'WARN':<{WIDTH}}[/]", end="")
+            screen.print(plain(warning.sentence), markup=False, soft_wrap=True)
+    if update_requested:
+        files = ", ".join(map(str, decision.updated))
+        screen.print(
+            f"baseline updated: {plain(files)}"
+            if files
+            else "baseline not updated: a result that fails the gate or is not comparable does not replace it; to "
+            "start with other samples or settings, remove the baseline first",
+            markup=False,
+            soft_wrap=True,
         )
-        screen.print(f"baseline{' updated' if decision.updated else ''}: {plain(told)}", markup=False, soft_wrap=True)
     outcome = decision.outcome
-    screen.print(f"gate: [{MARKS[outcome]}]{outcome.word}[/]", style="bold")
+    screen.print(f"gate: [{COLORS[outcome]}]{outcome.word}[/]", style="bold")

@@ -1,24 +1,26 @@
-"""Gate files: the limits of each threat model, in YAML, beside the code that they are to guard.
+"""Gate files: the limits of each threat model, in YAML.
 
-    require: standard/1            # the weakest protocol that will do
+    require: standard/1            # the weakest accepted protocol
     alpha: 0.05
-    baseline: baselines/linf.json  # relative to this file; several as a list, one for each threat model
-    min_clean: 0.80                # what stands here holds for every threat model that does not say otherwise
+    baseline: baselines/linf.json  # relative to this file; a list of several, one for each threat model
+    require-baseline: true         # a missing baseline is an error; by default it is a warning
+    min_clean: 0.80                # limits here apply to every threat model that does not set its own
     threat_models:
       - norm: linf
         eps: 8/255
         min_robust: 0.40
-        min_class_robust: {default: 0.20, stop: 0.60, 14: 0.60}    # a text is a class's name, a number its label
+        min_class_robust: {default: 0.20, stop: 0.60, 14: 0.60}    # a class by its name or by its label
         max_drop: 2/100
 
-Without `threat_models` the limits hold for whatever results are given.
+Without `threat_models` the limits apply to results of any threat model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,13 +44,48 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-def _number(value: Any) -> Any:
+OPTIONS = frozenset(
+    [
+        "arch",
+        "attack",
+        "attacks",
+        "augment",
+        "average",
+        "batch_size",
+        "checkpoint",
+        "data",
+        "device",
+        "diagnostics",
+        "download",
+        "epochs",
+        "eps",
+        "holdout",
+        "lr",
+        "method",
+        "model",
+        "momentum",
+        "norm",
+        "normalize",
+        "optimizer",
+        "output",
+        "precision",
+        "samples",
+        "seed",
+        "split",
+        "suite",
+        "teacher",
+    ]
+)
+"""Settings of attack configs and training recipes, by which a file that is no gate file is recognized."""
+
+
+def _number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return parse_number(value) if isinstance(value, str) else value
 
 
-def _fraction(value: Any) -> Any:
+def _fraction(value: object) -> object:
     if isinstance(value, str) and value.strip().endswith("%"):
         raise ValueError("must be a fraction from 0 to 1: 0.40 for 40 %")
     number = _number(value)
@@ -65,13 +102,13 @@ def _suite(value: str) -> str:
     return value
 
 
-def _text(value: Any) -> Any:
-    """YAML reads 0.1 as a number, but eps keeps the way it was written."""
+def _text(value: object) -> object:
+    """Eps as text, because YAML reads 0.1 as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _class_floors(value: Any) -> Any:
-    """One fraction for every class is the same as a default."""
+def _class_floors(value: object) -> object:
+    """A single fraction is the default of every class."""
     return value if isinstance(value, dict) else {"default": value}
 
 
@@ -83,6 +120,8 @@ Classes = Annotated[dict[Label | str, Fraction], BeforeValidator(_class_floors)]
 
 
 class LimitsPart(BaseModel):
+    """The limits as a gate file spells them."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_robust: Fraction | None = None
@@ -93,9 +132,12 @@ class LimitsPart(BaseModel):
     max_clean_drop: Fraction | None = None
     require: Suite | None = None
     baseline: Files | None = None
+    require_baseline: Annotated[bool, Field(strict=True)] | None = None
 
 
 class ThreatPart(LimitsPart):
+    """The limits of one threat model."""
+
     norm: Literal["linf", "l2", "l1"]
     eps: Annotated[str, BeforeValidator(_text)]
     target: Label | None = None
@@ -107,50 +149,58 @@ class ThreatPart(LimitsPart):
         if not 0 <= parse_number(self.eps) < float("inf"):
             raise ValueError("eps must be a number of at least 0, such as 8/255")
         if self.source is not None and self.target is None:
-            raise ValueError("a source needs a target: the class that its images must be taken for")
+            raise ValueError("a source needs a target: the class that the attack aims at")
         return self
 
     @property
     def threat(self) -> ThreatSelector:
+        """The threat model."""
         return ThreatSelector(self.norm, parse_number(self.eps), self.eps, self.target, self.source, self.reject)
 
 
 class GateFile(LimitsPart):
+    """A gate file."""
+
     alpha: Annotated[float, BeforeValidator(_number), Field(ge=1e-6, lt=0.5)] = 0.05
     threat_models: list[ThreatPart] = []
 
 
-def read_gate(name: str | None, flags: Mapping[str, Any] | None = None) -> Gate:
-    """The gate of a file or of a shipped example, with the flags put over every part of it.
+def read_gate(name: str | None, options: Mapping[str, Any] | None = None) -> Gate:
+    """Read a gate file or a shipped gate; options of the command line override its settings.
 
-    name: a path, the name of a file in configs/gate/, or None for the flags alone. flags: alpha, require, baselines
-    (paths) and limits; one that is None, or no baseline, was not given. Raises UserError that names everything wrong at
-    once.
+    name: a path, the name of a file in configs/gate/, or None for the options alone. options: alpha and fields of
+    `Limits`; those that are None or empty are ignored. Raises UserError that names every problem at once.
     """
-    given = {key: value for key, value in (flags or {}).items() if value is not None and value != ()}
+    overrides = {key: value for key, value in (options or {}).items() if value is not None and value != ()}
     if name is None:
-        where, folder, source, content = "the command line", Path(), None, GateFile()
+        where, directory, source, content = "the command line", Path(), None, GateFile()
     else:
-        where, folder, source, settings = _find(name)
-        content = _checked(settings, where)
-    shared = _limits(content, folder)
+        where, directory, source, settings = _find(name)
+        content = _validated(settings, where)
+    shared = _limits(content, directory)
     parts = [
-        dataclasses.replace(_over(shared, _limits(part, folder)), threat=part.threat) for part in content.threat_models
+        dataclasses.replace(_merged(shared, _limits(part, directory)), threat=part.threat)
+        for part in content.threat_models
     ]
-    alpha = given.pop("alpha", content.alpha)
-    limits = tuple(dataclasses.replace(each, **given) for each in parts or [shared])
-    _require_sense(limits, where)
+    alpha = overrides.pop("alpha", content.alpha)
+    limits = tuple(dataclasses.replace(each, **overrides) for each in parts or [shared])
+    _check_limits(limits, where)
     return Gate(limits, alpha, source)
 
 
+def is_gate_file(settings: Collection[str]) -> bool:
+    """Whether names of settings are those of a gate file; `min-robust` and `min_robust` are the same name."""
+    return bool({name.replace("-", "_") for name in settings} & set(LimitsPart.model_fields | {"threat_models": None}))
+
+
 def list_gates() -> list[tuple[str, str]]:
-    """Every shipped gate with the command that runs it, which is the first line of its file."""
+    """Every shipped gate with the command that runs it: the first line of its file."""
     files = [file for file in _shipped().iterdir() if file.name.endswith(".yaml")]
     texts = {file.name: file.read_text(encoding="utf-8") for file in files}
     return sorted((name.removesuffix(".yaml"), text.splitlines()[0].lstrip("# ")) for name, text in texts.items())
 
 
-def _shipped() -> Any:
+def _shipped() -> Traversable:
     return importlib.resources.files("robustbench_local.configs").joinpath("gate")
 
 
@@ -175,11 +225,17 @@ def _find(name: str) -> tuple[str, Path, Path | None, dict[str, Any]]:
     return name, path.parent, path, read_settings(path, name)
 
 
-def _checked(content: dict[str, Any], where: str) -> GateFile:
+def _validated(content: dict[str, Any], where: str) -> GateFile:
     if content.get("schema") == SCHEMA:
         raise UserError(
-            f"{where} is no gate file, this is a result file: give it as RESULT, and the limits as --gate",
+            f"{where} is a result file, not a gate file: give it as RESULT, and the limits as --gate",
             slug="result-file-as-gate",
+        )
+    if not is_gate_file(content) and OPTIONS.intersection(content):
+        raise UserError(
+            f"{where} is a config of robust attack or robust defend, not a gate file: give it to them as --config, and "
+            "give --gate a file of limits such as 'min_robust: 0.40'",
+            slug="config-as-gate",
         )
     threats = content.get("threat_models")
     if isinstance(threats, list):
@@ -209,7 +265,7 @@ def _shown(value: Any) -> str:
     return f" is {value!r}" if short else ""
 
 
-def _limits(part: LimitsPart, folder: Path) -> Limits:
+def _limits(part: LimitsPart, directory: Path) -> Limits:
     return Limits(
         min_robust=part.min_robust,
         min_clean=part.min_clean,
@@ -218,7 +274,8 @@ def _limits(part: LimitsPart, folder: Path) -> Limits:
         require=part.require,
         min_class_robust=_floors(part.min_class_robust),
         min_class_clean=_floors(part.min_class_clean),
-        baselines=tuple(folder / each for each in part.baseline or []),
+        baselines=tuple(directory / each for each in part.baseline or []),
+        require_baseline=bool(part.require_baseline),
     )
 
 
@@ -228,22 +285,30 @@ def _floors(classes: Mapping[str | int, float] | None) -> ClassFloors:
     return ClassFloors(classes.get("default"), {key: limit for key, limit in classes.items() if key != "default"})
 
 
-def _over(shared: Limits, own: Limits) -> Limits:
-    """The shared limits, with a threat model's own put over them."""
+def _merged(shared: Limits, own: Limits) -> Limits:
+    """The shared limits, overridden by those that a threat model sets itself."""
     unset = Limits()
-    said = {field.name: getattr(own, field.name) for field in dataclasses.fields(Limits)}
-    return dataclasses.replace(shared, **{key: value for key, value in said.items() if value != getattr(unset, key)})
+    values = {field.name: getattr(own, field.name) for field in dataclasses.fields(Limits)}
+    return dataclasses.replace(shared, **{key: value for key, value in values.items() if value != getattr(unset, key)})
 
 
-def _require_sense(limits: tuple[Limits, ...], where: str) -> None:
+def _check_limits(limits: tuple[Limits, ...], where: str) -> None:
+    """Raise UserError where a gate limits nothing, lacks a baseline, or has two sets of limits for a threat model."""
     for position, each in enumerate(limits):
         of = f" for {each.threat.name}" if each.threat is not None else ""
         if each.empty and not each.baselines:
             raise UserError(
                 f"{where} gives no limit{of}: a gate needs one, such as --min-robust, --min-clean, or --max-drop with "
-                "--baseline"
+                "--baseline",
+                slug="no-limit",
             )
-        if each.drops and not each.baselines:
-            raise UserError(f"{where} limits a drop{of} and names no baseline: --baseline says against what")
+        if (each.has_drops or each.require_baseline) and not each.baselines:
+            setting = "limits a drop" if each.has_drops else "sets require_baseline"
+            raise UserError(
+                f"{where} {setting}{of} but names no baseline: name the result to compare with as --baseline",
+                slug="baseline-not-named",
+            )
         if any(each.threat == other.threat for other in limits[:position]):
-            raise UserError(f"{where} speaks of {of.removeprefix(' for ')} twice: give each threat model one set")
+            raise UserError(
+                f"{where} has limits{of} twice: give one set for each threat model", slug="duplicate-threat-model"
+            )

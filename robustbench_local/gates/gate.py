@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from robustbench_local.results.pairing import threat_name
+from robustbench_local.results.pairing import threat_id, threat_name
 from robustbench_local.results.schema import ThreatModelInfo
 
 
 @dataclass(frozen=True)
 class ThreatSelector:
-    """Which results a set of limits speaks of."""
+    """The threat model whose results a set of limits applies to."""
 
     norm: str
     eps: float
@@ -24,34 +24,35 @@ class ThreatSelector:
 
     @property
     def name(self) -> str:
+        """For people, as a result of this threat model has it."""
+        return threat_name(self._info)
+
+    @property
+    def id(self) -> str:
+        """For programs, as a result of this threat model has it."""
+        return threat_id(self._info)
+
+    @property
+    def _info(self) -> ThreatModelInfo:
         goal = "untargeted" if self.target is None else {"source": self.source, "target": self.target}
-        return threat_name(
-            ThreatModelInfo.model_validate(
-                {
-                    "norm": self.norm,
-                    "eps": self.eps,
-                    "eps_text": self.eps_text,
-                    "box": (0, 1),
-                    "goal": goal,
-                    "reject": self.reject,
-                }
-            )
-        )
+        fields = {"norm": self.norm, "eps": self.eps, "eps_text": self.eps_text, "box": (0, 1), "reject": self.reject}
+        return ThreatModelInfo.model_validate({**fields, "goal": goal})
 
     def matches(self, threat: ThreatModelInfo) -> bool:
+        """Whether a result of this threat model is meant."""
         goal = threat.goal
-        aimed = (None, None) if goal == "untargeted" else (goal.source, goal.target)
+        classes = (None, None) if goal == "untargeted" else (goal.source, goal.target)
         return (
             threat.norm == self.norm
             and math.isclose(threat.eps, self.eps, rel_tol=1e-9)
-            and aimed == (self.source, self.target)
+            and classes == (self.source, self.target)
             and threat.reject == self.reject
         )
 
 
 @dataclass(frozen=True)
 class ClassFloors:
-    """Least accuracies of classes: `default` for every class that is not among `single`, by name or label."""
+    """Least accuracies of classes: `single` by name or label, and `default` for every other class."""
 
     default: float | None = None
     single: Mapping[str | int, float] = field(default_factory=dict)
@@ -59,11 +60,11 @@ class ClassFloors:
 
 @dataclass(frozen=True)
 class Limits:
-    """What results of one threat model are held to; all are fractions.
+    """The limits for results of one threat model; all are fractions.
 
-    threat: None speaks of any result. max_drop and max_clean_drop: what may be lost since the baseline, sample by
-    sample. require: the weakest protocol that will do, as `standard/1`. baselines: result files, of which that of the
-    result's threat model is taken.
+    threat: None applies to any result. max_drop, max_clean_drop: largest drop since the baseline, on the same samples.
+    require: the weakest accepted protocol, as `standard/1`. baselines: result files; the one of the result's threat
+    model is used. require_baseline: whether a missing baseline is an error instead of a warning.
     """
 
     threat: ThreatSelector | None = None
@@ -75,26 +76,31 @@ class Limits:
     max_clean_drop: float | None = None
     require: str | None = None
     baselines: tuple[Path, ...] = ()
+    require_baseline: bool = False
 
     @property
-    def drops(self) -> bool:
+    def has_drops(self) -> bool:
+        """Whether a drop since a baseline is limited."""
         return self.max_drop is not None or self.max_clean_drop is not None
 
     @property
     def empty(self) -> bool:
+        """Whether nothing is limited."""
         floors = (self.min_class_robust, self.min_class_clean)
         return (
             self.min_robust is None
             and self.min_clean is None
-            and not self.drops
+            and not self.has_drops
             and all(each.default is None and not each.single for each in floors)
         )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits for each threat model. alpha: how often a single limit may wrongly pass, and any of all wrongly fail.
-    source: the file that they were read from.
+    """Limits for each threat model.
+
+    alpha: the probability with which a single limit may wrongly pass, and any limit wrongly fail. source: the file that
+    the limits come from.
     """
 
     limits: tuple[Limits, ...]
@@ -103,8 +109,9 @@ class Gate:
 
     @property
     def baselines(self) -> list[Path]:
+        """Every baseline that is named, once."""
         return list(dict.fromkeys(path for limits in self.limits for path in limits.baselines))
 
-    def of(self, threat: ThreatModelInfo) -> Limits | None:
-        """The limits that speak of results of this threat model."""
+    def limits_for(self, threat: ThreatModelInfo) -> Limits | None:
+        """The limits that apply to results of this threat model; None where there are none."""
         return next((each for each in self.limits if each.threat is None or each.threat.matches(threat)), None)

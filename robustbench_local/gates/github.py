@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.decision import Decision, ResultDecision, location
+from robustbench_local.gates.decision import Decision, ResultDecision, location, status_line
 from robustbench_local.gates.limits import Check, Outcome, confidence
 from robustbench_local.io.escape import plain
 from robustbench_local.results.pairing import Flip
@@ -20,34 +20,27 @@ COMMANDS = {
 }
 SIGNS = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.UNDECIDED: "❔", Outcome.NOT_COMPARABLE: "⛔"}
 SHOWN = 10
-"""Samples that changed sides, in a summary; `robust compare` lists all."""
+"""How many changed samples a summary lists; the JSON has all."""
 LARGEST = 1_000_000
-"""Bytes of a step summary; GitHub drops one that is larger than 1 MiB."""
+"""Most bytes of a step summary; GitHub drops one of more than 1 MiB."""
 
 
 def workflow_commands(decision: Decision) -> str:
-    """Workflow commands: one for each limit that is not passed, the gravest first, one for each doubt, and one that
-    sums up.
-    """
+    """Workflow commands: one for each limit that did not pass, the worst first, one for each warning, and a summary."""
     lines = []
     for outcome in (Outcome.NOT_COMPARABLE, Outcome.FAIL, Outcome.UNDECIDED):
-        for judged in decision.judged:
+        for each in decision.results:
+            file, title = str(location(decision, each)), f"robust gate: {outcome.word}"
             lines += [
-                _command(
-                    outcome,
-                    f"robust gate: {outcome.word}",
-                    f"{judged.threat}: {check.sentence}",
-                    str(location(decision, judged)),
-                )
-                for check in judged.checks
+                _command(outcome, title, f"{each.threat}: {status_line(check)}", file)
+                for check in each.checks
                 if check.outcome is outcome
             ]
-    for judged in decision.judged:
+    for each in decision.results:
+        file = str(location(decision, each))
         lines += [
-            _command(
-                Outcome.UNDECIDED, "robust gate: doubtful", f"{judged.threat}: {doubt}", str(location(decision, judged))
-            )
-            for doubt in judged.doubts
+            _command(Outcome.UNDECIDED, "robust gate: warning", f"{each.threat}: {warning.sentence}", file)
+            for warning in each.warnings
         ]
     passed = sum(check.outcome is Outcome.PASS for check in decision.checks)
     lines.append(
@@ -62,17 +55,17 @@ def workflow_commands(decision: Decision) -> str:
 
 def _command(outcome: Outcome, title: str, message: str, file: str | None = None) -> str:
     properties = {"title": title} if file is None else {"file": file, "title": title}
-    told = ",".join(f"{name}={_escaped(value, more=':,')}" for name, value in properties.items())
-    return f"::{COMMANDS[outcome]} {told}::{_escaped(message)}"
+    settings = ",".join(f"{name}={_escaped(value, more=':,')}" for name, value in properties.items())
+    return f"::{COMMANDS[outcome]} {settings}::{_escaped(message)}"
 
 
 def _escaped(text: str, more: str = "") -> str:
-    """What a workflow command would read otherwise, as the runner writes it: `%25` for `%`."""
+    """Text in which the runner finds no syntax: `%25` for `%`."""
     return "".join(f"%{ord(letter):02X}" if letter in "%\r\n" + more else letter for letter in plain(text))
 
 
 def write_step_summary(decision: Decision) -> None:
-    """Append the summary to the file that GitHub names in GITHUB_STEP_SUMMARY; nowhere else is anything written.
+    """Append the summary to the file that GITHUB_STEP_SUMMARY names; without that variable nothing is written.
 
     Raises UserError where it cannot be written.
     """
@@ -86,22 +79,24 @@ def write_step_summary(decision: Decision) -> None:
         with Path(name).open("ab") as file:
             file.write(text)
     except OSError as error:
-        raise UserError(f"cannot write {name}, which GITHUB_STEP_SUMMARY names: {error.strerror}") from None
+        raise UserError(
+            f"cannot write {name}, which GITHUB_STEP_SUMMARY names: {error.strerror}", slug="cannot-write-summary"
+        ) from None
 
 
 def summary(decision: Decision) -> str:
-    """The verdict, a table of limits with their intervals for each result, and the samples that changed sides."""
+    """The step summary in Markdown: the outcome, a table of limits for each result, and the samples that changed."""
     sure = confidence(decision.alpha)
     lines = [f"## {SIGNS[decision.outcome]} robust gate: {decision.outcome.word}", ""]
-    for judged in decision.judged:
-        lines += [f"### {markdown(judged.heading)}", ""]
+    for each in decision.results:
+        lines += [f"### {markdown(each.heading)}", ""]
         lines += [f"| | limit | measured | one-sided bounds ({sure} each) | decision |", "|---|---|---|---|---|"]
-        lines += [_row(check) for check in judged.checks]
-        lines += ["", *(f"Doubtful: {markdown(doubt)}\n" for doubt in judged.doubts)]
-        if judged.flips:
-            lines += _flip_table(judged)
-        if judged.result is not None:
-            lines += [f"Result file: {markdown(str(judged.path))}", ""]
+        lines += [_row(check) for check in each.checks]
+        lines += ["", *(f"Warning: {markdown(warning.sentence)}\n" for warning in each.warnings)]
+        if each.flips:
+            lines += _flip_table(each)
+        if each.result is not None:
+            lines += [f"Result file: {markdown(str(each.path))}", ""]
     lines += [f"Baseline updated: {markdown(str(path))}\n" for path in decision.updated]
     return "\n".join(lines) + "\n"
 
@@ -119,16 +114,16 @@ def _row(check: Check) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _flip_table(judged: ResultDecision) -> list[str]:
-    lost = sum(flip.lost for flip in judged.flips)
+def _flip_table(each: ResultDecision) -> list[str]:
+    lost = sum(flip.lost for flip in each.flips)
     lines = [
-        f"{lost} samples were lost and {len(judged.flips) - lost} gained since the baseline; of these the "
-        f"{min(SHOWN, len(judged.flips))} whose smallest margin moved most:",
+        f"{lost} samples were lost and {len(each.flips) - lost} gained since the baseline. The "
+        f"{min(SHOWN, len(each.flips))} with the largest change of margin:",
         "",
-        "| sample | class | | margin before | margin now | fell for |",
+        "| sample | class | | margin before | margin now | attack that succeeded |",
         "|---|---|---|---|---|---|",
     ]
-    return [*lines, *(_flip_row(flip) for flip in judged.flips[:SHOWN]), ""]
+    return [*lines, *(_flip_row(flip) for flip in each.flips[:SHOWN]), ""]
 
 
 def _flip_row(flip: Flip) -> str:
@@ -138,13 +133,13 @@ def _flip_row(flip: Flip) -> str:
         "lost" if flip.lost else "gained",
         f"{flip.margin_before:.3g}",
         f"{flip.margin_now:.3g}",
-        markdown(flip.broken_by or "nothing: wrong on the clean image"),
+        markdown(flip.broken_by or "none: the clean image is misclassified"),
     )
     return f"| {' | '.join(cells)} |"
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown and HTML read as text: whatever either gives a meaning to is written as its number."""
-    escaped = re.sub(r"[^\w\s.,%+;=?/()≥≤→∞–-]", lambda found: f"&#{ord(found[0])};", plain(text))
-    # What is left are emphasis by underscores and bare addresses.
-    return re.sub(r"_|(?<=www)\.", lambda found: f"&#{ord(found[0])};", escaped)
+    """Text in which Markdown and HTML find no syntax: special characters become numeric entities."""
+    escaped = re.sub(r"[^\w\s.,%+;=?/()≥≤→∞–-]", lambda match: f"&#{ord(match[0])};", plain(text))
+    # Underscores mean emphasis, and a bare address becomes a link.
+    return re.sub(r"_|(?<=www)\.", lambda match: f"&#{ord(match[0])};", escaped)

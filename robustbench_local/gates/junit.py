@@ -1,4 +1,8 @@
-"""A gate's decision as JUnit XML."""
+"""A gate's decision as JUnit XML.
+
+JUnit knows passed tests, failures, errors and skipped tests. An undecided limit is a failure of type "undecided",
+because nobody looks at skipped tests; what is not comparable is an error.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import datetime
 from xml.etree import ElementTree as Xml
 
 from robustbench_local.gates.decision import Decision, ResultDecision, status_line
-from robustbench_local.gates.limits import Outcome
+from robustbench_local.gates.limits import Check, Outcome
 from robustbench_local.io.escape import plain
 from robustbench_local.results.protocol_order import protocol_name
 
@@ -14,17 +18,17 @@ from robustbench_local.results.protocol_order import protocol_name
 def junit(decision: Decision) -> str:
     """One test suite for each threat model, one test case for each limit."""
     root = Xml.Element("testsuites")
-    moment = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    for number, judged in enumerate(decision.judged):
-        outcomes = [check.outcome for check in judged.checks]
+    timestamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    for number, each in enumerate(decision.results):
+        outcomes = [check.outcome for check in each.checks]
         suite = Xml.SubElement(
             root,
             "testsuite",
             {
-                "name": plain(judged.threat),
+                "name": plain(each.threat),
                 "package": "robust.gate",
                 "id": str(number),
-                "timestamp": moment,
+                "timestamp": timestamp,
                 "hostname": "localhost",
                 "tests": str(len(outcomes)),
                 "time": "0",
@@ -33,33 +37,34 @@ def junit(decision: Decision) -> str:
             },
         )
         properties = Xml.SubElement(suite, "properties")
-        for name, value in _properties(judged).items():
+        for name, value in _properties(each).items():
             Xml.SubElement(properties, "property", {"name": name, "value": plain(value)})
-        for check in judged.checks:
-            case = Xml.SubElement(
-                suite,
-                "testcase",
-                {"classname": plain(f"robust.gate.{judged.threat}"), "name": plain(check.limit), "time": "0"},
-            )
-            if check.outcome is not Outcome.PASS:
-                found = Xml.SubElement(
-                    case,
-                    "error" if check.outcome is Outcome.NOT_COMPARABLE else "failure",
-                    {"type": check.outcome.word.replace(" ", "-"), "message": plain(check.sentence)},
-                )
-                found.text = plain(status_line(check))
-        Xml.SubElement(suite, "system-out").text = "\n".join(plain(status_line(check)) for check in judged.checks)
-        Xml.SubElement(suite, "system-err").text = "\n".join(f"doubtful: {plain(doubt)}" for doubt in judged.doubts)
+        for check in each.checks:
+            _add_case(suite, each, check)
+        Xml.SubElement(suite, "system-out").text = "\n".join(plain(status_line(check)) for check in each.checks)
+        Xml.SubElement(suite, "system-err").text = "\n".join(
+            f"WARN {plain(warning.sentence)}" for warning in each.warnings
+        )
     Xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
 
 
-def _properties(judged: ResultDecision) -> dict[str, str]:
-    result = judged.result
+def _add_case(suite: Xml.Element, each: ResultDecision, check: Check) -> None:
+    names = {"classname": plain(f"robust.gate.{each.threat}"), "name": plain(check.limit), "time": "0"}
+    case = Xml.SubElement(suite, "testcase", names)
+    if check.outcome is Outcome.PASS:
+        return
+    kind = "error" if check.outcome is Outcome.NOT_COMPARABLE else "failure"
+    attributes = {"type": check.outcome.word.replace(" ", "-"), "message": plain(check.sentence)}
+    Xml.SubElement(case, kind, attributes).text = plain(status_line(check))
+
+
+def _properties(each: ResultDecision) -> dict[str, str]:
+    result = each.result
     if result is None:
         return {}
     return {
-        "result": str(judged.path),
+        "result": str(each.path),
         "model": result.model.name,
         "data": f"{result.data.name} ({result.data.split})",
         "protocol": protocol_name(result.protocol),

@@ -1,8 +1,8 @@
-"""One limit and what was counted against it: does it pass, fail, or leave the question open?
+"""Single limits: whether one passes, fails or is undecided.
 
-A floor passes where the exact one-sided lower bound of the accuracy reaches it and fails where the upper bound lies
-below it. A largest drop passes where the upper bound of the paired drop is within it (the new model is not inferior by
-more than that) and fails where the lower bound lies above it. Every bound is wrong with probability at most alpha.
+A floor passes where the exact one-sided lower bound of the accuracy is at least the limit, and fails where the upper
+bound is below it. A largest drop passes where the upper bound of the paired drop is at most the limit (a test of
+non-inferiority), and fails where the lower bound is above it. Every bound is wrong with probability at most alpha.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from robustbench_local.results.reason import Reason
 from robustbench_local.statistics.intervals import drop_bounds, drop_p_value, exact_bounds, mcnemar
 from robustbench_local.statistics.sequential import finite_bounds
 
 MOST_SAMPLES = 10_000_000
-"""A limit that so many samples would not decide lies, for all anyone can tell, exactly at the truth."""
+"""Where even so many samples would not decide a limit, the true value is practically equal to it."""
 
 
 class Outcome(IntEnum):
-    """The values are the exit codes."""
+    """What a limit or a gate decides; the values are the exit codes."""
 
     PASS = 0
     FAIL = 3
@@ -30,22 +31,24 @@ class Outcome(IntEnum):
 
     @property
     def word(self) -> str:
+        """`not comparable`."""
         return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One limit, what was measured against it, and the decision in a sentence.
+    """The outcome of one limit.
 
-    rule: the limit's name in a gate file, with `:LABEL` for one of a class. low, high: the one-sided bounds of the
-    value. lost, gained, p: for a drop, the samples that changed sides and McNemar's mid-p value that nothing was lost.
-    What was refused has a rule and a sentence alone.
+    rule: the name of the limit in a gate file, with `:LABEL` for one class. limit, sentence: for people. slug: the kind
+    of limit or refusal, for programs. low, high: one-sided bounds of the value. lost, gained, p: for a drop, the
+    samples that changed and McNemar's mid-p value. A refusal has no numbers.
     """
 
     rule: str
     limit: str
     outcome: Outcome
     sentence: str
+    slug: str
     value: float | None = None
     threshold: float | None = None
     low: float | None = None
@@ -56,14 +59,16 @@ class Check:
     p: float | None = None
 
 
-def refused(rule: str, limit: str, reason: str) -> Check:
-    """What cannot be decided because it cannot be compared, or not be believed."""
-    return Check(rule, limit, Outcome.NOT_COMPARABLE, reason)
+def refused(rule: str, limit: str, reason: Reason) -> Check:
+    """A limit that cannot be decided, because the results are not comparable or not trusted."""
+    return Check(rule, limit, Outcome.NOT_COMPARABLE, reason.sentence, reason.slug)
 
 
 class Limit(ABC):
-    """rule, name: as in a gate file and for people. limit: a fraction. available: samples the data set has of those.
-    of: what samples it speaks of, as ` of class 4`; nothing where it is all.
+    """A limit and the counts that it is compared with.
+
+    rule, name: in a gate file and for people. n: samples. limit: a fraction. available: how many samples the data set
+    has. of: ` of class 4` where the limit is for some samples only.
     """
 
     rule: str
@@ -75,55 +80,55 @@ class Limit(ABC):
 
     @abstractmethod
     def passes(self, alpha: float) -> bool:
-        """Whether it is cleared, wrongly with probability at most alpha."""
+        """Whether the limit is met; wrong with probability at most alpha."""
 
     @abstractmethod
     def fails(self, alpha: float) -> bool:
-        """Whether it is broken, wrongly with probability at most alpha."""
+        """Whether the limit is broken; wrong with probability at most alpha."""
 
     @abstractmethod
     def with_sample_size(self, n: int) -> Limit:
-        """The same limit with n samples of the same rates."""
+        """The same limit and rates with n samples."""
 
     @abstractmethod
     def check(self, alpha: float, limits: int, failed: bool) -> Check:
-        """The decision. limits: how many are held at once; failed: whether Holm's method fails it among them."""
+        """The decision. limits: how many are decided together. failed: whether Holm's method fails this one."""
 
     def samples_to_decide(self, alpha: float, limits: int, most: int) -> int | None:
-        """About how many samples would decide, were they like these; None where not even `most` would."""
+        """About how many samples with the same rates would decide; None where more than `most` are needed."""
 
         def decides(n: int) -> bool:
             larger = self.with_sample_size(n)
             return larger.passes(alpha) or larger.fails(alpha / limits)
 
-        low = enough = self.n
-        while not decides(enough):
-            if enough >= most:
+        low = high = self.n
+        while not decides(high):
+            if high >= most:
                 return None
-            low, enough = enough, min(2 * enough, most)
-        while enough - low > max(1, enough // 100):
-            middle = (low + enough) // 2
-            low, enough = (low, middle) if decides(middle) else (middle, enough)
-        return enough
+            low, high = high, min(2 * high, most)
+        while high - low > max(1, high // 100):
+            middle = (low + high) // 2
+            low, high = (low, middle) if decides(middle) else (middle, high)
+        return high
 
     def more_samples(self, alpha: float, limits: int, most: int = MOST_SAMPLES) -> str:
         """How many samples would decide, and whether the data set has them."""
-        enough = self.samples_to_decide(alpha, limits, most)
-        if enough is None:
-            return "it lies so near the limit that no number of samples is likely to decide"
-        needed = f"about {enough:,} samples{self.of} would decide"
-        if self.available >= enough:
-            return f"{needed}, and the data set has {self.available:,}"
+        needed = self.samples_to_decide(alpha, limits, most)
+        if needed is None:
+            return "the value is so close to the limit that more samples are unlikely to decide"
+        decide = f"about {needed:,} samples{self.of} would decide"
+        if self.available >= needed:
+            return f"{decide}, and the data set has {self.available:,}"
         has = f"the data set has only {self.available:,}" if self.available > self.n else f"all {self.n:,} are used"
-        return f"{needed}, but {has}: more data, or another limit"
+        return f"{decide}, but {has}: use more data or another limit"
 
 
 @dataclass(frozen=True)
 class Floor(Limit):
-    """A least accuracy of the population that the samples were drawn from.
+    """A least accuracy.
 
-    finite: the samples were drawn one by one from the `available` ones until a gate was decided, so it is the accuracy
-    of those, and the bounds hold however often they were looked at.
+    finite: the samples were drawn one by one from the `available` ones until a gate was decided. Then the limit is for
+    the accuracy of all available samples, and the bounds are valid at any stopping time.
     """
 
     rule: str
@@ -136,6 +141,7 @@ class Floor(Limit):
     of: str = ""
 
     def bounds(self, alpha: float) -> tuple[float, float]:
+        """One-sided bounds of the accuracy, each wrong with probability at most alpha."""
         if self.finite:
             return finite_bounds(self.correct, self.n, self.available, alpha)
         return exact_bounds(self.correct, self.n, alpha)
@@ -152,26 +158,27 @@ class Floor(Limit):
 
     def check(self, alpha: float, limits: int, failed: bool) -> Check:
         low, high = self.bounds(alpha)
-        sure = f"with {confidence(alpha)} confidence"
-        of_all = f" of the {self.available:,} images of the split" if self.finite else ""
+        population = f" of the {self.available:,} images of the split" if self.finite else ""
         if low >= self.limit:
-            outcome, reason = Outcome.PASS, f"{sure} at least {low:.1%}{of_all}"
+            outcome, reason = Outcome.PASS, f"at least {low:.1%}{population}"
         elif failed:
-            outcome, reason = Outcome.FAIL, f"{sure} at most {high:.1%}{of_all}"
+            outcome, reason = Outcome.FAIL, f"at most {high:.1%}{population}"
         else:
             outcome = Outcome.UNDECIDED
-            between = (
-                f"{sure} between {low:.1%} and {high:.1%}{of_all}"
+            bounds = (
+                f"between {low:.1%} and {high:.1%}{population}"
                 if high >= self.limit
-                else f"{sure} at most {high:.1%}{of_all}, but of {limits} limits one may seem broken by chance"
+                else f"at most {high:.1%}{population}, but one of {limits} limits may seem broken by chance"
             )
-            reason = f"{between}; {self.more_samples(alpha, limits, self.available if self.finite else MOST_SAMPLES)}"
+            reason = f"{bounds}; {self.more_samples(alpha, limits, self.available if self.finite else MOST_SAMPLES)}"
         value = self.correct / self.n
+        measured = f"measured {value:.1%} ({self.correct} of {self.n})"
         return Check(
             self.rule,
             f"{self.name} ≥ {percent(self.limit)}",
             outcome,
-            f"{self.name} {value:.1%} ({self.correct} of {self.n}): {reason}",
+            f"{measured}; with {confidence(alpha)} confidence {reason}",
+            slug_of_rule(self.rule),
             value,
             self.limit,
             low,
@@ -182,7 +189,10 @@ class Floor(Limit):
 
 @dataclass(frozen=True)
 class Drop(Limit):
-    """A largest loss since the baseline on the same samples. lost, gained: those that only one of the models gets."""
+    """A largest drop since the baseline.
+
+    lost, gained: how many samples only the baseline, and only the new model, gets right.
+    """
 
     rule: str
     name: str
@@ -193,11 +203,11 @@ class Drop(Limit):
     available: int
 
     def passes(self, alpha: float) -> bool:
-        """As drop_bounds' high <= limit, which takes many p-values where this takes one."""
+        """The same as an upper bound of drop_bounds within the limit, with one p-value instead of many."""
         return self.limit >= 1 or drop_p_value(self.gained, self.lost, self.n, -self.limit) <= alpha
 
     def fails(self, alpha: float) -> bool:
-        """As drop_bounds' low > limit."""
+        """The same as a lower bound of drop_bounds above the limit."""
         return self.limit < 1 and drop_p_value(self.lost, self.gained, self.n, self.limit) < alpha
 
     def with_sample_size(self, n: int) -> Drop:
@@ -206,32 +216,31 @@ class Drop(Limit):
 
     def check(self, alpha: float, limits: int, failed: bool) -> Check:
         low, high = drop_bounds(self.lost, self.gained, self.n, alpha)
-        drop, p = (self.lost - self.gained) / self.n, mcnemar(self.lost, self.gained, mid_p=True)
-        sure = f"with {confidence(alpha)} confidence"
+        p = mcnemar(self.lost, self.gained, mid_p=True)
         if self.passes(alpha):
             outcome = Outcome.PASS
-            reason = f"{sure} it lost at most {100 * high:.1f} points" if high >= 0 else f"{sure} it lost nothing"
+            reason = f"a drop of at most {100 * high:.1f} points" if high >= 0 else "no drop"
         elif failed:
-            outcome, reason = Outcome.FAIL, f"{sure} it lost at least {100 * low:.1f} points"
+            outcome, reason = Outcome.FAIL, f"a drop of at least {100 * low:.1f} points"
         else:
             outcome = Outcome.UNDECIDED
-            between = (
-                f"{sure} it lost between {100 * low:.1f} and {100 * high:.1f} points"
+            bounds = (
+                f"a drop between {100 * low:.1f} and {100 * high:.1f} points"
                 if not self.fails(alpha)
-                else f"{sure} it lost at least {100 * low:.1f} points, but of {limits} limits one may seem broken by "
-                "chance"
+                else f"a drop of at least {100 * low:.1f} points, but one of {limits} limits may seem broken by chance"
             )
-            # Rounded up, so that the limit that is named would do.
+            # Rounded up, so that the limit that the sentence names does pass.
             larger = math.ceil(1000 * high) / 1000
-            reason = f"{between}; a limit of {percent(larger)} would pass; {self.more_samples(alpha, limits)}"
-        changed = f"{self.name} changed by {100 * (self.gained - self.lost) / self.n:+.1f} points"
-        counts = f"{self.lost} lost, {self.gained} gained of {self.n}, p = {p:.3g}"
+            reason = f"{bounds}; a limit of {percent(larger)} would pass; {self.more_samples(alpha, limits)}"
+        change = f"{100 * (self.gained - self.lost) / self.n:+.1f} points"
+        measured = f"measured {change} ({self.lost} lost, {self.gained} gained of {self.n}, p = {p:.3g})"
         return Check(
             self.rule,
             f"drop in {self.name} ≤ {percent(self.limit)}",
             outcome,
-            f"{changed} ({counts}): {reason}",
-            drop,
+            f"{measured}; with {confidence(alpha)} confidence {reason}",
+            slug_of_rule(self.rule),
+            (self.lost - self.gained) / self.n,
             self.limit,
             low,
             high,
@@ -243,10 +252,10 @@ class Drop(Limit):
 
 
 def failing(limits: Sequence[Limit], alpha: float) -> list[bool]:
-    """Which limits fail, so that any that holds is failed with probability at most alpha (Holm, 1979).
+    """Which limits fail; the probability of failing any limit that holds is at most alpha (Holm, 1979).
 
-    Those that fail at alpha by their number are taken out, then the others are held to alpha by the number left, until
-    no more fail. With one limit that is alpha itself.
+    Limits that fail at alpha divided by the number of limits are removed, and the rest are tested again at alpha
+    divided by the number left, until none fails.
     """
     failed = [False] * len(limits)
     while True:
@@ -259,7 +268,7 @@ def failing(limits: Sequence[Limit], alpha: float) -> list[bool]:
 
 
 def percent(fraction: float) -> str:
-    """With one decimal, or as many more (to four) as the fraction has."""
+    """A fraction as a percentage with one to four decimals, as many as it has."""
     decimals = next((d for d in (1, 2, 3) if math.isclose(round(100 * fraction, d), 100 * fraction)), 4)
     return f"{100 * fraction:.{decimals}f}%"
 
@@ -267,3 +276,8 @@ def percent(fraction: float) -> str:
 def confidence(alpha: float) -> str:
     """`95%` for 0.05, `99.9%` for 0.001."""
     return f"{100 * (1 - alpha):.6g}%"
+
+
+def slug_of_rule(rule: str) -> str:
+    """`min-class-robust` for the rule `min_class_robust:4`."""
+    return rule.partition(":")[0].replace("_", "-")

@@ -1,8 +1,4 @@
-"""A gate's decision for machines: JUnit XML and SARIF 2.1.0.
-
-JUnit knows passed, failed and error. What is undecided is a failure of type "undecided", because a skipped test is one
-that nobody looks at; what cannot be compared is an error.
-"""
+"""A gate's decision as SARIF 2.1.0."""
 
 from __future__ import annotations
 
@@ -18,84 +14,71 @@ from robustbench_local.io.escape import plain
 from robustbench_local.results.pairing import NORMS
 
 LEVELS = {Outcome.FAIL: "error", Outcome.UNDECIDED: "warning", Outcome.NOT_COMPARABLE: "error"}
-
-DOUBTS = "doubts"
+WARNINGS = "doubts"
+"""The rule of a result's warnings. Its name is older than the word and stays, so that alerts keep their rule."""
 
 
 def sarif(decision: Decision) -> str:
-    """One rule for each limit; a result for each that is not passed, so that an alert closes when its limit passes; a
-    note for the doubts of a result, which are no fault.
+    """One rule for each limit, and a result for each limit that did not pass.
+
+    An alert closes when its limit passes. The warnings of a result are a note of their own.
     """
     rules, results = [], []
-    for judged in decision.judged:
-        for check in [*judged.checks, *_doubts(judged)]:
-            doubt = check.rule == DOUBTS
+    for each in decision.results:
+        for check in [*each.checks, *_warnings(each)]:
+            note = check.rule == WARNINGS
             rules.append(
                 {
-                    "id": rule_id(judged, check),
+                    "id": plain(each.rule_id(check.rule)),
                     "shortDescription": {"text": plain(check.limit)},
-                    "fullDescription": {"text": plain(f"{check.limit}, for {judged.heading}")},
-                    "defaultConfiguration": {"level": "note" if doubt else "error"},
+                    "fullDescription": {"text": plain(f"{check.limit}, for {each.heading}")},
+                    "defaultConfiguration": {"level": "note" if note else "error"},
                 }
             )
             if check.outcome is not Outcome.PASS:
+                message = f"WARN {check.sentence}" if note else status_line(check)
                 results.append(
                     {
-                        "ruleId": rule_id(judged, check),
+                        "ruleId": plain(each.rule_id(check.rule)),
                         "ruleIndex": len(rules) - 1,
-                        "level": "note" if doubt else LEVELS[check.outcome],
-                        "message": {
-                            "text": plain(f"{judged.heading}: {check.sentence if doubt else status_line(check)}")
-                        },
-                        "locations": [
-                            {
-                                "physicalLocation": {
-                                    "artifactLocation": {"uri": _uri(location(decision, judged))},
-                                    "region": {"startLine": 1},
-                                }
-                            }
-                        ],
-                        "partialFingerprints": {"robustGate/v1": fingerprint(judged, check)},
-                        "properties": {"outcome": "doubtful" if doubt else check.outcome.word},
+                        "level": "note" if note else LEVELS[check.outcome],
+                        "message": {"text": plain(f"{each.heading}: {message}")},
+                        "locations": [_location(location(decision, each))],
+                        "partialFingerprints": {"robustGate/v1": fingerprint(each, check)},
+                        "properties": {"outcome": "doubtful" if note else check.outcome.word, "slug": check.slug},
                     }
                 )
-    log = {
-        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {"driver": {"name": "robust gate", "version": __version__, "rules": rules}},
-                "invocations": [{"executionSuccessful": True, "exitCode": int(decision.outcome)}],
-                "columnKind": "utf16CodeUnits",
-                "results": results,
-            }
-        ],
+    run = {
+        "tool": {"driver": {"name": "robust gate", "version": __version__, "rules": rules}},
+        "invocations": [{"executionSuccessful": True, "exitCode": int(decision.outcome)}],
+        "columnKind": "utf16CodeUnits",
+        "results": results,
     }
+    log = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
     return json.dumps(log, indent=2) + "\n"
 
 
-def _doubts(judged: ResultDecision) -> list[Check]:
-    """The doubts of a result in the form of a limit that is not passed, for want of another form that CI shows."""
-    sentence = f"doubtful: {'; '.join(judged.doubts)}"
-    return [Check(DOUBTS, "no doubts", Outcome.UNDECIDED, sentence)] if judged.doubts else []
+def _warnings(each: ResultDecision) -> list[Check]:
+    """The warnings of a result as a limit that did not pass: SARIF has no other form that CI shows."""
+    if not each.warnings:
+        return []
+    sentence = "; ".join(warning.sentence for warning in each.warnings)
+    return [Check(WARNINGS, "no warnings", Outcome.UNDECIDED, sentence, each.warnings[0].slug)]
 
 
-def rule_id(judged: ResultDecision, check: Check) -> str:
-    """`min_robust/linf-8/255`: the limit's name in a gate file and the threat model."""
-    threat = judged.threat
-    for norm, name in NORMS.items():
-        threat = threat.replace(f"{name} ", f"{norm}-", 1)
-    return plain(f"{check.rule}/{threat}")
+def fingerprint(each: ResultDecision, check: Check) -> str:
+    """A hash of the limit, the threat model and the model's name; measured values do not change it."""
+    norm, _, rest = each.threat_id.partition("-")
+    model = "" if each.result is None else each.result.model.name
+    return hashlib.sha256("\0".join((f"{NORMS.get(norm, norm)} {rest}", model, check.rule)).encode()).hexdigest()
 
 
-def fingerprint(judged: ResultDecision, check: Check) -> str:
-    """The same for the same limit of the same model under the same threat model, whatever was measured."""
-    model = "" if judged.result is None else judged.result.model.name
-    return hashlib.sha256("\0".join((judged.threat, model, check.rule)).encode()).hexdigest()
+def _location(path: Path) -> dict[str, object]:
+    return {"physicalLocation": {"artifactLocation": {"uri": _uri(path)}, "region": {"startLine": 1}}}
 
 
 def _uri(path: Path) -> str:
-    """Relative to the folder that the gate runs in, where it lies in it: then it is the repository's."""
+    """The path relative to the working directory, which is the repository's, where it is inside; else absolute."""
     here = Path.cwd()
     full = (here / path).resolve()
     return quote(full.relative_to(here).as_posix()) if full.is_relative_to(here) else full.as_uri()

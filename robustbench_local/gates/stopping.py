@@ -1,7 +1,7 @@
-"""The stopping rule of an evaluation that ends when a gate is decided.
+"""The stopping rule of `robust attack --until-gate`: stop when a gate is decided.
 
-The samples come in seeded random order, without replacement, so the bounds of `statistics.sequential` hold for the
-accuracy of the whole split at whatever moment the run stops.
+The samples are drawn in seeded random order without replacement, so the bounds of `statistics.sequential` are valid for
+the accuracy of the whole split at any stopping time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from robustbench_local.results.schema import ThreatModelInfo
 
 @dataclass(frozen=True)
 class GateStoppingRule:
-    """Floors on the accuracies of a whole split. name: of the gate, for the result."""
+    """Floors on the accuracies of a whole split, as fractions. name: the gate, as the result names it."""
 
     name: str
     alpha: float
@@ -27,7 +27,7 @@ class GateStoppingRule:
     def decided(self, correct: int, robust: int, n: int, population: int) -> bool:
         """Whether n samples, drawn at random without replacement, decide the gate: a floor fails, or all pass.
 
-        correct, robust: how many of them are right, and right under attack.
+        correct, robust: how many of the n samples are correct and robust. population: the size of the split.
         """
         floors = [
             Floor(rule, rule, count, n, limit, population, finite=True)
@@ -40,18 +40,21 @@ class GateStoppingRule:
 def stopping_rule(gate: Gate, name: str, threat_model: ThreatModelInfo) -> GateStoppingRule:
     """The floors of a gate for one threat model.
 
-    Raises UserError where the gate has none for it, or limits that cannot be decided on the way.
+    name: how messages and the result name the gate. Raises UserError where the gate has no floor for the threat model,
+    or limits that cannot be decided during the evaluation.
     """
-    limits = gate.of(threat_model)
+    limits = gate.limits_for(threat_model)
     if limits is None or (limits.min_clean is None and limits.min_robust is None):
         raise UserError(
             f"{name} has no floor for {threat_name(threat_model)}: --until-gate stops when min_robust "
-            "or min_clean is decided, so give one"
+            "or min_clean is decided, so give one",
+            slug="no-floor",
         )
     single = [limits.min_class_clean, limits.min_class_robust]
-    if limits.drops or any(floors.default is not None or floors.single for floors in single):
+    if limits.has_drops or any(floors.default is not None or floors.single for floors in single):
         raise UserError(
-            f"{name} limits drops or single classes, which --until-gate cannot decide on the way: leave them out, or "
-            "evaluate all samples and hold the result against the gate afterwards"
+            f"{name} limits drops or single classes, which --until-gate cannot decide during the evaluation: leave "
+            "them out, or evaluate all samples and run robust gate on the result",
+            slug="limits-need-all-samples",
         )
     return GateStoppingRule(name, gate.alpha, limits.min_clean, limits.min_robust)

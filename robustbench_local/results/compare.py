@@ -1,4 +1,4 @@
-"""Two or more results of the same samples: what changed, how sure that is, and which models cannot be told apart."""
+"""Compare results of the same samples: what changed, whether it is significant, and which models are equivalent."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from robustbench_local.results.pairing import (
     untrusted,
     warnings,
 )
+from robustbench_local.results.reason import Reason
 from robustbench_local.results.schema import Accuracy, SampleRecord
 from robustbench_local.statistics.intervals import drop_bounds, holm, mcnemar
 
@@ -29,11 +30,11 @@ SCHEMA = "robustbench-local/compare/1"
 
 @dataclass(frozen=True)
 class Change:
-    """What became of an accuracy from the first model to the second, on the same samples; fractions.
+    """The change of an accuracy from the first model to the second, on the same samples; all rates are fractions.
 
-    change: the second's minus the first's. low, high: its two-sided interval of the comparison's level. p: exact paired
-    test, two-sided, that losing and gaining are equally likely (McNemar). p_mid: the same, counting the observed split
-    by half; it is the one that agrees with the interval.
+    change: the second minus the first. low, high: its two-sided confidence interval. lost, gained: samples that only
+    the first or only the second gets right. p: two-sided exact McNemar test. p_mid: its mid-p value, which agrees with
+    the interval.
     """
 
     before: float
@@ -50,6 +51,8 @@ class Change:
 
 @dataclass(frozen=True)
 class ClassChange:
+    """The changes on the samples of one class."""
+
     label: int
     name: str
     clean: Change
@@ -58,9 +61,9 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class AttackChange:
-    """What the models had left after an attack, and how many fell for it; None where it was not run on one of them.
+    """An attack on each of the models; None where it was not run on one of them.
 
-    role: what the attack is run for, as in the result file.
+    role: as in the result file. left: the robust accuracy after the attack. fooled: the number of its successes.
     """
 
     attack: str
@@ -71,7 +74,7 @@ class AttackChange:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models side by side, the first being the earlier one."""
+    """The changes from the first of two results to the second."""
 
     clean: Change
     robust: Change
@@ -81,8 +84,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A model among several. groups: letters; models that share one cannot be told apart by their robust accuracy.
-    verdict: how far its evaluation is to be believed. doubts: why not outright.
+    """One of the compared models.
+
+    groups: letters; the robust accuracies of models that share a letter do not differ significantly. verdict: of its
+    evaluation. warnings: why that verdict is not `trusted`.
     """
 
     path: Path
@@ -91,19 +96,20 @@ class Ranked:
     robust: Accuracy
     groups: str
     verdict: str
-    doubts: list[str]
+    warnings: list[Reason]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """refusals: why the results cannot be compared; with any, there is nothing else. pair: of two results alone.
+    """The outcome of a comparison.
 
-    p_values: for every two models by their position in `ranked`, adjusted for their number (Holm).
+    refusals: why the results cannot be compared; with any, the other fields are empty. pair: for two results only.
+    p_values: for every two models by their position in `ranked`, adjusted by the method of Holm.
     """
 
     paths: list[Path]
     level: float
-    refusals: list[str]
+    refusals: list[Reason]
     threat: str
     data: str
     n: int
@@ -113,10 +119,12 @@ class Comparison:
     pair: Pair | None
 
     def to_dict(self) -> dict[str, object]:
+        """The JSON output of `robust compare`; every rate is a fraction."""
         return {
             "schema": SCHEMA,
             "comparable": not self.refusals,
-            "reasons": self.refusals,
+            "reasons": [each.sentence for each in self.refusals],
+            "refusals": [asdict(each) for each in self.refusals],
             "results": [str(path) for path in self.paths],
             "threat_model": self.threat,
             "data": self.data,
@@ -130,7 +138,8 @@ class Comparison:
                     "robust_accuracy": each.robust.model_dump(),
                     "groups": each.groups,
                     "verdict": each.verdict,
-                    "doubts": each.doubts,
+                    "doubts": [warning.sentence for warning in each.warnings],
+                    "warnings": [asdict(warning) for warning in each.warnings],
                 }
                 for each in self.ranked
             ],
@@ -141,37 +150,34 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path], alpha: float = 0.05) -> Comparison:
-    """Hold result files of the same samples side by side, in the given order.
+    """Compare result files of the same samples, the earlier result first.
 
-    alpha: intervals are of level 1 − alpha, and models are told apart where the adjusted p-value is below it. Raises
-    UserError for files that cannot be read, and where there are fewer than two or one is given twice.
+    alpha: intervals have level 1 − alpha, and models differ where the adjusted p-value is below alpha. Raises UserError
+    for files that cannot be read, for fewer than two files, and for a file given twice.
     """
     if len(paths) < 2:
-        raise UserError("a comparison needs two results at least: robust compare A.json B.json")
+        raise UserError("a comparison needs at least two results: robust compare A.json B.json", slug="too-few-results")
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UserError("the same result is given twice: name each once")
+        raise UserError("the same result is given twice: name each once", slug="duplicate-result")
     results = [EvaluatedResult.read(path) for path in paths]
     first = results[0]
-    refusals = [f"{each.path} {reason}" for each in results if (reason := untrusted(each.result))]
-    refusals += [f"{each.path}: {reason}" for each in results[1:] if (reason := incomparable_reason(each, first))]
-    info = (threat_name(first.result.threat_model), first.result.data.name, first.result.data.n)
+    refusals = [_prefixed(each, reason) for each in results if (reason := untrusted(each.result))]
+    refusals += [_prefixed(each, reason) for each in results[1:] if (reason := incomparable_reason(each, first))]
+    threat, data, n = threat_name(first.result.threat_model), first.result.data.name, first.result.data.n
     if refusals:
-        return Comparison(list(paths), 1 - alpha, list(dict.fromkeys(refusals)), *info, [], {}, [], None)
+        unique = list(dict.fromkeys(refusals))
+        return Comparison(list(paths), 1 - alpha, unique, threat, data, n, [], {}, [], None)
     ranked, p_values = _ranked(results, alpha)
-    return Comparison(
-        list(paths),
-        1 - alpha,
-        [],
-        *info,
-        ranked,
-        p_values,
-        _attacks(results),
-        _pair(results[0], results[1], alpha) if len(results) == 2 else None,
-    )
+    pair = _pair(results[0], results[1], alpha) if len(results) == 2 else None
+    return Comparison(list(paths), 1 - alpha, [], threat, data, n, ranked, p_values, _attacks(results), pair)
+
+
+def _prefixed(each: EvaluatedResult, reason: Reason) -> Reason:
+    return Reason(reason.slug, f"{each.path}: {reason.sentence}")
 
 
 def _pair(before: EvaluatedResult, now: EvaluatedResult, alpha: float) -> Pair:
-    everything = list(now.samples)
+    all_indices = list(now.samples)
     by_class: dict[int, list[int]] = {}
     for index, sample in now.samples.items():
         by_class.setdefault(sample.label, []).append(index)
@@ -179,26 +185,30 @@ def _pair(before: EvaluatedResult, now: EvaluatedResult, alpha: float) -> Pair:
         ClassChange(
             label,
             now.class_name(label),
-            _change(before, now, members, is_correct, alpha),
-            _change(before, now, members, is_robust, alpha),
+            _change(before, now, indices, is_correct, alpha),
+            _change(before, now, indices, is_robust, alpha),
         )
-        for label, members in sorted(by_class.items())
+        for label, indices in sorted(by_class.items())
     ]
     return Pair(
-        _change(before, now, everything, is_correct, alpha),
-        _change(before, now, everything, is_robust, alpha),
+        _change(before, now, all_indices, is_correct, alpha),
+        _change(before, now, all_indices, is_robust, alpha),
         flips(before, now),
         classes,
     )
 
 
 def _change(
-    before: EvaluatedResult, now: EvaluatedResult, members: list[int], of: Callable[[SampleRecord], bool], alpha: float
+    before: EvaluatedResult,
+    now: EvaluatedResult,
+    indices: list[int],
+    test: Callable[[SampleRecord], bool],
+    alpha: float,
 ) -> Change:
-    old, new = ([of(each.samples[index]) for index in members] for each in (before, now))
+    old, new = ([test(each.samples[index]) for index in indices] for each in (before, now))
     lost, gained = lost_and_gained(old, new)
-    n = len(members)
-    # Two one-sided bounds, each wrong half as often, make an interval.
+    n = len(indices)
+    # Two one-sided bounds at alpha / 2 each make a two-sided interval.
     low, high = drop_bounds(lost, gained, n, alpha / 2)
     return Change(
         sum(old) / n,
@@ -215,42 +225,42 @@ def _change(
 
 
 def two_sided(lost: int, gained: int, *, mid_p: bool = False) -> float:
-    """Paired test, two-sided, that losing and gaining are equally likely (McNemar, 1947); exact without mid_p."""
+    """Two-sided p-value of McNemar's test (1947) on the discordant pairs; exact unless mid_p."""
     return min(1.0, 2 * mcnemar(max(lost, gained), min(lost, gained), mid_p=mid_p))
 
 
 def _attacks(results: Sequence[EvaluatedResult]) -> list[AttackChange]:
-    """Every attack in the order it was run; one that was run several times has a line for each."""
-    reports = []
+    """Every attack in the order it ran; an attack that ran several times has a line for each run."""
+    tables = []
     for each in results:
         count: Counter[str] = Counter()
-        mine = {}
+        table = {}
         for attack in each.result.attacks:
             count[attack.name] += 1
-            mine[attack.name, count[attack.name]] = attack
-        reports.append(mine)
+            table[attack.name, count[attack.name]] = attack
+        tables.append(table)
     lines = []
-    for key in dict.fromkeys(key for mine in reports for key in mine):
-        found = [mine.get(key) for mine in reports]
+    for key in dict.fromkeys(key for table in tables for key in table):
+        reports = [table.get(key) for table in tables]
         lines.append(
             AttackChange(
                 key[0],
-                next(attack.role for attack in found if attack is not None),
-                [None if attack is None else attack.robust_accuracy_after for attack in found],
-                [None if attack is None else attack.fooled for attack in found],
+                next(report.role for report in reports if report is not None),
+                [None if report is None else report.robust_accuracy_after for report in reports],
+                [None if report is None else report.fooled for report in reports],
             )
         )
     return lines
 
 
 def _ranked(results: Sequence[EvaluatedResult], alpha: float) -> tuple[list[Ranked], dict[tuple[int, int], float]]:
-    """The models by falling robust accuracy, with letters, and the adjusted p-values of every two of them."""
+    """The models by decreasing robust accuracy with their letters, and the adjusted p-value of every pair."""
     order = sorted(results, key=lambda each: -each.result.robust_accuracy.correct)
     outcomes = [[is_robust(each.samples[index]) for index in order[0].samples] for each in order]
     pairs = list(itertools.combinations(range(len(order)), 2))
     adjusted = holm([two_sided(*lost_and_gained(outcomes[i], outcomes[j])) for i, j in pairs])
     p_values = dict(zip(pairs, adjusted, strict=True))
-    letters = _letters(len(order), {pair for pair, p in p_values.items() if p >= alpha})
+    letters = group_letters(len(order), {pair for pair, p in p_values.items() if p >= alpha})
     ranked = [
         Ranked(
             each.path,
@@ -266,17 +276,21 @@ def _ranked(results: Sequence[EvaluatedResult], alpha: float) -> tuple[list[Rank
     return ranked, p_values
 
 
-def _letters(count: int, alike: set[tuple[int, int]]) -> list[str]:
-    """A letter for each largest group of models that are all alike, in the order of the best of each."""
-    neighbours = {i: {j for j in range(count) if (min(i, j), max(i, j)) in alike and i != j} for i in range(count)}
+def group_letters(count: int, alike: set[tuple[int, int]]) -> list[str]:
+    """Letters for models 0 … count - 1, so that two models share a letter exactly where they are alike.
+
+    alike: the pairs (i, j), i < j, that do not differ. Each letter is a maximal group of models that are all alike; a
+    is the group of the first model.
+    """
+    neighbors = {i: {j for j in range(count) if (min(i, j), max(i, j)) in alike and i != j} for i in range(count)}
     groups: list[list[int]] = []
 
     def grow(group: list[int], candidates: set[int], done: set[int]) -> None:
-        """Bron and Kerbosch (1973): every largest set of mutual neighbours."""
+        """Find every maximal clique (Bron and Kerbosch, 1973)."""
         if not candidates and not done:
             groups.append(sorted(group))
         for each in sorted(candidates):
-            grow([*group, each], candidates & neighbours[each], done & neighbours[each])
+            grow([*group, each], candidates & neighbors[each], done & neighbors[each])
             candidates = candidates - {each}
             done = done | {each}
 
@@ -284,11 +298,11 @@ def _letters(count: int, alike: set[tuple[int, int]]) -> list[str]:
     letters = [""] * count
     for number, group in enumerate(sorted(groups)):
         for each in group:
-            letters[each] += _letter(number)
+            letters[each] += letter(number)
     return letters
 
 
-def _letter(number: int) -> str:
-    """a, b, …, z, a1, b1, …"""
-    letter = "abcdefghijklmnopqrstuvwxyz"[number % 26]
-    return letter + (str(number // 26) if number >= 26 else "")
+def letter(number: int) -> str:
+    """The letter of a group: a, b, …, z, a1, b1, … for 0, 1, …."""
+    name = "abcdefghijklmnopqrstuvwxyz"[number % 26]
+    return name + (str(number // 26) if number >= 26 else "")

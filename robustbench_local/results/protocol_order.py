@@ -1,8 +1,9 @@
-"""What is known of the suites without importing them: their hashes, and which of them is no weaker than which."""
+"""The published suites by name, version and hash, and their order of strength; needs no torch."""
 
 from __future__ import annotations
 
 from robustbench_local.errors import UserError, nearest
+from robustbench_local.results.reason import Reason
 from robustbench_local.results.schema import Protocol
 
 SUITE_HASHES: dict[tuple[str, int], str] = {
@@ -11,7 +12,7 @@ SUITE_HASHES: dict[tuple[str, int], str] = {
     ("exhaustive", 1): "b7b66314bfd81b68428a887c88dea61966b8198486931fd31002b1aab42d05fc",
     ("autoattack", 1): "4e963ea580deb86e74fa132582ef79cb23d813acaea0b3e9ef3b9d2513abb41f",
 }
-"""The sha256 that a result of that suite carries; a test holds it against `resolve_suite`."""
+"""The sha256 in a result of that suite and version. A test compares it with `resolve_suite`."""
 
 NO_WEAKER: dict[str, tuple[str, ...]] = {
     "fast": ("fast", "standard", "autoattack", "exhaustive"),
@@ -19,8 +20,8 @@ NO_WEAKER: dict[str, tuple[str, ...]] = {
     "autoattack": ("autoattack", "exhaustive"),
     "exhaustive": ("exhaustive",),
 }
-"""For each suite those that find at least as much. `standard` is not named for `autoattack`, nor the other way round:
-neither holds every attack of the other."""
+"""For each suite the suites that are at least as strong. `standard` and `autoattack` are not comparable: neither
+contains every attack of the other."""
 
 
 def protocol_name(protocol: Protocol) -> str:
@@ -28,13 +29,13 @@ def protocol_name(protocol: Protocol) -> str:
     return protocol.name if protocol.version is None else f"{protocol.name}/{protocol.version}"
 
 
-def different_hashes(one: str, other: str) -> tuple[str, str]:
-    """Two hashes for people: their first twelve digits, or all where these are the same."""
+def distinct_prefixes(one: str, other: str) -> tuple[str, str]:
+    """Two hashes for people: their first twelve digits, or all where these are equal."""
     return (one[:12], other[:12]) if one[:12] != other[:12] else (one, other)
 
 
 def require_known(text: str) -> tuple[str, int]:
-    """`standard/1` as a name and a version; `standard` means its newest version.
+    """Name and version of a suite such as `standard/1`; `standard` means its newest version.
 
     Raises UserError for a suite or version that does not exist.
     """
@@ -42,31 +43,42 @@ def require_known(text: str) -> tuple[str, int]:
     versions = [version for suite, version in SUITE_HASHES if suite == name]
     known = ", ".join(f"{suite}/{version}" for suite, version in SUITE_HASHES)
     if not versions:
-        raise UserError(f"unknown suite {name!r}: a gate can require {known}.{nearest(name, NO_WEAKER)}")
+        raise UserError(
+            f"unknown suite {name!r}: a gate can require {known}.{nearest(name, NO_WEAKER)}", slug="unknown-suite"
+        )
     version = max(versions) if not slash else int(number) if number.isdecimal() and len(number) < 10 else -1
     if version not in versions:
-        raise UserError(f"there is no suite {text!r}: a gate can require {known}")
+        raise UserError(f"there is no suite {text!r}: a gate can require {known}", slug="unknown-suite")
     return name, version
 
 
-def weaker(protocol: Protocol, required: str) -> str:
-    """Why a result's protocol does not do where `required` is asked for, or nothing.
+def weaker(protocol: Protocol, required: str) -> Reason | None:
+    """Why the protocol of a result is not as strong as `required`; None where it is.
 
-    Raises UserError where there is no suite of the required name.
+    Raises UserError where the required suite does not exist.
     """
     name, version = require_known(required)
-    has = protocol_name(protocol)
+    actual = protocol_name(protocol)
+    too_weak = Reason(
+        "protocol-too-weak",
+        f"the gate requires {name}/{version}, but the result was made with {actual}: attack with --suite {name}",
+    )
     if protocol.name not in NO_WEAKER:
-        return f"the gate requires {name}/{version}, but the result is of protocol {has}: attack with --suite {name}"
-    known = SUITE_HASHES.get((protocol.name, protocol.version or 0))
-    if known is None:
-        return f"the result is of {has}, which this version of robust does not know: judge it with the one that made it"
-    if known != protocol.sha256:
-        found, expected = different_hashes(protocol.sha256, known)
-        return (
-            f"the result calls its protocol {has}, but its settings are others ({found} instead of {expected}): attack "
-            f"with --suite {has}"
+        return too_weak
+    published = SUITE_HASHES.get((protocol.name, protocol.version or 0))
+    if published is None:
+        return Reason(
+            "protocol-version-unknown",
+            f"the result was made with {actual}, which this version of robust does not know: "
+            "gate it with the version that made it",
+        )
+    if published != protocol.sha256:
+        own, expected = distinct_prefixes(protocol.sha256, published)
+        return Reason(
+            "protocol-settings-differ",
+            f"the result names its protocol {actual}, but its settings differ from the published ones ({own} instead "
+            f"of {expected}): attack with --suite {actual}",
         )
     if protocol.name not in NO_WEAKER[name] or (protocol.name == name and (protocol.version or 0) < version):
-        return f"the gate requires {name}/{version}, but the result is of {has}: attack with --suite {name}"
-    return ""
+        return too_weak
+    return None

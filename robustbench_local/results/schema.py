@@ -20,10 +20,14 @@ UnitInterval = Field(ge=0, le=1)
 
 
 class StrictModel(BaseModel):
+    """A frozen pydantic model that refuses unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Confidence(StrictModel):
+    """A confidence interval of an accuracy; all values are fractions."""
+
     level: float = Field(gt=0, lt=1)
     method: str
     low: float = UnitInterval
@@ -31,6 +35,8 @@ class Confidence(StrictModel):
 
 
 class Accuracy(StrictModel):
+    """The fraction of correct samples, with its count and confidence interval."""
+
     value: float = UnitInterval
     correct: NonNegativeInt
     n: int = Field(ge=1, le=2**53)
@@ -46,14 +52,16 @@ class Accuracy(StrictModel):
 
     @classmethod
     def of(cls, correct: int, n: int, level: float = 0.95) -> Accuracy:
+        """The accuracy of `correct` out of n samples, with Wilson's interval."""
         low, high = wilson(correct, n, level)
         confidence = Confidence(level=level, method="wilson", low=low, high=high)
         return cls(value=correct / n, correct=correct, n=n, confidence=confidence)
 
     @classmethod
     def anytime(cls, correct: int, n: int, population: int, level: float = 0.95) -> Accuracy:
-        """Of the first n of a random order of `population` samples, with an interval for the accuracy of all of them
-        that holds at whatever moment one stops.
+        """The accuracy on the first n samples of a random order of `population` samples.
+
+        The interval is for the accuracy of all of them and is valid at any stopping time.
         """
         low, high = finite_bounds(correct, n, population, (1 - level) / 2)
         confidence = Confidence(level=level, method="prior-posterior-ratio", low=low, high=high)
@@ -61,6 +69,8 @@ class Accuracy(StrictModel):
 
 
 class ModelInfo(StrictModel):
+    """The evaluated model."""
+
     name: str
     sha256: str
     classes: int
@@ -69,28 +79,34 @@ class ModelInfo(StrictModel):
 
 
 class DataInfo(StrictModel):
+    """The evaluated images."""
+
     name: str
     split: str
     n: int = Field(ge=1)
     available: int = Field(ge=1)
     sha256: str
-    subset_seed: int | None = Field(description="seed of the stratified subset; null when the whole split was taken")
+    subset_seed: int | None = Field(description="seed of the stratified subset; null where all of it was evaluated")
     lossy: bool = Field(description="pixels come from lossy files such as JPEG")
 
 
 class TargetedGoal(StrictModel):
+    """A targeted attack: images of class source (null: every other class) count as fooled if classified as target."""
+
     source: int | None
     target: int
 
 
 class ThreatModelInfo(StrictModel):
+    """What the attacker may do."""
+
     norm: str
     eps: NonNegativeFloat
     eps_text: str
     box: tuple[float, float]
     goal: Literal["untargeted"] | TargetedGoal
     reject: int | None = Field(
-        default=None, description="class that stands for a refusal: an image for which it is predicted is not fooled"
+        default=None, description="rejection class: an image that is classified as it does not count as fooled"
     )
 
     @model_validator(mode="after")
@@ -101,12 +117,16 @@ class ThreatModelInfo(StrictModel):
 
 
 class Protocol(StrictModel):
+    """The attacks and their settings, identified by a hash."""
+
     name: str
     version: int | None
     sha256: str
 
 
 class AttackReport(StrictModel):
+    """One attack of the evaluation: its settings, its successes and its cost."""
+
     name: str
     parameters: dict[str, Any]
     restarts: int
@@ -117,11 +137,14 @@ class AttackReport(StrictModel):
         Field(default=None, description="the slug of the diagnostic that called for this adaptive attack")
     )
     share: float = Field(
-        default=1.0, gt=0, le=1, description="of the samples that stood, those of smallest margin that were attacked"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the samples not yet fooled that were attacked, those with the smallest margin first",
     )
     unconfirmed: NonNegativeInt = Field(description="successes of the search that the float32 model did not confirm")
     low_precision_unconfirmed: NonNegativeInt = Field(
-        default=0, description="successes in low precision that float32 did not confirm, and searched on"
+        default=0, description="successes in low precision that float32 did not confirm; the search continued on them"
     )
     robust_accuracy_after: float = UnitInterval
     forward_passes: NonNegativeInt
@@ -132,18 +155,18 @@ class AttackReport(StrictModel):
 class Diagnostic(StrictModel):
     """The outcome of one check. Results written before slugs name it by its sentence alone and stay readable."""
 
-    slug: str = Field(description="the check's stable name, such as gradients-reach-input")
-    check: str = Field(default="", description="what is so where the check passes")
+    slug: str = Field(description="the stable name of the check, such as gradients-reach-input")
+    check: str = Field(default="", description="what is true where the check passes")
     status: Literal["pass", "warn", "fail", "skipped"]
     value: float | str | None = None
     threshold: float | str | None = None
-    n: NonNegativeInt | None = Field(default=None, description="how many images were looked at")
+    n: NonNegativeInt | None = Field(default=None, description="how many images were checked")
     advice: str = ""
 
     @model_validator(mode="before")
     @classmethod
     def _name_the_check(cls, values: Any) -> Any:
-        """Fill in the slug from the sentence of an earlier result, and the sentence from the slug."""
+        """Derive the slug from the sentence of a result without slugs, and the sentence from the slug."""
         if not isinstance(values, dict) or not isinstance(values.get("slug", values.get("check")), str):
             return values
         slug = values.get("slug") or slug_of(values["check"])
@@ -152,17 +175,21 @@ class Diagnostic(StrictModel):
 
     @property
     def sentence(self) -> str:
-        """How the check turned out, for people."""
+        """The outcome of the check, for people."""
         known = CHECKS.get(self.slug)
         return known.fails if known and self.status in ("warn", "fail") else self.check
 
 
 class Verdict(StrictModel):
+    """Whether the robust accuracy can be trusted, and the reasons where it cannot."""
+
     status: Literal["trusted", "doubtful", "not-trusted", "not-assessed"]
     reasons: list[str]
 
 
 class Cost(StrictModel):
+    """What the evaluation cost. A pass is one image through the network."""
+
     forward_passes: NonNegativeInt
     backward_passes: NonNegativeInt
     forward_passes_per_image: NonNegativeFloat
@@ -173,16 +200,20 @@ class Cost(StrictModel):
 
 
 class Sequential(StrictModel):
-    """The samples are the first n of a seeded random order of the whole split, and were evaluated until a gate was
-    decided. Tests of a fixed number of samples do not hold for them; anytime-valid ones for the finite split do.
+    """An evaluation that stopped when a gate was decided.
+
+    Its samples are the first n of a seeded random order of the whole split. Tests for a fixed number of samples are not
+    valid for them; anytime-valid tests for a finite population are.
     """
 
     gate: str
     order_seed: NonNegativeInt
-    looks: list[int] = Field(description="after how many samples the gate was looked at, the last being n")
+    looks: list[int] = Field(description="the numbers of samples after which the gate was evaluated; the last is n")
 
 
 class ClassReport(StrictModel):
+    """The accuracies of one class."""
+
     label: int
     name: str | None
     clean_accuracy: Accuracy
@@ -216,7 +247,7 @@ class Result(BaseModel):
     @model_validator(mode="after")
     def check_consistency(self) -> Result:
         if not self.clean_accuracy.n == self.robust_accuracy.n == self.data.n <= self.data.available:
-            raise ValueError("its accuracies and its data speak of different numbers of samples")
+            raise ValueError("its accuracies and its data have different numbers of samples")
         if self.robust_accuracy.correct > self.clean_accuracy.correct:
             raise ValueError("more samples are robust than correct")
         self._require_sums()
@@ -228,7 +259,7 @@ class Result(BaseModel):
         return self
 
     def _require_sums(self) -> None:
-        """Raises ValueError where the attacks or the classes do not add up to the accuracies."""
+        """Raise ValueError where the attacks or the classes do not add up to the accuracies."""
         clean, robust = self.clean_accuracy, self.robust_accuracy
         fooled = sum(attack.fooled for attack in self.attacks)
         if clean.correct - fooled != robust.correct:
@@ -241,13 +272,16 @@ class Result(BaseModel):
             ("robust", robust, [each.robust_accuracy for each in self.per_class]),
         ):
             if (sum(part.correct for part in parts), sum(part.n for part in parts)) != (whole.correct, whole.n):
-                raise ValueError(f"the {name} accuracies of its classes do not add up to that of the whole")
+                raise ValueError(f"the {name} accuracies of its classes do not add up to the overall accuracy")
 
     def to_json(self) -> str:
+        """The text of the result file."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 class Distance(StrictModel):
+    """The size of a perturbation in three norms."""
+
     linf: NonNegativeFloat
     l2: NonNegativeFloat
     l1: NonNegativeFloat
@@ -260,7 +294,7 @@ class SampleRecord(StrictModel):
     input_sha256: str
     label: int
     clean_prediction: int
-    adversarial_prediction: int | None = Field(description="what the verified adversarial example is taken for")
+    adversarial_prediction: int | None = Field(description="the class predicted for the verified adversarial example")
     robust: bool
     broken_by: str | None
     restart: int | None
@@ -268,8 +302,8 @@ class SampleRecord(StrictModel):
     distance: Distance | None
     clean_margin: float
     margin: float = Field(
-        description="the smallest margin seen, in logits: how far the attacker was from success, below 0 where it "
-        "succeeded; -3.4e38 where logits were not numbers"
+        description="the smallest margin under attack, in logits; below 0 where an attack succeeded, -3.4e38 where "
+        "logits were not finite"
     )
 
 

@@ -39,7 +39,7 @@ def test_a_gate_file(tmp_path):
     assert (linf.min_clean, linf.min_robust, linf.max_drop, linf.require) == (0.8, 0.4, 0.02, "standard/1")
     assert linf.min_class_robust == ClassFloors(0.2, {"stop": 0.6, 14: 0.6, "15": 0.7})
     assert linf.baselines == (tmp_path / "old/linf.json", Path("/elsewhere/l2.json")), "relative to the gate file"
-    assert l2.threat.name == "L2 0.5, 14 → 5, class 43 rejects"
+    assert l2.threat.name == "L2 0.5, 14 → 5, rejection class 43"
     assert (l2.min_clean, l2.min_robust, l2.max_drop, l2.require) == (0.9, None, 0.0, "fast")
     assert l2.min_class_clean == ClassFloors(0.5)
     assert l2.baselines == (tmp_path / "own.json",)
@@ -97,7 +97,7 @@ def test_limits_without_threat_models_hold_for_any_result(make_result, tmp_path)
         ("min_robust: 0.1\nthreat_models: [{norm: l2, eps: x}]", ["'x' is not a number"]),
         ("min_robust: 0.1\nthreat_models: [{norm: l2, eps: -1}]", ["at least 0"]),
         ("min_robust: 0.1\nthreat_models: [{norm: l2, eps: 1, source: 3}]", ["a source needs a target"]),
-        ("min_robust: 0.1\nthreat_models: [{norm: l2, eps: 1/2}, {norm: l2, eps: 0.5}]", ["speaks of L2 0.5 twice"]),
+        ("min_robust: 0.1\nthreat_models: [{norm: l2, eps: 1/2}, {norm: l2, eps: 0.5}]", ["L2 0.5 twice"]),
         ("threat_models: [{norm: l2, eps: 1, min_robust: 0.1}, {norm: l1, eps: 1}]", ["no limit for L1 1"]),
         ("min_robst: 1\nmin_clean: 7\nthreat_models: [{eps: 1}]", ["min_robst", "min_clean is 7", "norm is missing"]),
         ("min_robust: !!python/object/apply:os.getcwd []", ["not valid YAML"]),
@@ -168,8 +168,10 @@ def test_the_example_in_the_docstring_can_be_read(tmp_path):
 
 
 def test_another_kind_of_file_is_told_as_such(make_result, tmp_path):
-    with pytest.raises(UserError, match="this is a result file"):
-        read_gate(str(make_result(tmp_path / "r.json", 500, n=600, clean=500)))
+    path = make_result(tmp_path / "r.json", 500, n=600, clean=500)
+    with pytest.raises(UserError) as refused:
+        read_gate(str(path))
+    assert refused.value.slug == "result-file-as-gate"
     with pytest.raises(UserError) as refused:
         read_gate(written(tmp_path, "".join(f"setting_{number}: 1\n" for number in range(20))))
     assert str(refused.value).count("no setting") == 10

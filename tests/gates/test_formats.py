@@ -11,14 +11,15 @@ from rich.console import Console
 
 from robustbench_local.display.gate import show_decision
 from robustbench_local.errors import UserError
-from robustbench_local.gates import decide as gate
+from robustbench_local.gates import baseline
+from robustbench_local.gates import decide as decide_module
 from robustbench_local.gates.decide import decide
 from robustbench_local.gates.gate import ClassFloors, Gate, Limits, ThreatSelector
 from robustbench_local.gates.github import markdown, summary, workflow_commands, write_step_summary
 from robustbench_local.gates.junit import junit
 from robustbench_local.gates.sarif import sarif
 from robustbench_local.io.escape import plain
-from robustbench_local.results import pairing as comparable
+from robustbench_local.results import pairing
 from robustbench_local.results.reading import read_result
 from robustbench_local.results.schema import Result
 
@@ -74,7 +75,7 @@ def decision(make_result, tmp_path, monkeypatch):
 def hostile(make_result, tmp_path, request, monkeypatch):
     """The same name as a model's, a class's, the data's and a reason of the verdict."""
     name = request.param
-    for module in (gate, comparable):  # read_result itself refuses some of these names
+    for module in (baseline, decide_module, pairing):  # read_result itself refuses some of these names
         monkeypatch.setattr(module, "read_result", lambda path: Result.model_validate_json(path.read_text()))
     changes = {"model.name": name, "data.name": name}
     before = make_result(tmp_path / "before.json", 50, n=100, clean=90, classes=[name], changes=changes)
@@ -126,12 +127,12 @@ def test_junit(decision):
     assert cases["robust accuracy ≥ 42.0%"].find("failure").get("type") == "undecided"
     failure = cases["drop in robust accuracy ≤ 2.0%"].find("failure")
     assert failure.get("type") == "fail"
-    assert failure.text.startswith("fail: drop in robust accuracy ≤ 2.0%: robust")
+    assert failure.text.startswith("FAIL drop in robust accuracy ≤ 2.0%: ")
     assert len(cases["clean accuracy ≥ 80.0%"]) == 0
     assert l2.find("testcase/error").get("type") == "not-comparable"
     assert linf.find("properties/property[@name='model']").get("value") == "m"
-    assert "doubtful: noisy" in linf.find("system-err").text
-    assert "pass: clean" in linf.find("system-out").text
+    assert "WARN noisy" in linf.find("system-err").text
+    assert "PASS clean" in linf.find("system-out").text
 
 
 def test_sarif(decision):
@@ -151,7 +152,7 @@ def test_sarif(decision):
         ("doubts", "note"),
         ("threat_model", "error"),
     ]
-    assert run["results"][3]["message"]["text"] == "m on d, L∞ 0.1 (runs/now.json): doubtful: noisy"
+    assert run["results"][3]["message"]["text"] == "m on d, L∞ 0.1 (runs/now.json): WARN noisy"
     location = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
     assert location == {"uri": "ci/gate.yaml"}
     assert run["invocations"] == [{"executionSuccessful": True, "exitCode": 5}]
@@ -189,8 +190,8 @@ def test_github_workflow_commands(decision):
         "::warning",
         "::error",
     ]
-    assert lines[-2] == "::warning file=ci/gate.yaml,title=robust gate%3A doubtful::L∞ 0.1: noisy"
-    assert lines[0].startswith("::error file=ci/gate.yaml,title=robust gate%3A not comparable::L2 0.5: there is no")
+    assert lines[-2] == "::warning file=ci/gate.yaml,title=robust gate%3A warning::L∞ 0.1: noisy"
+    assert lines[0].startswith("::error file=ci/gate.yaml,title=robust gate%3A not comparable::L2 0.5: NOT COMPARABLE")
     assert "%25" in lines[1]
     assert "%" not in lines[1].replace("%25", "").replace("%3A", "")
     assert lines[-1] == "::error title=robust gate::not comparable: 1 of 5 limits passed"
@@ -213,7 +214,7 @@ def test_the_step_summary(decision, monkeypatch, tmp_path):
     assert "80 samples were lost and 1 gained" in text
     assert text.count("| lost |") == 9
     assert "| 700 | stop (0) | gained | -1 | 1.7 |" in text
-    assert "Doubtful: noisy" in text
+    assert "Warning: noisy" in text
     assert "Result file: runs/now.json" in text
     assert {line.count("|") for line in text.splitlines() if "≥" in line or "≤" in line} == {6}
 
@@ -293,8 +294,8 @@ def test_hostile_names_stay_text_on_the_terminal(hostile, capsys):
     show_decision(screen, decision)
     told = capsys.readouterr().err
     lines = told.splitlines()
-    assert len(lines) == told.count("\n") == len(decision.checks) + len(decision.judged[0].doubts) + 2
-    assert all(re.match(r"(pass|fail|undecided|not comparable|doubtful|gate:) ", line) for line in lines[1:])
+    assert len(lines) == told.count("\n") == len(decision.checks) + len(decision.results[0].warnings) + 2
+    assert all(re.match(r"(PASS|FAIL|UNDECIDED|NOT COMPARABLE|WARN|gate:) ", line) for line in lines[1:])
     assert "##[" not in told
     assert "\x1b" not in told
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from robustbench_local.display.compare import show_comparison
 from robustbench_local.errors import UserError
-from robustbench_local.results.compare import _letter, _letters, compare, two_sided
+from robustbench_local.results.compare import compare, group_letters, letter, two_sided
 from robustbench_local.statistics.intervals import drop_bounds, holm, mcnemar
 
 NAMES = ["stop", "yield"]
@@ -97,8 +97,8 @@ def test_models_are_told_apart_by_the_exact_test(make_result, tmp_path, better, 
         (4, {(0, 1), (0, 2), (1, 2), (2, 3)}, ["a", "a", "ab", "b"]),
     ],
 )
-def test_letters(count, alike, letters):
-    assert _letters(count, alike) == letters
+def testgroup_letters(count, alike, letters):
+    assert group_letters(count, alike) == letters
 
 
 @given(
@@ -108,48 +108,52 @@ def test_letters(count, alike, letters):
 )
 def test_models_share_a_letter_exactly_where_they_are_alike(drawn):
     count, alike = drawn
-    letters = _letters(count, alike)
+    letters = group_letters(count, alike)
     assert all(letters)
     for one, other in itertools.combinations(range(count), 2):
         assert bool(set(letters[one]) & set(letters[other])) == ((one, other) in alike)
 
 
 def test_letters_do_not_run_out():
-    assert [_letter(number) for number in (0, 25, 26, 52)] == ["a", "z", "a1", "a2"]
+    assert [letter(number) for number in (0, 25, 26, 52)] == ["a", "z", "a1", "a2"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "slug"),
     [
-        ({"threat_model.eps": 0.2, "threat_model.eps_text": "1/5"}, "threat models differ"),
-        ({"protocol.sha256": "b"}, "protocols differ"),
-        ({"data.split": "train"}, "data differ"),
-        ({"data.sha256": "1" * 64}, "different samples"),
-        ({"sequential": {"gate": "g", "order_seed": 0, "looks": [1000]}}, "--until-gate"),
-        ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "b.json is not to be trusted: masked"),
+        ({"threat_model.eps": 0.2, "threat_model.eps_text": "1/5"}, "threat-models-differ"),
+        ({"protocol.sha256": "b"}, "protocols-differ"),
+        ({"data.split": "train"}, "data-differ"),
+        ({"data.sha256": "1" * 64}, "samples-differ"),
+        ({"sequential": {"gate": "g", "order_seed": 0, "looks": [1000]}}, "stopped-by-gate"),
+        ({"verdict": {"status": "not-trusted", "reasons": ["masked"]}}, "verdict-not-trusted"),
     ],
 )
-def test_what_cannot_be_compared(make_result, tmp_path, changes, word):
+def test_what_cannot_be_compared(make_result, tmp_path, changes, slug):
     paths = [
         make_result(tmp_path / "a.json", 500),
         make_result(tmp_path / "b.json", 500, changes=changes),
         make_result(tmp_path / "c.json", 500),
     ]
     comparison = compare(paths)
-    assert len(comparison.refusals) == 1
-    assert word in comparison.refusals[0]
+    (refusal,) = comparison.refusals
+    assert refusal.slug == slug
+    assert str(paths[1]) in refusal.sentence
     assert not comparison.ranked
-    told = comparison.to_dict()
-    assert told["comparable"] is False
-    assert word in told["reasons"][0]
+    content = comparison.to_dict()
+    assert content["comparable"] is False
+    assert content["reasons"] == [refusal.sentence]
+    assert content["refusals"] == [{"slug": slug, "sentence": refusal.sentence}]
 
 
 def test_what_is_no_comparison(make_result, tmp_path):
     path = make_result(tmp_path / "a.json", 500)
-    with pytest.raises(UserError, match="two results at least"):
+    with pytest.raises(UserError) as refused:
         compare([path])
-    with pytest.raises(UserError, match="given twice"):
+    assert refused.value.slug == "too-few-results"
+    with pytest.raises(UserError) as refused:
         compare([path, tmp_path / ".." / tmp_path.name / "a.json"])
+    assert refused.value.slug == "duplicate-result"
 
 
 def test_what_people_and_machines_see(make_result, tmp_path, capsys):
@@ -218,7 +222,7 @@ def test_every_verdict_is_told(make_result, tmp_path, capsys):
     for words in (
         "trusted.json: trusted\n",
         "doubtful.json: doubtful: noisy\n",
-        "not-assessed.json: not-assessed: not assessed: it was made with --no-diagnostics",
+        "not-assessed.json: not-assessed: the evaluation ran with --no-diagnostics",
     ):
         assert words in told
     models = comparison.to_dict()["models"]
@@ -234,9 +238,9 @@ def test_settings_that_differ_are_shown_to_the_digit_that_does(make_result, tmp_
         for sha in (one, other)
     ]
     (reason,) = compare(paths).refusals
-    assert one in reason
-    assert other in reason
-    assert "both are custom, " in reason
+    assert reason.slug == "protocols-differ"
+    for value in (one, other, "custom"):
+        assert value in reason.sentence
 
 
 def test_a_record_that_is_not_there_is_named_with_its_result(make_result, tmp_path):
