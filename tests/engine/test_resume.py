@@ -309,7 +309,7 @@ def test_two_processes_give_the_verdicts_of_one(tmp_path, uninterrupted):
     assert expected["config"].pop("processes") == 1
     assert (result, record) == (expected, samples)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
-    assert ended.stderr.count("all: robust") == 1, "one process speaks"
+    assert ended.stderr.count("all attacks") == 1, "one process speaks"
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
