@@ -6,36 +6,21 @@ if __name__ != "robustbench_local.defenses":
         "use 'from robustbench_local.defenses import PGDAT', started from anywhere but inside this checkout's folders"
     )
 
+# The import registers a method in OBJECTIVES or an add-on in ADD_ONS: a new one needs its file and one line here.
+from robustbench_local.defenses.add_on import ADD_ONS, AddOn
 from robustbench_local.defenses.awp import AWP
 from robustbench_local.defenses.distillation import RSLAD, DefensiveDistillation
 from robustbench_local.defenses.hat import HAT
 from robustbench_local.defenses.mart import MART
-from robustbench_local.defenses.objective import Examples, Objective, TrainingContext
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective, TrainingContext
 from robustbench_local.defenses.pgd_at import PGDAT
 from robustbench_local.defenses.single_step import FGSMRS, NFGSM, FreeAT
 from robustbench_local.defenses.smoothing import Gaussian, SmoothAdv
 from robustbench_local.defenses.standard import Standard
 from robustbench_local.defenses.trades import TRADES
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective
-    for objective in (
-        Standard,
-        PGDAT,
-        TRADES,
-        MART,
-        HAT,
-        FGSMRS,
-        NFGSM,
-        FreeAT,
-        RSLAD,
-        DefensiveDistillation,
-        Gaussian,
-        SmoothAdv,
-    )
-}
-
 __all__ = [
+    "ADD_ONS",
     "AWP",
     "FGSMRS",
     "HAT",
@@ -45,6 +30,7 @@ __all__ = [
     "PGDAT",
     "RSLAD",
     "TRADES",
+    "AddOn",
     "DefensiveDistillation",
     "Examples",
     "FreeAT",

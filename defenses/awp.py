@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from robustbench_local.defenses.add_on import ADD_ONS, AddOn
 
+
+@ADD_ONS.register
 @dataclass(frozen=True, kw_only=True)
-class AWP:
-    """The loss is differentiated at weights that were moved one step uphill, which flattens the loss around them.
+class AWP(AddOn):
+    """Differentiate the loss at weights moved one step along its gradient, which flattens the loss around them.
 
-    It goes with any method: `trades+awp`. gamma: a layer's step in multiples of its own norm; 0.01 with pgd-at, 0.005
-    with trades. warmup: the first epochs, which do without.
+    It goes with any method: `trades+awp`. gamma: a layer's step as a multiple of the norm of its weights; 0.01 with
+    pgd-at, 0.005 with trades. warmup: number of first epochs without AWP.
     """
 
     name: ClassVar[str] = "awp"
@@ -29,13 +32,17 @@ class AWP:
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}, but must be at least 0 epochs")
 
+    def active(self, epoch: int) -> bool:
+        return epoch > self.warmup
+
     @contextlib.contextmanager
-    def moved(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, weights with more than one dimension stand one step uphill, each gamma of its norm away."""
+    def perturb(self, weights: Sequence[Tensor], gradients: Callable[[], Sequence[Tensor]]) -> Iterator[None]:
+        """Inside, weights with more than one dimension are moved along their gradient, by gamma times their norm."""
+        directions = gradients()
         with torch.no_grad():
             steps = [
                 (weight, self._step(weight, gradient))
-                for weight, gradient in zip(weights, gradients, strict=True)
+                for weight, gradient in zip(weights, directions, strict=True)
                 if weight.dim() > 1
             ]
             before = [weight.detach().clone() for weight, _ in steps]
@@ -44,13 +51,13 @@ class AWP:
         try:
             yield
         finally:
-            # Put back, not subtracted: rounding would drift.
+            # Copied back, not subtracted: rounding errors would add up.
             with torch.no_grad():
                 for (weight, _), old in zip(steps, before, strict=True):
                     weight.copy_(old)
 
     def _step(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        # Entries that are no finite numbers count as 0: in train mode one pass through damaged weights would stay in
-        # batch norm's running statistics for good.
+        # Entries that are not finite count as 0: in train mode one pass through such weights would leave batch norm's
+        # running statistics damaged for good.
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return gradient * (self.gamma * weight.norm() / gradient.norm().clamp_min(1e-20))

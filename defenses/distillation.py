@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_local.defenses.multi_step import KLGuided
-from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext, divergence
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective, Parts, TrainingContext, divergence
 from robustbench_local.defenses.standard import Standard
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class DefensiveDistillation(Objective):
     """Known to be broken: looks robust because its gradients vanish. A control that every attack must see through.
@@ -46,6 +47,7 @@ class DefensiveDistillation(Objective):
         return Standard(temperature=self.temperature)
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class RSLAD(KLGuided):
     """A robust teacher's probabilities on the clean images are the labels, on the images and on adversarial points.

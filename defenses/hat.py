@@ -10,10 +10,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustbench_local.defenses.multi_step import KLGuided
-from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext, divergence
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective, Parts, TrainingContext, divergence
 from robustbench_local.defenses.standard import Standard
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class HAT(KLGuided):
     """TRADES with helper examples: points further out are taught to be what an ordinary network takes them for.

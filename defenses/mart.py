@@ -8,9 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustbench_local.defenses.multi_step import MultiStep
-from robustbench_local.defenses.objective import Examples, Parts, TrainingContext, divergence
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Parts, TrainingContext, divergence
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class MART(MultiStep):
     """A boosted cross-entropy at the adversarial point, and a drift that counts more the less the image is recognised.

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_local.attacks.attack import Attack, Model, Rows, run_steps
+from robustbench_local.attacks.registry import Registry
 from robustbench_local.attacks.threat_model import ThreatModel
 
 Parts = dict[str, Tensor]
@@ -122,6 +123,10 @@ class Objective(ABC):
     def own_teacher(self) -> Objective | None:
         """How the teacher is trained where none is given; None: one has to be given."""
         return None
+
+
+OBJECTIVES: Registry[Objective] = Registry()
+"""Every training method of this package, by name."""
 
 
 class AdversarialCrossEntropy(Objective):

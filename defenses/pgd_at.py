@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.defenses.multi_step import MultiStep
-from robustbench_local.defenses.objective import Objective
+from robustbench_local.defenses.objective import OBJECTIVES, Objective
 
 FEW_STEPS = 3
 """Attacks of so few steps can still be overfitted to (Wong, Rice and Kolter, ICLR 2020)."""
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(MultiStep):
     """Cross-entropy at the point where PGD ends: the minimum over weights of the maximum over the ball.

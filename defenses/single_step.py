@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustbench_local.attacks.pgd import PGD, projected_step
 from robustbench_local.defenses.objective import (
+    OBJECTIVES,
     AdversarialCrossEntropy,
     Examples,
     Objective,
@@ -23,6 +24,7 @@ from robustbench_local.defenses.objective import (
 from robustbench_local.defenses.pgd_at import PGDAT
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class FGSMRS(AdversarialCrossEntropy):
     """Cross-entropy after one step from a uniform point of the ball, projected back into it.
@@ -44,6 +46,7 @@ class FGSMRS(AdversarialCrossEntropy):
         return NFGSM()
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(AdversarialCrossEntropy):
     """Cross-entropy after one step from strong noise, which is not taken back: the points lie outside the ball.
@@ -73,6 +76,7 @@ class NFGSM(AdversarialCrossEntropy):
         return PGDAT(steps=2)
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class FreeAT(AdversarialCrossEntropy):
     """Every batch is learnt from several times; the gradient that moves the weights moves the points as well.

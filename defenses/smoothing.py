@@ -18,9 +18,10 @@ from robustbench_local.attacks import randomness
 from robustbench_local.attacks.attack import Model
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.defenses.multi_step import MultiStep
-from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext, inner_attack
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective, Parts, TrainingContext, inner_attack
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Objective):
     """Cross-entropy on the images under Gaussian noise of standard deviation sigma, in pixel units."""
@@ -40,6 +41,7 @@ class Gaussian(Objective):
         return loss, {"noisy": loss.detach()}
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class SmoothAdv(MultiStep):
     """Cross-entropy under noise at points that fool the smoothed classifier, estimated with a few draws of noise.

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from robustbench_local.defenses.objective import Examples, Objective, Parts, TrainingContext
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective, Parts, TrainingContext
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class Standard(Objective):
     """Cross-entropy on the images as they are; the threat model plays no part in it.

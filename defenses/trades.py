@@ -8,9 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustbench_local.defenses.multi_step import KLGuided
-from robustbench_local.defenses.objective import Examples, Parts, TrainingContext, divergence
+from robustbench_local.defenses.objective import OBJECTIVES, Examples, Parts, TrainingContext, divergence
 
 
+@OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class TRADES(KLGuided):
     """Cross-entropy on the images plus beta times how far the prediction moves: KL(f(x) || f(x')).

@@ -46,12 +46,14 @@ def _attacks() -> list[tuple[str, str]]:
 
 def _defenses() -> list[tuple[str, str]]:
     """The training methods, the add-ons of methods, then the input defenses."""
-    from robustbench_local.defenses import AWP, OBJECTIVES
+    from robustbench_local.attacks.registry import summary
+    from robustbench_local.defenses import ADD_ONS, OBJECTIVES
     from robustbench_local.models.catalog import INPUT_DEFENSES
     from robustbench_local.models.preprocessing import input_defense_type
 
-    kinds = {**OBJECTIVES, f"+{AWP.name}": AWP, **{name: input_defense_type(name) for name in INPUT_DEFENSES}}
-    return [(name, (kind.__doc__ or "").strip().splitlines()[0]) for name, kind in kinds.items()]
+    kinds: dict[str, type] = {**OBJECTIVES, **{f"+{name}": kind for name, kind in ADD_ONS.items()}}
+    kinds |= {name: input_defense_type(name) for name in INPUT_DEFENSES}
+    return [(name, summary(kind)) for name, kind in kinds.items()]
 
 
 def _configs() -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from robustbench_local.attacks import ThreatModel
-    from robustbench_local.defenses import AWP, Objective
+    from robustbench_local.defenses import AddOn, Objective
 
 
 def _number(value: Any) -> Any:
@@ -100,26 +100,35 @@ class Recipe(BaseModel):
 
         Raises UserError for an unknown method or setting, with the nearest one.
         """
-        from robustbench_local.defenses import AWP, OBJECTIVES
+        from robustbench_local.defenses import ADD_ONS, OBJECTIVES
 
-        (name, settings), *more = _methods(self.method)
+        name, settings = _methods(self.method)[0]
+        if name in ADD_ONS:
+            known = ", ".join(OBJECTIVES)
+            message = f"--method {name}: {name} is an add-on; write it behind a method, as in trades+{name} ({known})"
+            raise UserError(message, slug="add-on-without-method")
         if name not in OBJECTIVES:
-            added = name == AWP.name
-            said = f"{name} goes with a method, as in trades+{name}" if added else f"unknown method {name!r}"
-            raise UserError(f"{said}: there are {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}")
-        if any(extra != AWP.name for extra, _ in more) or len(more) > 1:
-            raise UserError(f"--method {self.method}: what can be added to a method with + is {AWP.name}, once")
+            known = f"choose one of {', '.join(OBJECTIVES)}"
+            raise UserError(f"unknown method {name!r}: {known}.{nearest(name, OBJECTIVES)}", slug="unknown-method")
         return build(OBJECTIVES[name], settings, f"--method {name}")
 
-    def weight_perturbation(self) -> AWP | None:
-        """What is added to the method with `+`.
+    def add_ons(self) -> tuple[AddOn, ...]:
+        """The add-ons that follow the method, each after a `+`.
 
-        Raises UserError for a setting it does not have.
+        Raises UserError for an unknown add-on, one that appears twice, or an unknown setting.
         """
-        from robustbench_local.defenses import AWP
+        from robustbench_local.defenses import ADD_ONS
 
-        more = _methods(self.method)[1:]
-        return build(AWP, more[0][1], f"--method {AWP.name}") if more else None
+        add_ons: dict[str, AddOn] = {}
+        for name, settings in _methods(self.method)[1:]:
+            if name not in ADD_ONS:
+                known = f"choose from {', '.join(ADD_ONS)}"
+                message = f"--method {self.method}: {name!r} is not an add-on: {known}.{nearest(name, ADD_ONS)}"
+                raise UserError(message, slug="unknown-add-on")
+            if name in add_ons:
+                raise UserError(f"--method {self.method}: {name} appears twice; write it once", slug="add-on-twice")
+            add_ons[name] = build(ADD_ONS[name], settings, f"--method {name}")
+        return tuple(add_ons.values())
 
     def threat_model(self) -> ThreatModel:
         """What the model is to be hardened against, and is evaluated with.

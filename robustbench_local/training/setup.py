@@ -55,7 +55,7 @@ def prepare(
 ) -> TrainingSetup:
     """Read what the recipe names; nothing is written. Raises UserError for everything that can be wrong with it."""
     objective, threat_model = recipe.objective(), recipe.threat_model()
-    recipe.weight_perturbation(), Augmentation.parse(recipe.augment)
+    recipe.add_ons(), Augmentation.parse(recipe.augment)
     require_goes_with(resolve_suite(recipe.suite)[0], threat_model)
     where = device_for(device)
     start = from_checkpoint(recipe) if recipe.model else None

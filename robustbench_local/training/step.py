@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class TrainingStep:
         self._threat_model, self._recipe, self._steps, self._teacher = threat_model, recipe, steps, teacher
         self._trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self._head = set(head)
-        self._augment, self._awp = Augmentation.parse(recipe.augment), recipe.weight_perturbation()
+        self._augment, self._add_ons = Augmentation.parse(recipe.augment), recipe.add_ons()
         self._device, self._compiled, self._frozen, self._bad = next(network.parameters()).device, compiled, False, 0
         self._bf16 = uses_bf16(recipe.precision, self._device)
         self._attacked = FrozenCopy(network, bf16=self._bf16, compiled=compiled)
@@ -155,27 +155,33 @@ class TrainingStep:
         model = self._model
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
-    def _perturbed_weights(
-        self, learner: TrainingContext, chunks: list[Examples], epoch: int
-    ) -> AbstractContextManager[None]:
-        if self._awp is None or epoch <= self._awp.warmup:
-            return nullcontext()
+    @contextmanager
+    def _perturbed_weights(self, learner: TrainingContext, chunks: list[Examples], epoch: int) -> Iterator[None]:
+        """Inside, the weights are where the add-ons that are active in this epoch put them."""
         weights = [parameter for parameter in self._trained.values() if parameter.requires_grad]
+        with ExitStack() as stack:
+            for add_on in self._add_ons:
+                if add_on.active(epoch):
+                    stack.enter_context(add_on.perturb(weights, lambda: self._gradients(learner, chunks, weights)))
+            yield
+
+    def _gradients(self, learner: TrainingContext, chunks: list[Examples], weights: list[Tensor]) -> list[Tensor]:
+        """The batch's gradient by the weights, over all processes."""
         alone = replace(learner, model=self.network)
         before = [buffer.clone() for buffer in self.network.buffers()]
-        uphill = [torch.zeros_like(weight) for weight in weights]
+        gradients = [torch.zeros_like(weight) for weight in weights]
         for chunk in chunks:
-            found = torch.autograd.grad(self._loss(alone, chunk)[0], weights, allow_unused=True)
-            for total, gradient in zip(uphill, found, strict=True):
+            parts = torch.autograd.grad(self._loss(alone, chunk)[0], weights, allow_unused=True)
+            for total, gradient in zip(gradients, parts, strict=True):
                 if gradient is not None:
                     total += gradient
-        # Looking uphill is no learning: batch norm's running statistics count the batch once.
+        # This pass trains nothing: batch norm's running statistics count the batch once.
         for buffer, old in zip(self.network.buffers(), before, strict=True):
             buffer.copy_(old)
         if rank_and_world()[1] > 1:
-            for total in uphill:
+            for total in gradients:
                 dist.all_reduce(total)
-        return self._awp.moved(weights, uphill)
+        return gradients
 
     def _step(self, found: list[Parts]) -> tuple[bool, dict[str, float]]:
         """Whether the gradient was a finite number, and the weights have followed it; all chunks' mean loss and parts.

@@ -40,7 +40,7 @@ def test_weights_stand_where_the_authors_proxy_puts_them(slope, batch):
         moved = (new - old).detach()
         wide = old.dim() > 1
         expected[name] = old.detach() + 0.02 * old.norm() / (moved.norm() + 1e-20) * moved if wide else old.clone()
-    with AWP(gamma=0.02).moved(weights, gradients):
+    with AWP(gamma=0.02).perturb(weights, lambda: gradients):
         for name, weight in model.named_parameters():
             torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
 
@@ -48,7 +48,7 @@ def test_weights_stand_where_the_authors_proxy_puts_them(slope, batch):
 def test_a_layer_moves_gamma_of_its_own_norm_uphill_and_biases_do_not(slope):
     _, loss, weights, gradients = slope
     before, low = copies(weights), loss()
-    with AWP(gamma=0.05).moved(weights, gradients):
+    with AWP(gamma=0.05).perturb(weights, lambda: gradients):
         assert loss() > low
         for weight, old, gradient in zip(weights, before, gradients, strict=True):
             step = weight.detach() - old
@@ -59,7 +59,7 @@ def test_a_layer_moves_gamma_of_its_own_norm_uphill_and_biases_do_not(slope):
 
 def test_the_step_has_no_part_in_the_gradient_and_the_network_stays_trainable(slope):
     _, loss, weights, gradients = slope
-    with AWP().moved(weights, gradients):
+    with AWP().perturb(weights, lambda: gradients):
         loss().backward()
     assert all(weight.grad is not None and weight.is_leaf and weight.requires_grad for weight in weights)
 
@@ -70,7 +70,7 @@ def test_weights_come_back_bit_for_bit_also_when_the_body_fails(slope, fails):
     before = copies(weights)
     for _ in range(5):
         try:
-            with AWP(gamma=0.3).moved(weights, gradients):
+            with AWP(gamma=0.3).perturb(weights, lambda: gradients):
                 assert not torch.equal(weights[2], before[2])
                 if fails:
                     raise KeyboardInterrupt
@@ -81,9 +81,9 @@ def test_weights_come_back_bit_for_bit_also_when_the_body_fails(slope, fails):
 
 def test_the_length_of_the_gradient_plays_no_part(slope):
     _, _, weights, gradients = slope
-    with AWP().moved(weights, gradients):
+    with AWP().perturb(weights, lambda: gradients):
         once = copies(weights)
-    with AWP().moved(weights, [1e6 * gradient for gradient in gradients]):
+    with AWP().perturb(weights, lambda: [1e6 * gradient for gradient in gradients]):
         for weight, other in zip(weights, once, strict=True):
             torch.testing.assert_close(weight.detach(), other, rtol=1e-5, atol=1e-7)
 
@@ -94,7 +94,7 @@ def test_a_gradient_without_a_length_moves_nothing_far(slope, value):
     _, _, weights, gradients = slope
     before = copies(weights)
     damaged = [torch.full_like(gradient, value) for gradient in gradients]
-    with AWP(gamma=0.05).moved(weights, damaged):
+    with AWP(gamma=0.05).perturb(weights, lambda: damaged):
         for weight, old in zip(weights, before, strict=True):
             assert (weight - old).norm() <= 0.0501 * old.norm()
             assert weight.isfinite().all()
@@ -105,7 +105,7 @@ def test_one_entry_that_is_no_number_leaves_the_others_their_step(slope):
     before = copies(weights)
     gradients[2] = gradients[2].clone()
     gradients[2][0, 0] = float("nan")
-    with AWP().moved(weights, gradients):
+    with AWP().perturb(weights, lambda: gradients):
         assert weights[2].isfinite().all()
         assert weights[2][0, 0] == before[2][0, 0]
         assert (weights[2][1:] != before[2][1:]).any()

@@ -150,7 +150,7 @@ def _recipe(path: Path) -> object:
     from robustbench_local.training.recipe import resolve_recipe
 
     recipe = resolve_recipe(str(path), {})
-    return recipe.objective(), recipe.weight_perturbation(), recipe.threat_model()
+    return recipe.objective(), recipe.add_ons(), recipe.threat_model()
 
 
 def _gate(path: Path) -> object:

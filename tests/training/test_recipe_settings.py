@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from robustbench_local.data.augmentation import Augmentation
+from robustbench_local.defenses import AWP
 from robustbench_local.engine.protocol import resolve_suite
 from robustbench_local.errors import UserError
 from robustbench_local.training.recipe import Recipe, list_recipes, read_config, resolve_recipe
@@ -16,7 +17,7 @@ def test_shipped_recipes_are_valid_and_begin_with_their_command(name):
     recipe = resolve_recipe(name, {})
     assert recipe.objective()
     assert recipe.threat_model().eps > 0
-    recipe.weight_perturbation(), Augmentation.parse(recipe.augment), resolve_suite(recipe.suite)
+    recipe.add_ons(), Augmentation.parse(recipe.augment), resolve_suite(recipe.suite)
     command = dict(list_recipes())[name]
     assert command.startswith(("robust defend ", "torchrun --nproc-per-node "))
     assert f"--config {name}" in command
@@ -44,7 +45,7 @@ def test_loop_settings_may_stand_with_the_method():
     assert (recipe.epochs, recipe.batch_size, recipe.method) == (20, 64, "pgd-at:steps=7")
     recipe = resolve_recipe(None, {"method": "trades:beta=5,average=0.99,clip-norm=1/2+awp:gamma=0.01,warmup=2"})
     assert (recipe.average, recipe.clip_norm, recipe.method) == (0.99, 0.5, "trades:beta=5+awp:gamma=0.01,warmup=2")
-    assert (recipe.weight_perturbation().gamma, recipe.weight_perturbation().warmup) == (0.01, 2)
+    assert recipe.add_ons() == (AWP(gamma=0.01, warmup=2),)
     assert recipe.warmup == 0, "what is added to a method keeps its own settings"
     with pytest.raises(UserError, match="epochs twice"):
         resolve_recipe(None, {"method": "pgd-at:epochs=20", "epochs": "3"})
