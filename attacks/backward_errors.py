@@ -7,23 +7,26 @@ import re
 import torch
 from torch import Tensor
 
+# torch has no types of its own for these: each is recognized by what torch says, in one place.
 _NO_DERIVATIVE = re.compile("derivative for .* is not implemented|no autograd formula was registered")
-"""What torch says of an operation without a derivative where it raises a plain RuntimeError."""
-_NO_KERNEL = ("not implemented for '", "Could not run '", "not currently implemented for the ")
-"""What torch says where the operation has a derivative, but not for this device or data type."""
-_AUTOGRAD_RULES = (
-    "requires grad is being used in an in-place operation",
-    "modified by an inplace operation",
-    "modified inplace",
-    "functions with out=... arguments don't support automatic differentiation",
-    "backward through the graph a second time",
-    "Can't call numpy() on Tensor that requires grad",
-    "cannot resize variables that require grad",
-    "support the deepcopy protocol",
-    "you can only change requires_grad flags of leaf variables",
-    "nference tensor",
+"""An operation without a derivative, where torch raises a plain RuntimeError."""
+_NO_KERNEL = re.compile("not implemented for '|Could not run '|not currently implemented for the ")
+"""An operation that has a derivative, but not for this device or data type."""
+_AUTOGRAD_RULE = re.compile(
+    "requires grad is being used in an in-place operation"
+    "|modified by an inplace operation"
+    "|modified inplace"
+    r"|functions with out=\.\.\. arguments don't support automatic differentiation"
+    "|backward through the graph a second time"
+    r"|Can't call numpy\(\) on Tensor that requires grad"
+    "|cannot resize variables that require grad"
+    "|support the deepcopy protocol"
+    "|you can only change requires_grad flags of leaf variables"
+    "|[Ii]nference tensor"
 )
-"""What torch says, always in a plain RuntimeError, where code breaks a rule that holds for tensors with a gradient."""
+"""Code that breaks a rule for tensors that require gradients: always a plain RuntimeError."""
+_LIBRARY = re.compile("CUDA|cuDNN|CUDNN|CUBLAS|CUSOLVER|CUSPARSE|HIP|MPS|NCCL|memory|DefaultCPUAllocator")
+"""A device's library, or a memory allocator."""
 
 
 def is_missing_backward(error: BaseException) -> bool:
@@ -36,7 +39,7 @@ def is_missing_backward(error: BaseException) -> bool:
     """
     message = str(error)
     if isinstance(error, NotImplementedError):
-        return not any(text in message for text in _NO_KERNEL)
+        return _NO_KERNEL.search(message) is None
     return type(error) is RuntimeError and _NO_DERIVATIVE.search(message) is not None
 
 
@@ -49,17 +52,16 @@ def breaks_autograd_rule(error: BaseException) -> bool:
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, BufferError):  # raised by the DLPack protocol
-        return "require gradient" in str(error)
-    return type(error) is RuntimeError and any(text in str(error) for text in _AUTOGRAD_RULES)
+    if isinstance(error, BufferError):  # the DLPack protocol refuses to export a tensor that requires gradients
+        return True
+    return type(error) is RuntimeError and _AUTOGRAD_RULE.search(str(error)) is not None
 
 
 def is_device_failure(error: BaseException) -> bool:
     """Whether the device or one of its libraries failed, or memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
         return True
-    names = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "CUSOLVER", "CUSPARSE", "HIP", "MPS", "NCCL", "memory", "DefaultCPU")
-    return isinstance(error, RuntimeError) and any(name in str(error) for name in names)
+    return isinstance(error, RuntimeError) and _LIBRARY.search(str(error)) is not None
 
 
 def input_gradient(total: Tensor, points: Tensor, *, retain_graph: bool = False) -> Tensor | None:
