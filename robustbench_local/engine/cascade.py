@@ -26,10 +26,10 @@ from robustbench_local.engine.precision import untouched_model
 from robustbench_local.engine.protocol import Step
 from robustbench_local.engine.search import clean_pass, run_attack
 from robustbench_local.errors import UserError
-from robustbench_local.models.metered import seconds_since
 from robustbench_local.results.checks import PROBES_AGREE, REGIONS_SEARCHED
 from robustbench_local.results.schema import AttackReport, Diagnostic
 from robustbench_local.runtime.distributed import gather, rank_and_world
+from robustbench_local.runtime.resources import seconds_since
 
 STAGES_PER_BLOCK = 1000
 """Stage numbers of a block of samples; more than a block has stages, so that every block's stages have their own."""

@@ -40,7 +40,8 @@ class SearchModel:
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Inside, matrix products use this model's precision."""
-        with tensor_float_32(self.tf32):
+        weight = next(self.model.parameters(), None)
+        with tensor_float_32(torch.device("cpu") if weight is None else weight.device, allowed=self.tf32):
             yield
 
 

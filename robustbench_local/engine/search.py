@@ -20,9 +20,10 @@ from robustbench_local.engine.events import AdversarialExample, CleanEvent, Sear
 from robustbench_local.engine.precision import SearchModel
 from robustbench_local.engine.verify import Verification, verify
 from robustbench_local.errors import UserError
-from robustbench_local.models.metered import Metered, Passes, seconds_since
+from robustbench_local.models.metered import Metered, Passes
 from robustbench_local.results.schema import Distance
 from robustbench_local.runtime.device import BatchSize, is_out_of_memory
+from robustbench_local.runtime.resources import seconds_since
 
 GPU_STEPS_PER_CHECK = 4
 """Steps between two checks for fooled rows on a GPU; each check waits for it."""

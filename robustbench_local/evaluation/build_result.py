@@ -21,7 +21,7 @@ from robustbench_local.engine.journal import RunFingerprint
 from robustbench_local.engine.ledger import SampleStates, record_path
 from robustbench_local.evaluation.plan import EvaluationPlan
 from robustbench_local.models import fingerprint as model_fingerprint
-from robustbench_local.models.metered import Passes, peak_memory
+from robustbench_local.models.metered import Passes
 from robustbench_local.results.schema import (
     Accuracy,
     AttackReport,
@@ -36,6 +36,7 @@ from robustbench_local.results.schema import (
     ThreatModelInfo,
 )
 from robustbench_local.runtime.distributed import rank_and_world
+from robustbench_local.runtime.resources import peak_memory
 
 
 @dataclass(frozen=True)

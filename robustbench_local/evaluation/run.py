@@ -33,13 +33,14 @@ from robustbench_local.evaluation.settings import EvaluationSettings, with_overr
 from robustbench_local.evaluation.stopping import blocks
 from robustbench_local.io.atomic_write import check_writable
 from robustbench_local.models import Classifier
-from robustbench_local.models.metered import Metered, Passes, forget_peak_memory, seconds_since
+from robustbench_local.models.metered import Metered, Passes
 from robustbench_local.results.checks import GRADIENTS
 from robustbench_local.results.reading import read_samples
 from robustbench_local.results.schema import Accuracy, Diagnostic, Result, SampleRecord
 from robustbench_local.runtime.device import BatchSize, automatic_batch_size, enough_memory
 from robustbench_local.runtime.distributed import broadcast, gather, rank_and_world, require_process_group
 from robustbench_local.runtime.precision import full_precision
+from robustbench_local.runtime.resources import forget_peak_memory, seconds_since
 
 MOST_TARGETS = 9
 """Classes to steer to that are recorded for every sample: as many as any adaptive attack uses."""

@@ -1,13 +1,9 @@
-"""Counting what a run costs: forward and backward passes in images, memory."""
+"""Counts the forward and backward passes of a run, in images."""
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from robustbench_local.errors import UserError
@@ -69,22 +65,3 @@ class Metered(nn.Module):
 
     def train(self, mode: bool = True) -> Metered:  # noqa: ARG002 – evaluation never trains
         return self
-
-
-def seconds_since(moment: float) -> float:
-    """How long ago a moment of `time.perf_counter` was; hardly at all, where the clock has been set back since."""
-    return max(time.perf_counter() - moment, 1e-9)
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Begin to measure anew, where the device can; a process's own peak cannot be taken back."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the device's allocations at their highest on a GPU, the process's resident set elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

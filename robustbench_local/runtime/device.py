@@ -1,33 +1,35 @@
-"""Where a run computes, and how many images it takes at a time there."""
+"""The device of a run, and how many images fit on it at a time."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import errno
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustbench_local.attacks.attack import Model
 from robustbench_local.errors import UserError
 
 CACHED_BYTES = 24 * 2**20
-"""Activations that a CPU keeps at hand: freed blocks beyond it cost page faults, fewer images cost calls."""
+"""Activations that a CPU's allocator keeps: more cause page faults, fewer images per batch cause more calls."""
 LARGEST_ON_CPU, LARGEST_ON_GPU = 512, 2048
-OUT_OF_MEMORY = (
-    "out of memory",
-    "DefaultCPUAllocator",
-    "STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
+OUT_OF_MEMORY_CODE = 2
+"""cudaErrorMemoryAllocation, and hipErrorOutOfMemory alike."""
+# Backends without an error type of their own: MPS and drivers; the CPU's allocator; and cuBLAS, cuDNN, cuFFT, cuSOLVER,
+# cuSPARSE and MIOpen (CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, …). cuBLAS and
+# cuDNN say that they are not initialized if they cannot allocate their workspace.
+_OUT_OF_MEMORY_TEXT = re.compile(
+    r"out[ _]of[ _]memory|MemoryAllocation|DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|_ALLOC(ATION)?_FAILED|StatusAllocFailed|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
 )
-"""What MPS and the driver, the CPU's allocator and the GPU libraries say: torch raises a plain RuntimeError for them. A
-library that cannot allocate its workspace reports that it is not initialized."""
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; without one CUDA, else MPS, else CPU.
+    """The device of that name; without a name CUDA, else MPS, else CPU.
 
     Raises UserError for a device that this machine does not have.
     """
@@ -41,47 +43,74 @@ def choose_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}): choose cpu, or leave it out") from None
+        raise UserError(
+            f"--device {name} cannot be used here ({reason}): choose cpu, or leave it out", slug="device-unavailable"
+        ) from None
     return device
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine itself, had no room for what was asked of it."""
+    """Whether the error, or an error that it was raised from, says that a memory allocation failed.
+
+    A UserError has its own sentence, whatever it was raised from.
+    """
+    return any(map(_failed_to_allocate, _causes(error)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it was raised from."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen and not isinstance(cause, UserError):
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
+
+
+def _failed_to_allocate(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    if isinstance(error, torch.AcceleratorError) and getattr(error, "error_code", None) is not None:
+        return bool(error.error_code == OUT_OF_MEMORY_CODE)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY_TEXT.search(str(error)) is not None
 
 
 @contextlib.contextmanager
 def enough_memory(device: torch.device) -> Iterator[None]:
-    """Turns a lack of memory, where fewer images at a time would not help or cannot be tried, into a sentence."""
+    """Turn an allocation failure into a UserError, where smaller batches would not help or cannot be tried."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"{device} has not enough memory for this: end what else uses it, or give a smaller --batch-size, which "
-            "for a training is what a larger --accumulate comes to"
+            f"{device} has not enough memory: stop other programs that use it, or give a smaller --batch-size (for a "
+            "training also a larger --accumulate)",
+            slug="out-of-memory",
         ) from None
 
 
 @dataclass
 class BatchSize:
-    """How many images are taken at a time; it falls when memory runs out and never rises."""
+    """How many images are processed at a time. It falls when memory runs out and never rises."""
 
     value: int
 
     def halve(self, device: torch.device) -> None:
         """Raises UserError where not even one image fits."""
         if self.value == 1:
-            raise UserError(f"{device} has not enough memory for a single image of this model: use a larger device")
+            raise UserError(
+                f"{device} has not enough memory for a single image of this model: use a larger device",
+                slug="out-of-memory",
+            )
         self.value = -(-self.value // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def automatic_batch_size(model: Model, image: Tensor) -> int:
+def automatic_batch_size(model: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """How many images' saved activations fit a CPU's allocator, or a third of a GPU's free memory.
 
     image: float [1, ...]. Costs one forward pass.
@@ -95,8 +124,8 @@ def automatic_batch_size(model: Model, image: Tensor) -> int:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(image.clone().requires_grad_(True))
-    room, largest = CACHED_BYTES, LARGEST_ON_CPU
+    available, largest = CACHED_BYTES, LARGEST_ON_CPU
     if image.device.type == "cuda":
-        room, largest = torch.cuda.mem_get_info(image.device)[0] // 3, LARGEST_ON_GPU
-    fits = room // max(saved, 4 * image.numel())
+        available, largest = torch.cuda.mem_get_info(image.device)[0] // 3, LARGEST_ON_GPU
+    fits = available // max(saved, 4 * image.numel())
     return max(8, min(largest, 8 * (fits // 8)))

@@ -20,8 +20,8 @@ from robustbench_local.data.dataset import Dataset
 from robustbench_local.data.loader import BatchLoader, shuffled_batches
 from robustbench_local.defenses import Objective
 from robustbench_local.errors import Diverged, UserError
-from robustbench_local.models.metered import seconds_since
 from robustbench_local.runtime.distributed import gather, rank_and_world
+from robustbench_local.runtime.resources import seconds_since
 from robustbench_local.training.ema import SETTLING
 from robustbench_local.training.initialization import seeded
 from robustbench_local.training.metrics import EpochReport, TrainingObserver, is_catastrophic, overfitting
