@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import re
 import sys
 import sysconfig
 import time
@@ -24,6 +25,7 @@ _PACKAGE_FOLDERS = (
 )
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
+_CALL_OF_WARN = re.compile(r"warn\w*\(")
 _EXIT_DELAY = 1.0
 """Seconds. torchrun ends all processes as soon as one has ended, so the one that prints must be the first."""
 
@@ -86,7 +88,7 @@ def _is_from_library(filename: str) -> bool:
     if any(_is_library_file(name) for name in (filename, frame.f_code.co_filename)):
         return True
     # Compiled code has no frame of its own: where it warns, the line in the user's file calls something else.
-    return "warn" not in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return _CALL_OF_WARN.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)) is None
 
 
 def _is_library_file(filename: str) -> bool:

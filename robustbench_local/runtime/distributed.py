@@ -6,11 +6,12 @@ import contextlib
 import datetime
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from robustbench_local.errors import UserError
 from robustbench_local.runtime.device import choose_device
@@ -83,10 +84,13 @@ def on_rank_zero(context: contextlib.AbstractContextManager[object]) -> Iterator
         yield
 
 
-def _first_to_report(store: dist.Store, message: str) -> bool:
-    """Whether no other process has claimed this message: the same error in several processes is printed once."""
+def _first_to_report(count: Callable[[str, int], int], message: str) -> bool:
+    """Whether no other process has reported this message: the same error in several processes is printed once.
+
+    count: adds to a counter that all processes share, and gives its new value.
+    """
     try:
-        return store.add(hashlib.sha256(message.encode()).hexdigest(), 1) == 1
+        return count(hashlib.sha256(message.encode()).hexdigest(), 1) == 1
     except RuntimeError:  # the process that keeps the store has ended
         return True
 
@@ -103,13 +107,13 @@ def process_group() -> Iterator[int]:
     # Processes wait for each other at the end of every stage, which can take as long as a stage; torchrun itself ends
     # those whose fellows have died.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    store, rank, world = next(dist.rendezvous("env://"))
+    store, rank, world = next(rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=datetime.timedelta(days=30))
     try:
         with _in_company():
             yield rank
     except UserError as error:
-        error.reported_elsewhere = not _first_to_report(store, str(error))
+        error.reported_elsewhere = not _first_to_report(store.add, str(error))
         raise
     finally:
         dist.destroy_process_group()

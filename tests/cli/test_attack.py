@@ -276,7 +276,8 @@ def test_a_reader_that_leaves_early_changes_no_outcome(files, robust, arguments,
     script += "from robustbench_local.cli import main\nmain()"
     command = [sys.executable, "-c", script, *arguments]
     ran = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
-    assert ran.returncode == code and "Traceback" not in ran.stderr, ran.stderr
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_softmax_model_is_warned_of_and_attacked(robust, files):

@@ -1,0 +1,123 @@
+"""What reaches the terminal: errors with their slugs, once under torchrun, and no warnings of libraries."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import robustbench_local
+from robustbench_local.cli.terminal import routed_warnings, show_error
+from robustbench_local.errors import RobustWarning, UserError, nearest
+
+NOISY = """
+import warnings
+import numpy, torch
+from torch import nn
+def net():
+    warnings.warn("my own words")
+    torch.range(0, 3)  # deprecated: compiled code warns, and names this line
+    numpy.float64(1) / numpy.float64(0)
+    torch.from_numpy(numpy.broadcast_to(numpy.zeros(1, numpy.float32), (3,)))  # not writable
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+@pytest.fixture
+def shown():
+    """The messages of all warnings that Python shows in its own way; none is filtered."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        yield record
+
+
+def test_an_error_is_one_line_with_its_slug(robust):
+    ended = robust("attack", "--eps", "small")
+    assert ended.code == 2
+    assert ended.err.startswith("robust: ")
+    assert ended.err.endswith("[invalid-eps]\n")
+    assert ended.err.count("\n") == 1
+
+
+def test_what_steers_a_terminal_is_spelled_out(capsys):
+    show_error(UserError("no file \x1b[2Jx", slug="file-missing"))
+    assert capsys.readouterr().err == "robust: no file \\x1b[2Jx [file-missing]\n"
+
+
+@pytest.mark.parametrize(
+    ("rank", "reported_elsewhere", "printed"),
+    [("0", None, True), ("1", None, False), ("1", False, True), ("0", True, False)],
+)
+def test_of_several_processes_one_prints(capsys, monkeypatch, rank, reported_elsewhere, printed):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("robustbench_local.cli.terminal._EXIT_DELAY", 0)
+    error = UserError("wrong", slug="wrong")
+    error.reported_elsewhere = reported_elsewhere
+    show_error(error)
+    assert (capsys.readouterr().err != "") is printed
+
+
+def test_under_torchrun_a_refusal_is_printed_once(tmp_path):
+    """Inside the group of processes: both load the model and fail."""
+    (tmp_path / "f.py").write_text("def net(): raise ValueError('no weights today')\n")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "robustbench_local"]
+    ran = subprocess.run(
+        [sys.executable, *command, "attack", "f.py:net", "--data", "digits"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode != 0
+    assert ran.stderr.count("no weights today") == 1, ran.stderr
+    assert "exitcode  : 0" not in ran.stderr
+
+
+def test_warnings_of_libraries_are_dropped_and_those_of_user_code_are_shown(robust, tmp_path, shown):
+    (tmp_path / "f.py").write_text(NOISY)
+    assert robust("doctor", "f.py:net", "--data", "digits").code == 0
+    assert [str(warning.message) for warning in shown] == ["my own words"]
+
+
+def test_warnings_of_this_package_are_one_line_with_a_slug(capsys, shown):
+    with routed_warnings():
+        warnings.warn(RobustWarning("the model has two classes", slug="few-classes"), stacklevel=1)
+    assert capsys.readouterr().err == "robust: warning: the model has two classes [few-classes]\n"
+    assert not shown
+
+
+def test_the_filters_of_a_program_that_imports_the_package_stay(robust):
+    before = (list(warnings.filters), warnings.showwarning)
+    robustbench_local.evaluate  # noqa: B018  # imports torch and most of the package
+    assert robust("--version").code == 0
+    assert (list(warnings.filters), warnings.showwarning) == before
+
+
+def test_with_python_s_own_option_all_warnings_are_shown(monkeypatch, shown):
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    with routed_warnings():
+        warnings.warn(RobustWarning("as python shows it", slug="any"), stacklevel=1)
+    assert [warning.category for warning in shown] == [RobustWarning]
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"], ["-V"]])
+def test_the_version_is_printed(robust, arguments):
+    assert robust(*arguments).out == f"robust, version {robustbench_local.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("verison", "version"), ("trian", "train"), ("atack", "attack"), ("gates", "gate"), ("serve", None)],
+)
+def test_only_near_names_are_suggested(robust, name, suggestion):
+    ended = robust(name)
+    assert ended.code == 2
+    assert ("Did you mean" in ended.err) is (suggestion is not None)
+    assert suggestion is None or f"'{suggestion}'" in ended.err
+
+
+def test_a_name_that_is_not_near_has_no_suggestion():
+    assert nearest("version", ["train", "attack"]) == ""
+    assert nearest("max_drop", ["resume", "samples"]) == ""
