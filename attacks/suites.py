@@ -5,7 +5,7 @@ A suite that has been published under a version never changes; a better one gets
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["search", "follow-up", "probe", "tail", "solver", "diagnostic", "adaptive"]
@@ -26,7 +26,7 @@ class Stage:
     attack: str
     share: float = 1.0
     least: int = 1
-    most: int | None = None
+    most: int | None = field(default=None, metadata={"since": 2})
     role: Role = "search"
 
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import random
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from robustbench_local.attacks.attack import Model, Rows, State, initial_state
 from robustbench_local.attacks.threat_model import ThreatModel
+from robustbench_local.engine.random_state import seeded
 from robustbench_local.errors import UserError, nearest
 
 _OURS = {"norm", "eps", "targeted", "batch_size", "verbose", "summary_writer", "classifier", "estimator", "self"}
@@ -36,6 +36,7 @@ class ArtAttack:
     steps: ClassVar[int] = 1
     restarts: ClassVar[int] = 1
     targets: ClassVar[int] = 0
+    depends_on_batch: ClassVar[bool] = True
     kind: ClassVar[type]
 
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:  # noqa: ARG002
@@ -49,7 +50,7 @@ class ArtAttack:
             labels = torch.full_like(labels, threat_model.target)
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
-        with _seeded(int(state["keys"][0])), self._errors():
+        with seeded(int(state["keys"][0])), self._errors():
             estimator = _estimator(model, images, classes, threat_model)
             attack = self.kind(estimator, **self._arguments(threat_model, images))
             onehot = np.eye(classes, dtype=np.float32)[labels.cpu().numpy()]
@@ -92,21 +93,6 @@ class ArtAttack:
             raise
         except Exception as error:
             raise UserError(f"{self.name} failed in adversarial-robustness-toolbox: {error}") from error
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Global generators seeded inside, untouched outside."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def _estimator(model: Model, images: Tensor, classes: int, threat_model: ThreatModel) -> Any:

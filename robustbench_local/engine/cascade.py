@@ -235,6 +235,7 @@ def reports_of(cascades: Sequence[Cascade], journal: Journal) -> list[AttackRepo
                 fooled=fooled,
                 unconfirmed=sum(event.unconfirmed for event in events),
                 low_precision_unconfirmed=sum(event.low_precision_unconfirmed for event in events),
+                outside=sum(event.outside for event in events),
                 robust_accuracy_after=robust / n,
                 forward_passes=sum(event.forward for event in events),
                 backward_passes=sum(event.backward for event in events),

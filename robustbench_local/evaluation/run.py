@@ -20,6 +20,7 @@ from robustbench_local.diagnostics.preflight import Preflight, first_images, pre
 from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.cascade import Cascade, reports_of
 from robustbench_local.engine.events import seconds_of
+from robustbench_local.engine.function_attack import attack_findings
 from robustbench_local.engine.journal import Journal, RunFingerprint
 from robustbench_local.engine.ledger import SampleStates, write_outcome
 from robustbench_local.engine.observer import Observer
@@ -168,6 +169,7 @@ def _attack(run: _Run, *, keep_journal: bool) -> CompletedRun:
         cascades, findings = _run_blocks(run)
         reports = reports_of(cascades, journal)
         findings += after_attacks(reports, sum(event.not_numbers for event in journal.searches))
+        findings += attack_findings([step.attack for step in plan.steps], reports)
     except UserError:
         if not keep_journal and not journal.searches and rank_and_world()[1] == 1:
             journal.discard()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from robustbench_local.attacks.attack import Attack
+from robustbench_local.engine.function_attack import AttackFunction
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.evaluation.stopping import StoppingRule
 
@@ -24,7 +25,8 @@ class EvaluationSettings:
     """How to evaluate; every field may be given to `evaluate` as a keyword instead.
 
     suite: the name of a protocol, such as "standard" or "standard/1"; by default "fast".
-    attacks: attacks to run instead of a suite: objects, or specs such as "pgd:steps=50".
+    attacks: attacks to run instead of a suite: objects, functions (see `engine.function_attack`), or specs such as
+    "pgd:steps=50".
     samples: the size of a seeded subset, stratified by class; by default every image.
     seed: decides the subset and the attacks' random numbers.
     batch_size: images per batch; by default what fits the device.
@@ -37,7 +39,7 @@ class EvaluationSettings:
     """
 
     suite: str | None = None
-    attacks: Sequence[Attack | str] | None = None
+    attacks: Sequence[Attack | AttackFunction | str] | None = None
     samples: int | None = None
     seed: int = 0
     batch_size: int | None = None

@@ -25,6 +25,8 @@ PROBES_AGREE = "gradient-free-probe-agrees"
 REGIONS_SEARCHED = "activation-regions-searched"
 CONFIRMED = "successes-confirmed"
 FINITE_LOGITS = "logits-finite-under-attack"
+POINTS_ALLOWED = "adversarial-images-allowed"
+ATTACK_BATCH_INDEPENDENT = "attack-batch-independent"
 
 # After the attacks.
 ONE_STEP = "iterative-beats-one-step"
@@ -114,6 +116,16 @@ CHECKS: dict[str, Sentences] = {
     ),
     FINITE_LOGITS: Sentences(
         "logits stay finite under attack", "logits are not finite under attack", "logits are numbers under attack"
+    ),
+    POINTS_ALLOWED: Sentences(
+        "every image returned by an attack lies in the ball and the pixel range",
+        "an attack returned images outside the ball or the pixel range",
+        "attacks stay inside",
+    ),
+    ATTACK_BATCH_INDEPENDENT: Sentences(
+        "the outcome of every attack does not depend on the batch size",
+        "the outcome of an attack depends on the batch size",
+        "attacks ignore the batch",
     ),
     ONE_STEP: Sentences(
         "iterative attacks are at least as strong as one step",

@@ -146,6 +146,10 @@ class AttackReport(StrictModel):
     low_precision_unconfirmed: NonNegativeInt = Field(
         default=0, description="successes in low precision that float32 did not confirm; the search continued on them"
     )
+    outside: NonNegativeInt = Field(
+        default=0,
+        description="images returned outside the ball or the pixel range, or not finite: never counted as successes",
+    )
     robust_accuracy_after: float = UnitInterval
     forward_passes: NonNegativeInt
     backward_passes: NonNegativeInt

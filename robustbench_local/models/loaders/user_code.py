@@ -9,9 +9,10 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -123,3 +124,22 @@ def _names(code: ModuleType) -> list[str]:
     }
     registered = [key for value in public.values() if isinstance(value, dict) for key in value if isinstance(key, str)]
     return [*public, *registered]
+
+
+def load_function(where: str, name: str) -> Callable[..., Any]:
+    """The function of that name in the user's code. where: `path/file.py` or `package.module`.
+
+    Raises UserError when the code is not found, fails, or the name is no function.
+    """
+    spec, path = f"{where}:{name}", Path(where).expanduser()
+    is_file = where.endswith(".py")
+    if is_file and not path.is_file():
+        raise UserError(f"there is no file {path}, which {spec!r} names", slug="file-not-found")
+    with _importable(path.resolve().parent if is_file else Path.cwd()):
+        code = _run_file(path, spec) if is_file else _import(where, spec)
+        function = getattr(code, name, None)
+    if function is None:
+        raise UserError(f"{where} has no {name!r}.{nearest(name, _names(code))}", slug="function-not-found")
+    if not callable(function):
+        raise UserError(f"{spec} is a {type(function).__name__}, but must be a function", slug="not-a-function")
+    return function  # type: ignore[no-any-return]  # any callable is taken
