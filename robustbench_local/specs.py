@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Container
+from typing import Any, NamedTuple, TypeVar
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.io.safe_read import quoted
@@ -31,6 +32,34 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
             raise UserError(f"{quoted(text)}: {quoted(key)} is given twice")
         settings[key] = value.strip()
     return name.strip(), settings
+
+
+class FunctionSpec(NamedTuple):
+    """A function of the user's: `where` is `path/file.py` or `package.module`, `settings` its keyword arguments."""
+
+    where: str
+    function: str
+    settings: dict[str, str]
+
+
+def parse_function_spec(text: str, attacks: Container[str]) -> FunctionSpec | None:
+    """`path/file.py:function:key=value` or `package.module:function`; None where the text names an attack.
+
+    attacks: the names of attacks, which come first. The function is empty where the text names none.
+    Raises UserError where a setting is not `key=value` or is given twice.
+    """
+    name, _, rest = text.partition(":")
+    if name in attacks or name.startswith("art/"):
+        return None
+    file, ending, more = text.partition(".py:")
+    if ending or text.endswith(".py"):
+        where, rest = (f"{file}.py", more) if ending else (text, "")
+    elif rest.partition(":")[0].strip().isidentifier():
+        where = name
+    else:
+        return None
+    function, _, settings = rest.partition(":")
+    return FunctionSpec(where, function.strip(), parse_spec(f"{function}:{settings}")[1] if settings else {})
 
 
 def build(kind: type[T], settings: dict[str, str], where: str) -> T:

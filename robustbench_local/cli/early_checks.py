@@ -67,11 +67,12 @@ def check_suite(text: str) -> None:
 def check_attack(text: str) -> None:
     """`--attack NAME[:KEY=VALUE,…]` or `path/file.py:FUNCTION`: the name, and the names and types of the settings."""
     from robustbench_local.cli.source_registry import attack_settings, toolbox_attack_names
-    from robustbench_local.specs import build, parse_spec
+    from robustbench_local.specs import build, parse_function_spec, parse_spec
 
-    file, _, function = text.rpartition(":")
-    if file.endswith(".py"):
-        _check_code(file, function, text)
+    known = attack_settings()
+    if function := parse_function_spec(text, known):
+        if function.where.endswith(".py"):
+            _check_code(function.where, function.function, text)
         return
     name, settings = parse_spec(text)
     if name.startswith("art/"):
@@ -83,7 +84,6 @@ def check_attack(text: str) -> None:
                 slug="unknown-attack",
             )
         return
-    known = attack_settings()
     if name not in known:
         raise UserError(
             f"--attack: unknown attack {name!r}: choose one of {', '.join(known)}, art/NAME from "

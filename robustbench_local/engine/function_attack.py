@@ -12,9 +12,8 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import re
 import traceback
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,7 +33,7 @@ from robustbench_local.models.metered import ModelFailure
 from robustbench_local.results.checks import ATTACK_BATCH_INDEPENDENT, POINTS_ALLOWED
 from robustbench_local.results.schema import AttackReport, Diagnostic
 from robustbench_local.runtime.device import is_out_of_memory
-from robustbench_local.specs import build, parse_spec
+from robustbench_local.specs import FunctionSpec, build
 
 AttackFunction = Callable[..., Tensor]
 ARGUMENTS = ("model", "images", "labels", "threat_model")
@@ -158,31 +157,21 @@ def as_attack(candidate: Attack | AttackFunction) -> Attack:
     return function_attack(candidate, f"{getattr(function, '__module__', 'function')}:{name}")
 
 
-def is_function_spec(text: str, known: Container[str]) -> bool:
-    """Whether a text names a function rather than an attack. known: the names of attacks."""
-    name, _, rest = text.partition(":")
-    if name in known or name.startswith("art/"):
-        return False
-    return ".py:" in text or text.endswith(".py") or rest.partition(":")[0].strip().isidentifier()
-
-
-def load_function_attack(spec: str) -> Attack:
-    """The function that `path/file.py:function:key=value` or `package.module:function` names, as an attack.
+def load_function_attack(spec: FunctionSpec) -> Attack:
+    """The function that a spec names, as an attack.
 
     Raises UserError where it cannot be loaded or called as an attack, and for unknown settings.
     """
-    split = re.fullmatch(r"(?P<where>.*?\.py|[^:]*)(?::(?P<function>[^:]*)(?::(?P<settings>.*))?)?", spec, re.DOTALL)
-    where, name = (split["where"], split["function"] or "") if split else (spec, "")
+    where, name = spec.where, spec.function
     if not name.isidentifier():
         raise UserError(
-            f"--attack {plain(spec)} names no function: write path/file.py:FUNCTION or package.module:FUNCTION",
-            slug="attack-function-not-named",
+            f"--attack {plain(where)} names no function: write path/file.py:FUNCTION or package.module:FUNCTION",
+            slug="function-not-named",
         )
     function = load_function(where, name)
-    values = parse_spec(f"{name}:{split['settings']}")[1] if split and split["settings"] else {}
-    path = Path(where).expanduser()
-    code = hashlib.sha256(path.read_bytes()).hexdigest() if where.endswith(".py") else _code_sha256(function)
-    return function_attack(function, plain(f"{where}:{name}"), values, code)
+    is_file = where.endswith(".py")
+    code = hashlib.sha256(Path(where).expanduser().read_bytes()).hexdigest() if is_file else _code_sha256(function)
+    return function_attack(function, plain(f"{where}:{name}"), spec.settings, code)
 
 
 def function_attack(

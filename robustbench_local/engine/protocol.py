@@ -16,10 +16,10 @@ from robustbench_local.attacks.attack import Attack, settings, spec_text
 from robustbench_local.attacks.suites import SUITES, Stage
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.certification.region_attack import RegionSearch
-from robustbench_local.engine.function_attack import AttackFunction, as_attack, is_function_spec, load_function_attack
+from robustbench_local.engine.function_attack import AttackFunction, as_attack, load_function_attack
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.results.schema import Protocol
-from robustbench_local.specs import build, parse_spec
+from robustbench_local.specs import build, parse_function_spec, parse_spec
 
 OWN_ATTACKS: dict[str, type[Attack]] = {**ATTACKS, RegionSearch.name: RegionSearch}
 """Every attack of this package: the mathematics of `attacks/`, and the search that needs a solver."""
@@ -40,8 +40,8 @@ def resolve_attack(text: str) -> Attack:
     `package.module:function`.
     Raises UserError for an unknown name or setting, with the nearest one, and for a function that cannot be loaded.
     """
-    if is_function_spec(text, OWN_ATTACKS):
-        return load_function_attack(text)
+    if function := parse_function_spec(text, OWN_ATTACKS):
+        return load_function_attack(function)
     name, values = parse_spec(text)
     if name.startswith("art/"):
         from robustbench_local.engine.art_attacks import art_attack

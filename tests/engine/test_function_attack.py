@@ -278,8 +278,8 @@ def test_the_command_line_takes_a_function_with_settings(robust, code, tmp_path)
 @pytest.mark.parametrize(
     ("spec", "slug", "words"),
     [
-        ("mine.py", "attack-function-not-named", "mine.py"),
-        ("mine.py:", "attack-function-not-named", "FUNCTION"),
+        ("mine.py", "function-not-named", "mine.py"),
+        ("mine.py:", "function-not-named", "FUNCTION"),
         ("other.py:push", "file-not-found", "other.py"),
         ("mine.py:pusch", "function-not-found", "'push'"),
         ("mine.py:constant", "not-a-function", "int"),
