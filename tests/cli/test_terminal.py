@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import pytest
+from torch.distributed import TCPStore
 
 import robustbench_local
 from robustbench_local.cli.terminal import routed_warnings, show_error
@@ -58,21 +59,29 @@ def test_of_several_processes_one_prints(capsys, monkeypatch, rank, reported_els
     assert (capsys.readouterr().err != "") is printed
 
 
-def test_under_torchrun_a_refusal_is_printed_once(tmp_path):
-    """Inside the group of processes: both load the model and fail."""
+def test_a_refusal_in_a_group_of_processes_is_printed_once(tmp_path):
+    """Both processes load the model and fail. The store is kept outside of them, as torchrun's agent does."""
     (tmp_path / "f.py").write_text("def net(): raise ValueError('no weights today')\n")
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "robustbench_local"]
-    ran = subprocess.run(
-        [sys.executable, *command, "attack", "f.py:net", "--data", "digits"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode != 0
-    assert ran.stderr.count("no weights today") == 1, ran.stderr
-    assert "exitcode  : 0" not in ran.stderr
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "robustbench_local", "attack", "f.py:net", "--data", "digits"],
+            cwd=tmp_path,
+            env={**os.environ, **common, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert "".join(errors).count("no weights today") == 1, errors
 
 
 def test_warnings_of_libraries_are_dropped_and_those_of_user_code_are_shown(robust, tmp_path, shown):
