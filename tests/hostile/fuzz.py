@@ -177,9 +177,9 @@ def _options(path: Path) -> object:
 
 
 def _card_seed() -> bytes:
-    from robustbench_local.models.loaders.bundled import bundled_folder
+    from robustbench_local.models.catalog import bundled_directory
 
-    return (bundled_folder() / "digits-cnn.json").read_bytes()
+    return (bundled_directory() / "digits-cnn.json").read_bytes()
 
 
 def _card(path: Path) -> object:
@@ -195,10 +195,10 @@ def _card(path: Path) -> object:
 
 
 def _checkpoint(path: Path) -> object:
-    from robustbench_local.models.loaders.checkpoint_file import load_into, read_state_dict
+    from robustbench_local.models.loaders.checkpoint_file import read_checkpoint
+    from robustbench_local.models.loaders.state_dict import load_weights
 
-    module = valid.network()
-    return load_into(module, read_state_dict(path, module), str(path))
+    return load_weights(valid.network(), read_checkpoint(path))
 
 
 def _snapshot(path: Path) -> object:
@@ -221,7 +221,7 @@ def _exported(path: Path) -> object:
 
 
 def _onnx(path: Path) -> object:
-    from robustbench_local.models.loaders.torchscript_onnx import load_onnx
+    from robustbench_local.models.loaders.onnx_graph import load_onnx
 
     return load_onnx(path)
 

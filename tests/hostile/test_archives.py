@@ -23,10 +23,12 @@ from robustbench_local.data import load_dataset
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_UNPACKED, printable
 from robustbench_local.models import load_classifier
-from robustbench_local.models.loaders.checkpoint_file import read_state_dict
-from robustbench_local.models.loaders.state_dict import LONGEST_NAME, MOST_CLASSES, infer_size
+from robustbench_local.models.loaders.checkpoint import Checkpoint
+from robustbench_local.models.loaders.checkpoint_file import read_checkpoint
+from robustbench_local.models.loaders.state_dict import infer_size, load_weights
+from robustbench_local.models.loaders.tensors import LONGEST_NAME, MOST_CLASSES
 from robustbench_local.models.loaders.torch_export import load_exported
-from robustbench_local.models.loaders.torchscript_onnx import load_torchscript
+from robustbench_local.models.loaders.torchscript import load_torchscript
 from robustbench_local.training.snapshot import TrainingState
 
 ZEROS = MOST_UNPACKED + 2**20
@@ -80,7 +82,7 @@ def test_zip_bombs(tmp_path, bomb, name):
     assert len(bomb) < ZEROS / 500
     read = {
         ".npz": lambda path: load_dataset(f"npz:{path}"),
-        ".pt": read_state_dict,
+        ".pt": read_checkpoint,
         ".pt2": lambda path: load_classifier(str(path)),
     }[path.suffix]
     refused(read, path, "would unpack to 269,")
@@ -89,7 +91,7 @@ def test_zip_bombs(tmp_path, bomb, name):
 
 
 @pytest.mark.parametrize(
-    ("read", "suffix"), [(read_state_dict, ".pt"), (lambda path: load_dataset(f"npz:{path}"), ".npz")]
+    ("read", "suffix"), [(read_checkpoint, ".pt"), (lambda path: load_dataset(f"npz:{path}"), ".npz")]
 )
 def test_parts_that_share_their_name_or_their_bytes(tmp_path, read, suffix):
     body = os.urandom(2000)
@@ -112,10 +114,10 @@ def test_parts_that_share_their_name_or_their_bytes(tmp_path, read, suffix):
 def test_an_archive_that_torch_would_read_differently(tmp_path):
     """Two directories of parts in one file: Python's reader takes the last, torch's the one that the end points to."""
     whole = valid_files.torch_zip()
-    refused(read_state_dict, put(tmp_path / "before.pt", os.urandom(64) + whole), "before or after its archive")
+    refused(read_checkpoint, put(tmp_path / "before.pt", os.urandom(64) + whole), "before or after its archive")
     with zipfile.ZipFile(path := put(tmp_path / "after.pt", whole), "a") as archive:
         archive.comment = b"another directory"
-    refused(read_state_dict, path, "before or after its archive")
+    refused(read_checkpoint, path, "before or after its archive")
 
 
 def stretched(*shape: int) -> torch.Tensor:
@@ -147,26 +149,27 @@ def doubled(levels: int):
 )
 @pytest.mark.parametrize("write", [valid_files.torch_zip, valid_files.torch_legacy])
 def test_tensors_that_claim_more_than_there_is(tmp_path, content, said, write):
-    refused(read_state_dict, put(tmp_path / "w.pt", write(content)), said)
+    refused(lambda path: load_weights(valid_files.network(), read_checkpoint(path)), put(tmp_path / "w.pt", write(content)), said)
 
 
 def test_a_mapping_within_itself_is_looked_at_once(tmp_path):
     path = put(tmp_path / "w.pt", valid_files.torch_zip(doubled(5)))
-    assert list(read_state_dict(path)) == ["weight"]
+    (mapping,) = read_checkpoint(path).mappings
+    assert list(mapping.state) == ["weight"]
 
 
 def test_sizes_beyond_sense_build_no_network():
     for size in (0, MOST_CLASSES + 1):
-        shape = {"3.weight": torch.empty(size, 8, device="meta")}
-        with pytest.raises(UserError, match="from 1 to 100,000 make sense"):
-            infer_size(shape, lambda count: nn.Sequential(*valid_files.network()[:3], nn.Linear(8, count)), 10, 11)
+        shape = Checkpoint.from_content({"3.weight": torch.empty(size, 8, device="meta")}, "w.pt")
+        with pytest.raises(UserError, match="1 to 100,000 make sense"):
+            infer_size(shape, lambda count: nn.Sequential(*valid_files.network()[:3], nn.Linear(8, count)), (10, 11))
 
 
 def test_legacy_files_that_claim_storages_of_terabytes(tmp_path):
     whole = valid_files.torch_legacy({"weight": torch.zeros(1000)})
     claimed = whole.replace(b"M\xe8\x03", b"\x8a\x06\x00\x00\x00\x00\x00\x40")
     assert claimed != whole
-    refused(read_state_dict, put(tmp_path / "w.pt", claimed), "cannot be read as a checkpoint")
+    refused(read_checkpoint, put(tmp_path / "w.pt", claimed), "cannot be read as a checkpoint")
 
 
 @pytest.mark.parametrize("write", [pickle.dumps, lambda evil: pickle.dumps(evil, 2), valid_files.torch_legacy])
@@ -175,7 +178,7 @@ def test_a_large_refused_file_is_not_read_whole(tmp_path, write):
     path = put(tmp_path / "w.pt", write({"a": Evil(target)}))
     with path.open("r+b") as file:
         file.truncate(2**36)
-    refused(read_state_dict, path, "was not loaded")
+    refused(read_checkpoint, path, "was not loaded")
     assert not target.exists()
 
 
@@ -193,7 +196,7 @@ def test_a_large_refused_file_is_not_read_whole(tmp_path, write):
 def test_pickles_that_call(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     for write in (valid_files.torch_zip, valid_files.torch_legacy, pickle.dumps):
-        refused(read_state_dict, put(tmp_path / "w.pt", write(make())), "was not loaded|holds no weights")
+        refused(read_checkpoint, put(tmp_path / "w.pt", write(make())), "was not loaded|holds no weights")
     npz = valid_files.npz()
     inner = {"images.npy": pickle.dumps(make()), "labels.npy": pickle.dumps(make())}
     with zipfile.ZipFile(put(tmp_path / "a.npz", npz), "a") as archive:
@@ -228,7 +231,7 @@ def header(length: int, **tensors) -> bytes:
 )
 def test_safetensors_headers(tmp_path, content):
     path = put(tmp_path / "w.safetensors", content)
-    refused(read_state_dict, path, "is not a readable safetensors file|holds no weights")
+    refused(read_checkpoint, path, "is not a readable safetensors file|holds no weights")
     refused(TrainingState.read, path, "is not a training that could be gone on with")
 
 
@@ -292,7 +295,7 @@ def test_archives_of_unknown_compression_encryption_and_version(tmp_path, field,
         for found in re.finditer(rb"PK\x01\x02", bytes(changed)):
             changed[found.start() + 2 + field] = value
         path = put(tmp_path / name, bytes(changed))
-        readers = {"w.npz": lambda path: load_dataset(f"npz:{path}"), "w.pt": read_state_dict, "w.pt2": load_exported}
+        readers = {"w.npz": lambda path: load_dataset(f"npz:{path}"), "w.pt": read_checkpoint, "w.pt2": load_exported}
         try:
             readers[name](path)
         except UserError as error:
@@ -551,4 +554,5 @@ def test_compressed_files_of_sensible_size_are_read(tmp_path):
     assert archive.stat().st_size * 100 < 90 * 64 * 64 * 3
     assert len(load_dataset(f"npz:{archive}")) == 90
     deflated = valid_files.rezipped(valid_files.torch_zip(), {}, compression=zipfile.ZIP_DEFLATED)
-    assert read_state_dict(put(tmp_path / "w.pt", deflated)).keys() == valid_files.state().keys()
+    (mapping,) = read_checkpoint(put(tmp_path / "w.pt", deflated)).mappings
+    assert mapping.state.keys() == valid_files.state().keys()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from robustbench_local.models.architectures.registry import count_parameters
-from robustbench_local.models.catalog import ARCHITECTURES
-from robustbench_local.models.loaders.bundled import bundled_names, read_description
+from robustbench_local.models.architectures.registry import count_parameters, find_architecture
+from robustbench_local.models.catalog import ARCHITECTURES, bundled_names
+from robustbench_local.models.loaders.bundled import read_description
 from robustbench_local.models.loaders.hub import torchvision_names
 
 
 def list_models() -> list[tuple[str, str, str]]:
-    """(group, name, note) of everything that MODEL may name, the bundled classifiers first."""
-    rows = [("bundled", name, f"a trained {read_description(name)['architecture']}") for name in bundled_names()]
-    for name, factory in ARCHITECTURES.items():
-        first = (factory.__doc__ or "").split(".")[0].split(":")[0].split("\n")[0].strip()
-        rows.append(("architecture", name, f"{first}; {count_parameters(name):,} parameters; needs --checkpoint"))
+    """(group, name, note) of everything that MODEL may name, every name once, the bundled classifiers first."""
+    bundled = bundled_names()
+    rows = []
+    for name in bundled:
+        note = f"a trained {read_description(name)['architecture']}"
+        also = "; with --checkpoint, the architecture" if name in ARCHITECTURES else ""
+        rows.append(("bundled", name, note + also))
+    for name in ARCHITECTURES:
+        if name not in bundled:
+            first = (find_architecture(name).__doc__ or "").split(".")[0].split(":")[0].split("\n")[0].strip()
+            rows.append(("architecture", name, f"{first}; {count_parameters(name):,} parameters; needs --checkpoint"))
     note = "published weights, or :weights=none"
     rows += [("torchvision", f"torchvision/{name}", note) for name in torchvision_names()]
     rows += [

@@ -1,313 +1,284 @@
-"""Finding the weights among what a checkpoint holds, and fitting their names to a module."""
+"""Matching a checkpoint's keys to a module's: which of its tensors are the network's weights, under which names.
+
+The rule: a key of the file fits when every weight of the module is found under it with its shape. Candidates with equal
+tensors are copies of each other, and the first is used. Different candidates are never chosen between: the user names
+one with `--checkpoint-key`, averaged weights (EMA, SWA) against raw ones included. Whatever else is in the file is no
+reason to refuse it, unless it lies among the network's own weights and cannot be explained.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_local.errors import UserError
-from robustbench_local.io.safe_read import printable, quoted
-
-State = dict[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-
-PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "ema.", "state_dict.", "base_model.")
-NO_WEIGHTS = ("optim", "scheduler", "scaler", "grad", "history", "rng", "loss", "metric")
-COUNTERS = ("n_averaged", "num_updates", "updates", "decay", "initted", "step", "epoch")
-SHOWN = 10
-DEPTH = 5
-# A file may say that a tensor has more values than it holds, by reading one again and again (a stride of 0). Small
-# ones, such as a broadcast mean, are no harm.
-MOST_UNBACKED = 64 * 2**20
-MOST_CLASSES = 100_000
-LONGEST_NAME = 1_000
-
-# A checkpoint of a model that normalises for itself holds the values under one of these pairs.
-SCALINGS = (
-    ("mean", "std"),
-    ("mu", "sigma"),
-    ("normalize.mean", "normalize.std"),
-    ("normalizer.mean", "normalizer.std"),
-    ("normalizer.new_mean", "normalizer.new_std"),
+from robustbench_local.io.safe_read import quoted
+from robustbench_local.models.loaders.checkpoint import TOP_LEVEL, Checkpoint, TensorMapping, join_key
+from robustbench_local.models.loaders.mismatch import mismatch_message
+from robustbench_local.models.loaders.stored_normalization import stored_normalizations
+from robustbench_local.models.loaders.tensors import (
+    MOST_CLASSES,
+    Shapes,
+    State,
+    refuse_non_finite,
+    require_plain,
+    shapes_of,
 )
+from robustbench_local.models.normalization import Normalization
+
+COUNTERS = ("n_averaged", "num_updates", "updates", "decay", "initted", "step", "epoch")
+METRICS = ("loss", "criterion", "metric", "accuracy", "acc", "auroc", "f1", "confmat")
+AVERAGED = ("ema", "swa", "averag")
+OPTIONAL = "num_batches_tracked"  # older torch wrote none, and nothing reads it in eval mode
 
 
-def choose_state_dict(content: Any, module: nn.Module | None, source: str) -> State:
-    """The weights in what a file held, by the rule that `read_state_dict` states.
+@dataclass(frozen=True)
+class Match:
+    """Tensors of one mapping under a module's names.
 
-    Raises UserError when there are none, or when something that is not a tensor stands among them.
+    state: everything under one prefix of the mapping's names; names that the module lacks are kept. prefix: that
+    prefix, dropped. added: what all of the module's names begin with and the file lacks. names: what the used tensors
+    are called in the mapping. score: how many names agree, those with equal shapes counted twice. complete: every
+    weight of the module is there with its shape.
     """
-    found = list(_candidates(content, ()))
-    if not found:
+
+    mapping: TensorMapping
+    state: State
+    prefix: str = ""
+    added: str = ""
+    names: frozenset[str] = frozenset()
+    score: int = 0
+    complete: bool = False
+
+    @property
+    def key(self) -> str:
+        """Where the weights are in the file; "" at the top level."""
+        return join_key(self.mapping.key, self.prefix)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What `load_weights` did: the key that it used, the normalizations stored in the file, and notes for the user."""
+
+    key: str
+    normalizations: list[Normalization]
+    notes: list[str]
+
+
+def match_state_dict(checkpoint: Checkpoint, shapes: Shapes, key: str | None = None) -> Match:
+    """The weights for a module of these shapes; where none fit completely, those that fit best.
+
+    key: where in the file to look, as `--checkpoint-key` names it. Raises UserError where the file has no such key, and
+    where several different candidates fit.
+    """
+    matches = list(_matches(checkpoint.under(key), shapes))
+    complete = [match for match in matches if match.complete]
+    if exact := [match for match in complete if (match.key or TOP_LEVEL) == key]:
+        complete = exact
+    for match in complete:
+        require_plain(match.mapping.state, checkpoint.source)
+    different = _different(complete, shapes)
+    if len(different) > 1:
+        raise UserError(_ambiguous(checkpoint.source, different), slug="ambiguous-checkpoint")
+    if different:
+        return different[0]
+    return max(matches, key=lambda match: (match.score, -len(match.key)))
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, key: str | None = None) -> LoadedWeights:
+    """Load the checkpoint's weights into the module.
+
+    Raises UserError that lists every name and shape that does not fit, each beside its nearest name, and for weights
+    that are not finite. Nothing is loaded then.
+    """
+    source, shapes = checkpoint.source, shapes_of(module)
+    match = match_state_dict(checkpoint, shapes, key)
+    if match.mapping.foreign is not None:
+        name, kind = match.mapping.foreign
         raise UserError(
-            f"{source} holds no weights, but {_described(content)}; give a file with a state dict, as "
-            "torch.save(model.state_dict(), FILE) writes"
+            f"{source}: {quoted(join_key(match.mapping.key, name))} is a {kind} among the weights, where tensors "
+            "belong; save model.state_dict() alone",
+            slug="foreign-entry-among-weights",
         )
-    shapes = None if module is None else shapes_of(module)
-
-    def rank(item: tuple[int, tuple[tuple[str, ...], State]]) -> tuple[int, bool, int, int]:
-        order, (where, state) = item
-        fitting = len(state) if shapes is None else match_score(align(state, shapes), shapes)
-        return -fitting, any("ema" in key.lower() or "averag" in key.lower() for key in where), len(where), order
-
-    where, state = min(enumerate(found), key=rank)[1]
-    _require_plain(state, source)
-    inside = _at(content, where)
-    for key, value in inside.items():
-        if not isinstance(value, (Tensor, int, float, str, bool, Mapping, list, tuple, type(None))):
-            raise UserError(
-                f"{source}: {quoted('.'.join((*where, str(key))))} is a {type(value).__name__} among the "
-                "weights, where tensors belong; save model.state_dict() alone"
-            )
-    if shapes is not None:
-        return align(state, shapes)
-    while prefix := _shared_prefix(state):
-        state = _without(state, prefix) or state
-    return state
+    require_plain(match.mapping.state, source)
+    normalization_names, normalizations = stored_normalizations(match.mapping.state, match.names)
+    spare = _Spare(match, shapes, normalization_names, _other_candidates(match, shapes))
+    state = {name: value for name, value in match.state.items() if name in shapes or not spare.kind(name)}
+    if not match.complete or any(name not in shapes for name in state):
+        raise UserError(mismatch_message(state, shapes, source, type(module).__name__), slug="checkpoint-does-not-fit")
+    refuse_non_finite(state.items(), source)
+    rest = {name: value for name, value in module.state_dict().items() if name not in state}
+    module.load_state_dict({**rest, **state}, strict=True)
+    where = f"key {quoted(match.key)}" if match.key else "top level"
+    notes = [f"weights: {source}, {where}"]
+    if ignored := spare.summary():
+        notes.append(f"{source}: ignored beside the network: {ignored}")
+    return LoadedWeights(match.key, normalizations, notes)
 
 
-def _require_plain(state: State, source: str) -> None:
-    """Refuse tensors that are no plain numbers in memory, and such as claim far more values than the file holds."""
-    for key, value in state.items():
-        if len(key) > LONGEST_NAME:
-            raise UserError(
-                f"{source}: a tensor's name has {len(key):,} characters ({quoted(key)}), but no more than "
-                f"{LONGEST_NAME:,} make sense; get the file again from where you trust it"
-            )
-        if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
-            raise UserError(
-                f"{source}: {quoted(key)} is a tensor of another kind ({value.layout}, {value.dtype}, "
-                f"{value.device}) than the plain ones that weights are; save model.state_dict() of the "
-                "float model"
-            )
-    require_backed(state, source)
+def infer_size(
+    checkpoint: Checkpoint, build: Callable[[int], nn.Module], sizes: tuple[int, int], key: str | None = None
+) -> int | None:
+    """The argument of `build` that gives a weight the shape that it has in the file; None when no weight shows it.
 
-
-def require_backed(state: State, source: str) -> None:
-    """Raise UserError for tensors that claim far more values than there are in memory."""
-    unbacked = 0
-    for key, value in state.items():
-        unbacked += max(0, value.numel() * value.element_size() - value.untyped_storage().nbytes())
-        if unbacked > MOST_UNBACKED:
-            raise UserError(
-                f"{source}: {quoted(key)} claims {value.numel():,} values ({_shape(value.shape)}), far "
-                "more than the file holds; get it again from where you trust it"
-            )
-
-
-def _candidates(
-    value: Any, where: tuple[str, ...], seen: set[int] | None = None
-) -> Iterator[tuple[tuple[str, ...], State]]:
-    """Every mapping of names to tensors, with the keys that lead to it; one that stands at several places, once."""
-    seen = set() if seen is None else seen
-    if isinstance(value, Mapping) and len(where) <= DEPTH and id(value) not in seen:
-        seen.add(id(value))
-        tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
-        # A mapping of scalars alone is a log, not a network.
-        if any(tensor.ndim for tensor in tensors.values()):
-            yield where, tensors
-        for key, item in value.items():
-            if isinstance(key, str) and not any(word in key.lower() for word in NO_WEIGHTS):
-                yield from _candidates(item, (*where, key), seen)
-
-
-def _at(content: Any, where: tuple[str, ...]) -> Any:
-    for key in where:
-        content = content[key]
-    return content
-
-
-def _described(content: Any) -> str:
-    if isinstance(content, Mapping):
-        keys = [quoted(key) for key in content]
-        return f"a dict of {', '.join(keys[:6])}{', …' if len(keys) > 6 else ''}" if keys else "an empty dict"
-    return f"a {type(content).__name__}"
-
-
-def shapes_of(module: nn.Module) -> Shapes:
-    """Name -> shape of every weight and buffer that a checkpoint of the module holds."""
-    return {key: tuple(value.shape) for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
-def align(state: State, shapes: Shapes) -> State:
-    """The state under those names that fit best: prefixes dropped or put on, as few as do it."""
-    best, stripped, seen = state, state, 0
-    score = match_score(state, shapes)
-    for _ in range(DEPTH):
-        for variant in (stripped, *(_with(stripped, prefix) for prefix in PREFIXES[:4])):
-            if (fit := match_score(variant, shapes)) > score:
-                best, score = variant, fit
-        prefix = _common_prefix(stripped)
-        shorter = _without(stripped, prefix) if prefix else None
-        if shorter is None or seen > DEPTH:
-            break
-        stripped, seen = shorter, seen + 1
-    return best
-
-
-def match_score(state: State, shapes: Shapes) -> int:
-    """Number of names that agree, those whose shapes agree counted twice."""
-    return sum(1 + (tuple(value.shape) == shapes[key]) for key, value in state.items() if key in shapes)
-
-
-def _shared_prefix(state: State) -> str | None:
-    """A known prefix that every name has; counters, which stand beside the weights, do not matter."""
-    names = [key for key in state if not _is_counter(key)]
-    return next((prefix for prefix in PREFIXES if names and all(key.startswith(prefix) for key in names)), None)
-
-
-def _common_prefix(state: State) -> str | None:
-    """The known prefix that most names have, or the first part of the name when all share it."""
-    counts = {prefix: sum(key.startswith(prefix) for key in state) for prefix in PREFIXES}
-    prefix = max(counts, key=lambda item: counts[item])
-    if counts[prefix]:
-        return prefix
-    parts = {key.partition(".")[0] for key in state if not _is_counter(key)}
-    return f"{parts.pop()}." if len(parts) == 1 and any("." in key for key in state) else None
-
-
-def _without(state: State, prefix: str) -> State | None:
-    """The prefix dropped where it stands; None when two names would become one."""
-    names = {key: key.removeprefix(prefix) for key in state}
-    if len(set(names.values())) < len(names):
-        return None
-    return {names[key]: value for key, value in state.items()}
-
-
-def _with(state: State, prefix: str) -> State:
-    return {prefix + key: value for key, value in state.items()}
-
-
-def _is_counter(key: str) -> bool:
-    return key.rpartition(".")[2] in COUNTERS
-
-
-def extract_normalization(state: State, shapes: Shapes) -> tuple[State, tuple[list[float], list[float]] | None]:
-    """The state without the normalisation that a wrapper stored in it, and that normalisation as (mean, std)."""
-    for mean, std in SCALINGS:
-        if mean in state and std in state and mean not in shapes and std not in shapes:
-            pair = (state[mean].flatten().tolist(), state[std].flatten().tolist())
-            if 0 < len(pair[0]) <= 4 and len(pair[0]) == len(pair[1]):
-                return {key: value for key, value in state.items() if key not in (mean, std)}, pair
-    return state, None
-
-
-def infer_size(state: State, build: Callable[[int], nn.Module], first: int, second: int) -> int | None:
-    """The argument of `build` that gives a weight the shape it has in the state; None when no weight tells.
-
-    The networks for two arguments are compared, without allocating them: whatever differs is what the argument sets.
+    The networks for two `sizes` are compared, without allocating them: the dimensions in which they differ are those
+    that the argument sets. Raises UserError for more than 100,000.
     """
     try:
         with torch.device("meta"):
-            one, other = shapes_of(build(first)), shapes_of(build(second))
+            one, other = shapes_of(build(sizes[0])), shapes_of(build(sizes[1]))
     except (RuntimeError, NotImplementedError):  # some constructors compute with the tensors that they make
-        one, other = shapes_of(build(first)), shapes_of(build(second))
-    state = align(state, one)
-    for key, shape in one.items():
-        if key in state and state[key].ndim == len(shape):
-            for i, (a, b) in enumerate(zip(shape, other.get(key, shape), strict=False)):
-                if (a, b) == (first, second):
-                    return _sensible(state[key].shape[i], key)
+        one, other = shapes_of(build(sizes[0])), shapes_of(build(sizes[1]))
+    state = best_match(checkpoint, one, key).state
+    for name, shape in one.items():
+        if name in state and state[name].ndim == len(shape):
+            for i, pair in enumerate(zip(shape, other.get(name, shape), strict=False)):
+                if pair == sizes:
+                    return _sensible(state[name].shape[i], name)
     return None
 
 
-def _sensible(size: int, key: str) -> int:
+def best_match(checkpoint: Checkpoint, shapes: Shapes, key: str | None = None) -> Match:
+    """The weights that fit these shapes best, whether or not others fit as well: for reading sizes off them."""
+    return max(_matches(checkpoint.under(key), shapes), key=lambda match: (match.complete, match.score))
+
+
+def _matches(checkpoint: Checkpoint, shapes: Shapes) -> Iterator[Match]:
+    """Every place in the file where some of the names are found, in the file's order, short keys first."""
+    for mapping in checkpoint.mappings:
+        used: set[frozenset[str]] = set()
+        matches = [match for added in _wrappers(shapes) for match in _matches_in(mapping, shapes, added)]
+        for match in matches:
+            if match.names not in used:
+                used.add(match.names)
+                yield match
+        if not matches:
+            yield Match(mapping, mapping.state)
+
+
+def _matches_in(mapping: TensorMapping, shapes: Shapes, added: str) -> Iterator[Match]:
+    """The matches of one mapping, whose names lack the prefix `added` that all of the module's have."""
+    targets = {name.removeprefix(added): shape for name, shape in shapes.items()}
+    scores: Counter[str] = Counter()
+    for name, value in mapping.state.items():
+        for start in (0, *(i + 1 for i, character in enumerate(name) if character == ".")):
+            if name[start:] in targets:
+                scores[name[:start]] += 1 + (tuple(value.shape) == targets[name[start:]])
+    for prefix, score in sorted(scores.items(), key=lambda item: len(item[0])):
+        inside = {name[len(prefix) :]: value for name, value in mapping.state.items() if name.startswith(prefix)}
+        complete = all(
+            name.endswith(OPTIONAL) or (name in inside and tuple(inside[name].shape) == shape)
+            for name, shape in targets.items()
+        )
+        names = frozenset(prefix + name for name in inside if name in targets)
+        state = {added + name: value for name, value in inside.items()}
+        yield Match(mapping, state, prefix, added, names, score, complete)
+
+
+def _wrappers(shapes: Shapes) -> Iterator[str]:
+    """Prefixes that all names share, short ones first: "", `model.`, `model.net.`. A file may lack them."""
+    added = ""
+    while True:
+        yield added
+        first = {name.removeprefix(added).partition(".")[::2] for name in shapes}
+        if len({part for part, _ in first}) != 1 or not all(rest for _, rest in first):
+            return
+        added += next(iter(first))[0] + "."
+
+
+def _different(matches: list[Match], shapes: Shapes) -> list[Match]:
+    """One match of each set of equal tensors, the first."""
+    different: list[Match] = []
+    for match in matches:
+        if not any(_equal(match, other, shapes) for other in different):
+            different.append(match)
+    return different
+
+
+def _equal(one: Match, other: Match, shapes: Shapes) -> bool:
+    return all(torch.equal(one.state[name], other.state[name]) for name in shapes if not name.endswith(OPTIONAL))
+
+
+def _other_candidates(match: Match, shapes: Shapes) -> set[str]:
+    """Names in the same mapping that are weights of other candidates, which fit as well."""
+    alone = Checkpoint("", [match.mapping])
+    return {name for other in _matches(alone, shapes) if other.complete for name in other.names} - match.names
+
+
+def _ambiguous(source: str, matches: list[Match]) -> str:
+    keys = [match.key or TOP_LEVEL for match in matches]
+    averaged = [any(word in key.lower() for word in AVERAGED) for key in keys]
+    listed = ", ".join(quoted(key) + " (averaged)" * flag for key, flag in zip(keys, averaged, strict=True))
+    hint = "; published numbers usually refer to the averaged weights" if any(averaged) else ""
+    return (
+        f"{source} holds {len(keys)} different sets of weights that fit the model: {listed}. Choose one with "
+        f"--checkpoint-key KEY, such as --checkpoint-key {quoted(keys[0])}{hint}"
+    )
+
+
+class _Spare:
+    """Entries of a mapping that are no weights of the network, and why."""
+
+    def __init__(self, match: Match, shapes: Shapes, normalization: set[str], others: set[str]) -> None:
+        self.match, self.shapes, self.normalization, self.others = match, shapes, normalization, others
+
+    def kind(self, name: str) -> str | None:
+        """Why an entry under the network's own prefix is no weight of it; None where it cannot be explained.
+
+        name: as the module would call it.
+        """
+        return self._kind(self.match.prefix + name.removeprefix(self.match.added))
+
+    def _kind(self, full: str) -> str | None:
+        """The same by the entry's name in the mapping."""
+        value, parts = self.match.mapping.state[full], full.lower().split(".")
+        if full in self.normalization:
+            return "normalization"
+        if parts[-1] in COUNTERS and value.numel() == 1:
+            return "counters"
+        if self._is_copy(full, value):
+            return "copies"
+        if full in self.others:
+            return "other weights that fit"
+        if any(part in METRICS or part.endswith(("_loss", "_metric", "_acc")) for part in parts):
+            return "losses and metrics"
+        return None if full.startswith(self.match.prefix) else "others"
+
+    def summary(self) -> str:
+        """What is ignored, by kind, with the first parts of the names."""
+        *_, shared = _wrappers(dict.fromkeys(self.match.mapping.state, ()))
+        kinds: dict[str, dict[str, None]] = {}
+        for full in self.match.mapping.state:
+            kind = None if full in self.match.names else self._kind(full)
+            if kind not in (None, "counters", "normalization"):
+                first = full.removeprefix(shared).partition(".")[0]
+                kinds.setdefault(str(kind), {})[first] = None
+        return "; ".join(f"{kind} ({_first_of(list(names))})" for kind, names in kinds.items())
+
+    def _is_copy(self, full: str, value: Tensor) -> bool:
+        """Whether it is one of the network's tensors again, under another prefix."""
+        tail = full
+        while "." in tail:
+            tail = tail.partition(".")[2]
+            weight = self.match.state.get(self.match.added + tail)
+            if self.match.added + tail in self.shapes and weight is not None and weight.shape == value.shape:
+                return torch.equal(weight, value)
+        return False
+
+
+def _first_of(names: list[str]) -> str:
+    return ", ".join(map(quoted, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _sensible(size: int, name: str) -> int:
     if not 1 <= size <= MOST_CLASSES:
         raise UserError(
-            f"the checkpoint's {quoted(key)} would make a network of {size:,} classes or channels; from 1 "
-            f"to {MOST_CLASSES:,} make sense: give another checkpoint"
+            f"the checkpoint's {quoted(name)} would make a network of {size:,} classes or channels, but 1 to "
+            f"{MOST_CLASSES:,} make sense: give another checkpoint",
+            slug="checkpoint-size",
         )
     return size
-
-
-def load_into(module: nn.Module, state: State, source: str) -> None:
-    """Load the weights, every name and every shape accounted for.
-
-    Counters of weight averaging, second copies of a tensor, and a missing `num_batches_tracked` (older torch wrote
-    none; nothing reads it in eval mode) are no mismatch. Raises UserError that lists all others, each beside its
-    nearest name and both shapes, and for weights that are not finite.
-    """
-    shapes = shapes_of(module)
-    state = align(state, shapes)
-    state = {key: value for key, value in state.items() if key in shapes or not _is_spare(key, value, state, shapes)}
-    missing = [key for key in shapes if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in state if key not in shapes]
-    resized = [key for key in shapes if key in state and tuple(state[key].shape) != shapes[key]]
-    if missing or extra or resized:
-        raise UserError(_mismatch(state, shapes, missing, extra, resized, source, type(module).__name__))
-    refuse_non_finite(state.items(), source)
-    rest = {key: value for key, value in module.state_dict().items() if key not in state}
-    module.load_state_dict({**rest, **state}, strict=True)
-
-
-def _is_spare(key: str, value: Tensor, state: State, shapes: Shapes) -> bool:
-    """Whether a name the module does not know is a counter, or the same tensor again under a longer name."""
-    if _is_counter(key) and value.numel() == 1:
-        return True
-    tail = key
-    while "." in tail:
-        tail = tail.partition(".")[2]
-        if tail in shapes and tail in state and state[tail].shape == value.shape:
-            return torch.equal(state[tail], value)
-    return False
-
-
-def _mismatch(
-    state: State, shapes: Shapes, missing: list[str], extra: list[str], resized: list[str], source: str, module: str
-) -> str:
-    """One message for every difference between file and model."""
-    lines = [
-        f"{key!r} is {_shape(state[key].shape)} in the file, {_shape(shapes[key])} in the model"
-        for key in resized[:SHOWN]
-    ]
-    for key in missing[:SHOWN]:
-        near = _near(key, extra)
-        beside = f"; nearest in the file: {near!r} {_shape(state[near].shape)}" if near else ""
-        lines.append(f"{key!r} {_shape(shapes[key])} is missing{beside}")
-    for key in extra[:SHOWN]:
-        near = _near(key, missing or shapes)
-        beside = f"; nearest in the model: {near!r} {_shape(shapes[near])}" if near else ""
-        lines.append(f"{key!r} {_shape(state[key].shape)} is not in the model{beside}")
-    total = len(missing) + len(extra) + len(resized)
-    shown = lines[:SHOWN]
-    more = [f"… and {total - len(shown)} more"] if total > len(shown) else []
-    text = "\n".join(
-        [
-            f"{source} does not fit the model ({module}): {total} of {len(state)} names or shapes differ; "
-            "name the architecture that the file was made with (--arch):",
-            *(f"  {line}" for line in shown + more),
-        ]
-    )
-    return printable(text)
-
-
-def _near(key: str, others: Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(key, list(others), n=1, cutoff=0.4)
-    return found[0] if found else None
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return "×".join(str(size) for size in shape) or "a scalar"
-
-
-def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
-    """Raise UserError that names the first tensor with a value that is not finite.
-
-    Minus infinity alone is allowed: attention masks are stored with it.
-    """
-    for key, value in tensors:
-        if not value.is_floating_point() or value.is_meta:
-            continue
-        wide = value.float() if value.element_size() == 1 else value  # floats of 8 bits know no comparisons
-        if not torch.isfinite(wide).all():
-            bad = ~torch.isfinite(wide) if "mask" not in key else wide.isnan()
-            if bad.any():
-                raise UserError(
-                    f"{source}: {int(bad.sum())} of {value.numel()} values of {quoted(key)} are not finite "
-                    "(NaN or infinite): the training diverged or the file is damaged; give another "
-                    "checkpoint"
-                )

@@ -27,9 +27,9 @@ from torch import nn
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import open_archive, quoted, reason
 from robustbench_local.models.loaders.checkpoint_file import check_file
+from robustbench_local.models.loaders.fixed_batch import FixedBatch
 from robustbench_local.models.loaders.loaded_model import LoadedModel
-from robustbench_local.models.loaders.state_dict import require_backed
-from robustbench_local.models.loaders.torchscript_onnx import FixedBatch
+from robustbench_local.models.loaders.tensors import require_backed
 
 _PARTS = re.compile(
     r"(models/model\.json|archive_format|archive_version|byteorder|version|\.data/[\w.]+|\.format_version"

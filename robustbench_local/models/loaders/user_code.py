@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import io
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,53 +15,73 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from robustbench_local.errors import UserError, nearest
+from robustbench_local.models.loaders.global_state import restored_globals
 
 
-def call_factory(spec: str) -> nn.Module:
-    """The module that the named function returns when it is called without arguments.
+def call_factory(spec: str) -> tuple[nn.Module, list[str]]:
+    """(the module that the named function returns when it is called without arguments, notes for the user).
 
-    The file's folder (for a package: the working folder) can be imported from while this runs, and not afterwards.
-    Raises UserError when the code is not found, fails, or returns something else.
+    The file's directory (for a package: the current one) can be imported from while this runs, and not afterwards. The
+    code sees a `sys.argv` without arguments, and what it changes globally (default dtype and device, random states,
+    threads, warning filters, …) is restored. A module whose parameters are all float64, float16 or bfloat16 is
+    converted to float32. Raises UserError when the code is not found, fails, or returns something else.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
         raise UserError(
             f"{spec!r} names no factory; write path/file.py:FACTORY or package.module:FACTORY, where "
-            "FACTORY is a function that is called without arguments and returns a torch.nn.Module"
+            "FACTORY is a function that is called without arguments and returns a torch.nn.Module",
+            slug="factory-spec",
         )
     is_file = where.endswith(".py")
     folder = Path(where).expanduser().resolve().parent if is_file else Path.cwd()
-    with _importable(folder):
+    with restored_globals(argv=[where]), _importable(folder):
         code = _run_file(Path(where).expanduser(), spec) if is_file else _import(where, spec)
-        try:
-            factory = getattr(code, name)
-        except AttributeError:
-            raise UserError(f"{where} has no {name!r}.{nearest(name, _names(code))}") from None
-        except (Exception, SystemExit) as error:
-            raise UserError(_failure(spec, error)) from error
-        if isinstance(factory, nn.Module):
-            # Theirs, and about to be frozen.
-            return copy.deepcopy(factory)
-        if not callable(factory):
-            raise UserError(
-                f"{spec} is a {type(factory).__name__}; it must be a function that is called without "
-                "arguments and returns a torch.nn.Module"
-            )
-        try:
-            module = factory()
-        except (Exception, SystemExit) as error:
-            raise UserError(_failure(spec, error)) from error
+        module = _call(code, name, spec)
     if not isinstance(module, nn.Module):
-        raise UserError(f"{spec} returned a {type(module).__name__}; it must return a torch.nn.Module")
-    return module
+        raise UserError(
+            f"{spec} returned a {type(module).__name__}; it must return a torch.nn.Module", slug="factory-result"
+        )
+    return _in_float32(module, spec)
+
+
+def _call(code: ModuleType, name: str, spec: str) -> object:
+    try:
+        factory = getattr(code, name)
+    except AttributeError:
+        where = spec.rpartition(":")[0]
+        raise UserError(f"{where} has no {name!r}.{nearest(name, _names(code))}", slug="factory-not-found") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(_failure(spec, error), slug="factory-failed") from error
+    if isinstance(factory, nn.Module):
+        # The user's own module, which loading would freeze.
+        return copy.deepcopy(factory)
+    if not callable(factory):
+        raise UserError(
+            f"{spec} is a {type(factory).__name__}; it must be a function that is called without "
+            "arguments and returns a torch.nn.Module",
+            slug="factory-result",
+        )
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise UserError(_failure(spec, error), slug="factory-failed") from error
+
+
+def _in_float32(module: nn.Module, spec: str) -> tuple[nn.Module, list[str]]:
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    if len(dtypes) != 1 or torch.float32 in dtypes:
+        return module, []
+    return module.float(), [f"{spec}: its {str(dtypes.pop()).removeprefix('torch.')} weights were converted to float32"]
 
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """The folder first on the import path, for the length of the block only."""
+    """Put the directory first on the import path inside the block."""
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
@@ -71,36 +92,63 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _run_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"there is no file {path}; the model {spec!r} is written path/file.py:FACTORY")
-    # The whole path in the name: two files called models.py must not be taken for one another.
+        raise UserError(
+            f"there is no file {path}; the model {spec!r} is written path/file.py:FACTORY", slug="file-not-found"
+        )
+    # The whole path in the name: two files called models.py must not be confused.
     unique = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"_robust_model_{path.stem}_{unique}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise UserError(f"{path} cannot be imported as Python code")
-    code = importlib.util.module_from_spec(found)
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"{path} cannot be imported as Python code", slug="code-not-importable")
+    code = importlib.util.module_from_spec(module_spec)
     # Dataclasses and pickles look their module up by name, so it has to be there while it runs.
     sys.modules[name] = code
     try:
-        found.loader.exec_module(code)
-    except (Exception, SystemExit) as error:
+        with _exit_explained(str(path)):
+            module_spec.loader.exec_module(code)
+    except Exception as error:
         del sys.modules[name]
-        raise UserError(_failure(str(path), error)) from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(_failure(str(path), error), slug="code-failed") from error
     return code
 
 
 def _import(name: str, spec: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with _exit_explained(name):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(
                 f"there is no Python package {error.name!r}, which {spec!r} names; install it, run in the "
-                "folder that holds it, or write path/file.py:FACTORY"
+                "directory that holds it, or write path/file.py:FACTORY",
+                slug="package-not-found",
             ) from None
-        raise UserError(_failure(name, error)) from error
-    except (Exception, SystemExit) as error:
-        raise UserError(_failure(name, error)) from error
+        raise UserError(_failure(name, error), slug="code-failed") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_failure(name, error), slug="code-failed") from error
+
+
+@contextlib.contextmanager
+def _exit_explained(what: str) -> Iterator[None]:
+    """Turn `sys.exit()` during an import, as of argparse, into a UserError; what it printed becomes the reason."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except SystemExit as error:
+        lines = [line.strip() for line in printed.getvalue().splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {error.code}"
+        raise UserError(
+            f"{what} ends the program when it is imported ({reason}): move what parses arguments or calls sys.exit() "
+            "under if __name__ == '__main__'",
+            slug="code-exits",
+        ) from None
+    sys.stderr.write(printed.getvalue())
 
 
 def _failure(what: str, error: BaseException) -> str:
@@ -111,7 +159,7 @@ def _failure(what: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         place = f", {error.filename} line {error.lineno}"
     message = (str(error).strip() or "no message").splitlines()[0]
-    hint = "; a factory is called without arguments" if isinstance(error, TypeError) else ""
+    hint = "; a factory is called without arguments" if isinstance(error, (TypeError, SystemExit)) else ""
     return f"{what} failed: {type(error).__name__}: {message}{place}{hint}"
 
 

@@ -16,8 +16,9 @@ from tiny_networks import tiny
 from torch import nn
 
 from robustbench_local.errors import UserError
-from robustbench_local.models.loaders.checkpoint_file import load_into, read_state_dict
-from robustbench_local.models.loaders.state_dict import infer_size
+from robustbench_local.models.loaders.checkpoint import Checkpoint
+from robustbench_local.models.loaders.checkpoint_file import read_checkpoint
+from robustbench_local.models.loaders.state_dict import infer_size, load_weights
 
 
 def same(left, right) -> bool:
@@ -31,63 +32,61 @@ def prefixed(prefix: str, state):
 STATE = tiny().state_dict()
 OTHER = tiny(seed=2).state_dict()
 WRAPPINGS = {
-    "bare": STATE,
-    "state_dict": {"state_dict": STATE, "epoch": 3},
-    "model": {"model": STATE, "optimizer": {"state": {0: {"exp_avg": torch.rand(9)}}, "param_groups": []}},
-    "net with accuracy": {"net": STATE, "acc": 93.1, "best": torch.tensor(93.1)},
-    "nested": {"checkpoint": {"model_state_dict": STATE}},
-    "module.": prefixed("module.", STATE),
-    "module.model.": {"state_dict": prefixed("module.model.", STATE)},
-    "_orig_mod.module.": prefixed("_orig_mod.module.", STATE),
-    "averaged": {"n_averaged": torch.tensor(7), **prefixed("module.", STATE)},
-    "raw before ema": {"ema": OTHER, "model": STATE},
-    "raw before ema of timm": {"state_dict_ema": OTHER, "state_dict": STATE},
-    "only ema": {"ema": prefixed("module.", STATE), "epoch": 1},
-    "numpy and arguments beside": {"state_dict": STATE, "acc": np.float64(0.9), "args": argparse.Namespace(lr=0.1)},
+    "bare": (STATE, ""),
+    "state_dict": ({"state_dict": STATE, "epoch": 3}, "state_dict"),
+    "model": ({"model": STATE, "optimizer": {"state": {0: {"exp_avg": torch.rand(9)}}, "param_groups": []}}, "model"),
+    "net with accuracy": ({"net": STATE, "acc": 93.1, "best": torch.tensor(93.1)}, "net"),
+    "nested": ({"checkpoint": {"model_state_dict": STATE}}, "checkpoint.model_state_dict"),
+    "module.": (prefixed("module.", STATE), "module"),
+    "module.model.": ({"state_dict": prefixed("module.model.", STATE)}, "state_dict.module.model"),
+    "_orig_mod.module.": (prefixed("_orig_mod.module.", STATE), "_orig_mod.module"),
+    "averaged": ({"n_averaged": torch.tensor(7), **prefixed("module.", STATE)}, "module"),
+    "equal copies": ({"ema": {**STATE}, "model": {**STATE}}, "ema"),
+    "only ema": ({"ema": prefixed("module.", STATE), "epoch": 1}, "ema.module"),
+    "a discriminator beside": ({"D": {"weight": torch.rand(200, 200)}, "G": STATE}, "G"),
+    "numpy and arguments beside": (
+        {"state_dict": STATE, "acc": np.float64(0.9), "args": argparse.Namespace(lr=0.1)},
+        "state_dict",
+    ),
 }
 
 
-@pytest.mark.parametrize("content", WRAPPINGS.values(), ids=WRAPPINGS)
-@pytest.mark.parametrize("with_module", [False, True])
-def test_wrapped_weights_are_found(tmp_path, content, with_module):
+def weights(content) -> Checkpoint:
+    return Checkpoint.from_content(content, "w.pt")
+
+
+@pytest.mark.parametrize(("content", "key"), WRAPPINGS.values(), ids=WRAPPINGS)
+def test_wrapped_weights_are_read(tmp_path, content, key):
     torch.save(content, tmp_path / "w.pt")
     module = tiny(seed=3)
-    state = read_state_dict(tmp_path / "w.pt", module if with_module else None)
-    load_into(module, state, "w.pt")
+    assert load_weights(module, read_checkpoint(tmp_path / "w.pt")).key == key
     assert same(module.state_dict(), STATE)
 
 
 def test_the_module_decides_between_candidates(tmp_path):
     torch.save({"teacher": tiny(5).state_dict(), "student": prefixed("student.", STATE)}, tmp_path / "w.pt")
-    assert same(read_state_dict(tmp_path / "w.pt", tiny()), STATE)
+    module = tiny(seed=3)
+    assert load_weights(module, read_checkpoint(tmp_path / "w.pt")).key == "student.student"
+    assert same(module.state_dict(), STATE)
 
 
-def test_a_prefix_that_the_module_has_is_put_back(tmp_path):
-    torch.save(STATE, tmp_path / "w.pt")
+def test_a_prefix_that_the_module_has_is_put_back():
     wrapper = nn.Module()
     wrapper.model = tiny(seed=2)
-    load_into(wrapper, read_state_dict(tmp_path / "w.pt", wrapper), "w.pt")
+    load_weights(wrapper, weights(STATE))
     assert same(wrapper.model.state_dict(), STATE)
 
 
 def test_legacy_and_safetensors_files(tmp_path):
     torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     save_file(STATE, tmp_path / "new.safetensors")
-    assert same(read_state_dict(tmp_path / "old.pth"), STATE)
-    assert same(read_state_dict(tmp_path / "new.safetensors"), STATE)
-
-
-def test_second_copies_are_no_mismatch_and_others_are():
-    copies = prefixed("attacker.model.", STATE)
-    load_into(module := tiny(seed=3), {**STATE, **copies}, "w.pt")
-    assert same(module.state_dict(), STATE)
-    copies["attacker.model.5.bias"] = STATE["5.bias"] + 1
-    with pytest.raises(UserError, match=r"attacker.model.5.bias"):
-        load_into(tiny(), {**STATE, **copies}, "w.pt")
+    for name in ("old.pth", "new.safetensors"):
+        (mapping,) = read_checkpoint(tmp_path / name).mappings
+        assert same(mapping.state, STATE)
 
 
 def test_old_files_without_batch_counters_load():
-    load_into(tiny(), {key: value for key, value in STATE.items() if "num_batches" not in key}, "w.pt")
+    load_weights(tiny(), weights({key: value for key, value in STATE.items() if "num_batches" not in key}))
 
 
 def test_every_mismatch_is_named_with_its_nearest_key_and_both_shapes():
@@ -97,7 +96,7 @@ def test_every_mismatch_is_named_with_its_nearest_key_and_both_shapes():
     state["head.scale"] = torch.zeros(7)
     module = tiny()
     with pytest.raises(UserError) as caught:
-        load_into(module, state, "some.pt")
+        load_weights(module, Checkpoint.from_content(state, "some.pt"))
     text = str(caught.value)
     for part in (
         "some.pt does not fit",
@@ -113,7 +112,7 @@ def test_every_mismatch_is_named_with_its_nearest_key_and_both_shapes():
 
 def test_many_mismatches_are_counted():
     with pytest.raises(UserError) as caught:
-        load_into(tiny(), {f"part{i}.weight": torch.zeros(2) for i in range(30)}, "w.pt")
+        load_weights(tiny(), Checkpoint.from_content({f"part{i}.weight": torch.zeros(2) for i in range(30)}, "w.pt"))
     assert len(str(caught.value).splitlines()) <= 12
     assert "… and 28 more" in str(caught.value)
 
@@ -143,7 +142,7 @@ def test_nothing_is_unpickled(tmp_path, write):
     target = tmp_path / "executed"
     write({"state_dict": STATE, "extra": Evil(target)}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match=r"not loaded.*torch\.save\(model\.state_dict\(\)") as caught:
-        read_state_dict(tmp_path / "evil.pt")
+        read_checkpoint(tmp_path / "evil.pt")
     assert not target.exists()
     assert "Traceback" not in str(caught.value)
 
@@ -151,10 +150,10 @@ def test_nothing_is_unpickled(tmp_path, write):
 def test_the_offending_class_is_named(tmp_path):
     torch.save(tiny(), tmp_path / "whole.pt")
     with pytest.raises(UserError, match=r"torch\.nn\.modules\.container\.Sequential"):
-        read_state_dict(tmp_path / "whole.pt")
+        read_checkpoint(tmp_path / "whole.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
     with pytest.raises(UserError, match=r"pathlib"):
-        read_state_dict(tmp_path / "plain.pt")
+        read_checkpoint(tmp_path / "plain.pt")
 
 
 def saved(value) -> bytes:
@@ -189,7 +188,7 @@ def test_files_that_are_no_checkpoints(tmp_path, content, said, suffix):
     if suffix == ".safetensors" and not said.startswith(("is a", "git", "compressed", "is empty")):
         said = "not a readable safetensors file"
     with pytest.raises(UserError, match=said) as caught:
-        read_state_dict(path)
+        read_checkpoint(path)
     assert str(path) in str(caught.value)
 
 
@@ -200,22 +199,22 @@ def test_truncated_files_of_every_format(tmp_path):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[:-9])
         with pytest.raises(UserError, match="cut off"):
-            read_state_dict(tmp_path / name)
+            read_checkpoint(tmp_path / name)
 
 
 def test_missing_files_folders_and_archives(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
-        read_state_dict(tmp_path / "absent.pt")
-    with pytest.raises(UserError, match="is a folder"):
-        read_state_dict(tmp_path)
+        read_checkpoint(tmp_path / "absent.pt")
+    with pytest.raises(UserError, match="is a directory"):
+        read_checkpoint(tmp_path)
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("run/readme.txt", "x")
     with pytest.raises(UserError, match=r"zip archive \(it holds 'run/readme.txt'\)"):
-        read_state_dict(tmp_path / "a.pt")
+        read_checkpoint(tmp_path / "a.pt")
     with tarfile.open(tmp_path / "a.pth", "w") as archive:
         archive.add(tmp_path / "a.pt", "a.pt")
     with pytest.raises(UserError, match="compressed or tar archive"):
-        read_state_dict(tmp_path / "a.pth")
+        read_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -224,15 +223,15 @@ def test_weights_that_are_not_finite_are_named(key, value):
     state = {name: tensor.clone() for name, tensor in STATE.items()}
     state[key].view(-1)[0] = value
     with pytest.raises(UserError, match=rf"1 of \d+ values of '{key}' are not finite"):
-        load_into(tiny(), state, "w.pt")
+        load_weights(tiny(), Checkpoint.from_content(state, "w.pt"))
 
 
 def test_something_else_among_the_weights_is_named(tmp_path):
     torch.save({**STATE, "note": {"a", "b"}}, tmp_path / "w.pt")
     with pytest.raises(UserError, match="'note' is a set"):
-        read_state_dict(tmp_path / "w.pt")
+        load_weights(tiny(), read_checkpoint(tmp_path / "w.pt"))
 
 
 def test_sizes_are_read_off_the_weights():
-    assert infer_size(prefixed("module.", tiny(7).state_dict()), tiny, 10, 11) == 7
-    assert infer_size({"other": torch.zeros(2)}, tiny, 10, 11) is None
+    assert infer_size(weights(prefixed("module.", tiny(7).state_dict())), tiny, (10, 11)) == 7
+    assert infer_size(weights({"other": torch.zeros(2)}), tiny, (10, 11)) is None

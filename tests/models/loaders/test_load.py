@@ -14,7 +14,7 @@ from torch import nn
 
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, build_architecture, fingerprint, list_models, load_classifier
-from robustbench_local.models.loaders import bundled as shipped
+from robustbench_local.models import catalog
 
 CODE = """
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def bundle(tmp_path, monkeypatch):
             }
         )
     )
-    monkeypatch.setattr(shipped, "bundled_folder", lambda: tmp_path)
+    monkeypatch.setattr(catalog, "bundled_directory", lambda: tmp_path)
     return module
 
 
@@ -86,13 +86,13 @@ def test_bundled(bundle):
     assert (classifier.name, classifier.input_shape) == ("digits-cnn", (1, 8, 8))
     assert classifier.class_names == list("0123456789")
     assert load_classifier("digits-cnn", normalize="none").normalization is None
-    assert ("bundled", "digits-cnn", "a trained digits-cnn") in list_models()
+    assert ("bundled", "digits-cnn", "a trained digits-cnn; with --checkpoint, the architecture") in list_models()
     with pytest.raises(UserError, match="leave --num-classes out"):
         load_classifier("digits-cnn", num_classes=3)
 
 
 def test_what_is_bundled_loads():
-    for name in shipped.bundled_names():
+    for name in catalog.bundled_names():
         classifier = load_classifier(name)
         assert classifier(torch.rand(2, *classifier.input_shape)).shape == (2, len(classifier.class_names))
 
@@ -265,7 +265,7 @@ def test_torchvision_with_published_weights(monkeypatch):
     assert classifier.resize.interpolation == "bilinear"
     assert classifier.class_names[:2] == ["tench", "goldfish"]
     assert len(classifier.class_names) == 1000
-    with pytest.raises(UserError, match="know 1000 classes, not 10"):
+    with pytest.raises(UserError, match="have 1000 classes, not 10"):
         load_classifier("torchvision/shufflenet_v2_x0_5", num_classes=10)
 
 
