@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _RECORDED = (
     "model",
     "checkpoint",
+    "checkpoint_key",
     "arch",
     "normalize",
     "data",

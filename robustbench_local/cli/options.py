@@ -80,6 +80,11 @@ model_options = _all(
     [
         click.argument("model", required=False),
         click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
+        click.option(
+            "--checkpoint-key",
+            metavar="KEY",
+            help="Where in the file the weights are, such as state_dict_ema; needed where several different ones fit.",
+        ),
         click.option("--arch", help="Architecture, where MODEL is a file with weights only."),
         click.option(
             "--normalize", metavar="NAME|MEAN:STD", help="Normalization that the model expects, such as cifar10."
@@ -158,17 +163,24 @@ def batch_size(text: str) -> int | None:
 
 
 def load_model(options: dict[str, Any]) -> Classifier:
-    """The classifier that the shared options name, with its input defenses in front."""
+    """The classifier that the shared options name, with its input defenses in front.
+
+    Prints what was decided while loading, such as which weights of the file were taken.
+    """
     from robustbench_local.models import load_classifier
     from robustbench_local.models.preprocessing import with_preprocessing
+    from robustbench_local.runtime.distributed import rank_and_world
 
     classifier = load_classifier(
         options["model"],
         checkpoint=options["checkpoint"],
+        checkpoint_key=options["checkpoint_key"],
         arch=options["arch"],
         normalize=options["normalize"],
         num_classes=options["num_classes"],
     )
+    for note in classifier.notes if rank_and_world()[0] == 0 else ():
+        click.echo(note, err=True)
     return with_preprocessing(classifier, options["defenses"])
 
 

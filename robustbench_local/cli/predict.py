@@ -19,16 +19,18 @@ from robustbench_local.cli.options import load_model, model_options
 @click.option(
     "--resize",
     metavar="SIZE[:CROP]",
-    help="Resize and centre-crop the images.  [default: as in the model's training; where nothing says how, "
-    "the whole picture is squeezed to the size that the model was made for]",
+    help="Resize and center-crop the images.  [default: as in the model's training; where that is unknown, "
+    "the whole image is resized to the size that the model takes]",
 )
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="So many classes an image.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]")
-@click.option("--json", "as_json", is_flag=True, help="Put a JSON list on stdout.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Number of classes to show for an image."
+)
+@click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best available]")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def predict_command(images: tuple[Path, ...], top: int, as_json: bool, **options: Any) -> None:
-    """Say what MODEL sees in every IMAGE, a file or a folder of files: its class and the probability.
+    """Predict the class of every IMAGE, a file or a directory of files, with its probability.
 
-    MODEL is named as for 'robust attack'; the folder that 'robust defend' wrote is one.
+    MODEL is named as for 'robust attack'; a directory that 'robust defend' wrote is one.
 
     \b
     robust predict runs/my-model cat.jpg dog.jpg
@@ -46,7 +48,7 @@ def predict_command(images: tuple[Path, ...], top: int, as_json: bool, **options
     resize = Resize.parse(options["resize"]) if options["resize"] else None
     device = choose_device(options["device"])
     files = find_images(images)
-    # What a model's own code prints is for people; stdout belongs to the answers.
+    # What a model's own code prints is for people; stdout is for the predictions.
     with contextlib.redirect_stdout(sys.stderr):
         predictions = predict(load_model(options).to(device), files, top=top, resize=resize)
     if as_json:

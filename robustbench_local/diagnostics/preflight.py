@@ -90,7 +90,7 @@ def _preflight(
             f"of {dataset.name}: leave that sample out, or mend the model"
         )
     classes = _require_classes(logits, dataset, threat_model)
-    findings = [_pixels(dataset), _classes(classes), _logits_or_probabilities(model.model, logits)]
+    findings = [_pixels(dataset), _classes(classes, model.model), _logits_or_probabilities(model.model, logits)]
     with torch.no_grad():
         passes = torch.stack([model(images) for _ in range(PASSES)])
     findings.append(_deterministic(passes))
@@ -106,12 +106,13 @@ def _pixels(dataset: Dataset) -> Diagnostic:
     return Diagnostic(slug=IMAGE_RANGE, status="pass", value=f"from {low:.3g} to {high:.3g}")
 
 
-def _classes(classes: int) -> Diagnostic:
+def _classes(classes: int, classifier: Classifier) -> Diagnostic:
     """Every loss is defined for any number of classes, so few are said, not doubted."""
     told = {2: "dlr is the margin here, and there is one class to steer to", 3: "targeted dlr is the margin here"}
-    return Diagnostic(
-        slug=CLASS_COUNT, status="pass", value=float(classes), threshold=2.0, advice=told.get(classes, "")
-    )
+    advice = told.get(classes, "")
+    if classifier.single_output:
+        advice = f"the model has one output z, so it is binary: its two classes have the logits 0 and z; {advice}"
+    return Diagnostic(slug=CLASS_COUNT, status="pass", value=float(classes), threshold=2.0, advice=advice)
 
 
 def _modes(traced: GradientTrace) -> Diagnostic:
@@ -218,8 +219,11 @@ def _input_channels(classifier: Classifier) -> int | None:
 
 def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel) -> int:
     classes = logits.shape[1]
-    if classes < 2 + (threat_model.reject is not None):
-        raise UserError("the model has a single output: give it one logit per class, at least two")
+    if classes < (fewest := 2 + (threat_model.reject is not None)):
+        raise UserError(
+            f"the model has {classes} classes, but at least {fewest} are needed here: give it one logit per class",
+            slug="too-few-classes",
+        )
     highest = int(dataset.labels.max())
     if highest >= classes:
         raise UserError(
@@ -242,15 +246,17 @@ def _logits_or_probabilities(classifier: Classifier, logits: Tensor) -> Diagnost
     slug = LOGITS
     if classifier.probabilities:
         return Diagnostic(slug=slug, status="warn", value="probabilities", advice="attacked on their logarithm")
-    sums_to_one = bool(((logits.sum(1) - 1).abs() < 1e-3).all())
-    if sums_to_one and bool((logits >= 0).all()):
+    sums_to_one = bool(((logits.sum(1) - 1).abs() < 1e-3).all()) and bool((logits >= 0).all())
+    # Taken as logits, outputs from 0 to 1 alone would make every image class 1.
+    sigmoid = classifier.single_output and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all())
+    if sigmoid or sums_to_one:
         classifier.probabilities = True
         return Diagnostic(
             slug=slug,
             status="warn",
             value="probabilities",
-            advice="the model ends in a softmax, whose gradients vanish where it is sure: attacked on the logarithm of "
-            "its outputs; returning logits from its forward is better",
+            advice=f"the model ends in a {'sigmoid' if sigmoid else 'softmax'}, whose gradients vanish where it is "
+            "confident: attacked on the logarithm of its outputs; returning logits from its forward is better",
         )
     return Diagnostic(slug=slug, status="pass", value="logits")
 

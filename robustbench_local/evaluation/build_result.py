@@ -20,6 +20,7 @@ from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.journal import RunFingerprint
 from robustbench_local.engine.ledger import SampleStates, record_path
 from robustbench_local.evaluation.plan import EvaluationPlan
+from robustbench_local.models import Classifier
 from robustbench_local.models import fingerprint as model_fingerprint
 from robustbench_local.models.metered import Passes
 from robustbench_local.results.schema import (
@@ -139,7 +140,14 @@ def _config(plan: EvaluationPlan, run: CompletedRun, fingerprint: RunFingerprint
         "processes": rank_and_world()[1],
         "assess": fingerprint.diagnostics,
         "until": fingerprint.stopping_rule,
+        **_loading(run.context.model.model),
     }
+
+
+def _loading(classifier: Classifier) -> dict[str, Any]:
+    """What was decided while the model was loaded; `checkpoint_key` is "" for the top level of the file."""
+    key = {} if classifier.weights is None else {"checkpoint_key": classifier.weights}
+    return {**key, "loading": list(classifier.notes)} if classifier.notes else key
 
 
 def _binding(fingerprint: RunFingerprint) -> dict[str, Any]:

@@ -14,20 +14,20 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 def head_parameters(module: nn.Module) -> tuple[str, ...]:
     """Names of the head's parameters among `module.named_parameters()`.
 
-    The head is what a network of timm's calls its classifier, elsewhere the last linear or convolutional layer
-    in the order in which layers were registered; nothing where there is no such layer.
+    The head is what one of timm's networks calls its classifier, elsewhere the last registered linear or convolutional
+    layer; empty where there is no such layer.
     """
     owned = {id(parameter) for layer in _head(module) for parameter in layer.parameters()}
     return tuple(name for name, parameter in module.named_parameters() if id(parameter) in owned)
 
 
 def replace_head(module: nn.Module, num_classes: int) -> None:
-    """A fresh last layer for so many classes, drawn from torch's global generator; all else stays as it is.
+    """Replace the last layer by a new one for `num_classes` classes, drawn from torch's global generator.
 
     Raises UserError for a network that does not end in a linear layer or a 1×1 convolution.
     """
     if _is_timm(module):
-        module.reset_classifier(num_classes)  # type: ignore[operator]
+        module.reset_classifier(num_classes)  # type: ignore[operator]  # timm's own method
         return
     name = next((name for name, layer in reversed(list(module.named_modules())) if isinstance(layer, LAYERS)), "")
     old = module.get_submodule(name)
@@ -38,7 +38,8 @@ def replace_head(module: nn.Module, num_classes: int) -> None:
     else:
         raise UserError(
             f"a {type(module).__name__} does not end in a linear layer that could be replaced: give "
-            "another --arch, or leave --pretrained out"
+            "another --arch, or leave --pretrained out",
+            slug="head-not-replaceable",
         )
     parent, _, key = name.rpartition(".")
     setattr(module.get_submodule(parent), key, new)
@@ -50,6 +51,6 @@ def _is_timm(module: nn.Module) -> bool:
 
 def _head(module: nn.Module) -> Sequence[nn.Module]:
     if _is_timm(module):
-        found = module.get_classifier()  # type: ignore[operator]
-        return [part for part in (found if isinstance(found, tuple) else (found,)) if isinstance(part, nn.Module)]
+        head = module.get_classifier()  # type: ignore[operator]  # timm's own method
+        return [part for part in (head if isinstance(head, tuple) else (head,)) if isinstance(part, nn.Module)]
     return [layer for layer in module.modules() if isinstance(layer, LAYERS)][-1:]

@@ -12,13 +12,15 @@ from robustbench_local.runtime.device import is_out_of_memory
 
 
 class ModelFailure(UserError):
-    """The model itself raised: its own error in a sentence, not our traceback."""
+    """The model itself raised: its error in one sentence, without a traceback."""
 
-    def __init__(self, name: str, images: Tensor, error: BaseException):
+    def __init__(self, name: str, images: Tensor, error: BaseException) -> None:
         self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         shape = "×".join(map(str, images.shape))
-        told = f"{type(error).__name__}: {self.reason}"
-        super().__init__(f"{name} failed on a batch of {shape}: {told}; mend its forward")
+        super().__init__(
+            f"{name} failed on a batch of {shape}: {type(error).__name__}: {self.reason}; fix its forward",
+            slug="model-failed",
+        )
 
 
 @dataclass
@@ -36,18 +38,18 @@ class Passes:
 
 
 class Metered(nn.Module):
-    """A model that counts the images that pass through it, whoever calls it. Several may count together."""
+    """A model that counts the images that pass through it. Several may share one count."""
 
     model: Classifier
 
-    def __init__(self, model: Classifier, passes: Passes | None = None):
+    def __init__(self, model: Classifier, passes: Passes | None = None) -> None:
         super().__init__()
         self.model = model
         self.passes = Passes() if passes is None else passes
 
     def forward(self, images: Tensor) -> Tensor:
         try:
-            # A copy, because a model that works in place must not move the points that it is asked about.
+            # A copy, because a model that works in place must not change the caller's images.
             logits = self.model(images.clone())
         except UserError:
             raise

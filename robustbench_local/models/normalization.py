@@ -1,4 +1,4 @@
-"""What a model expects its input scaled by: `imagenet`, `cifar10`, …, `none`, or `MEAN:STD`."""
+"""The normalization that a model expects: `imagenet`, `cifar10`, …, `none`, or `MEAN:STD`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustbench_local.numbers import parse_number
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
-# Per channel, over the training images in [0, 1], as the field's recipes state them.
+# Per channel, over the training images in [0, 1], as public training recipes state them.
 NORMALIZATIONS: dict[str, Normalization] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
@@ -37,7 +37,8 @@ def parse_normalization(text: str) -> Normalization | None:
         names = ", ".join([*NORMALIZATIONS, "none"])
         raise UserError(
             f"--normalize {text!r} is neither a name ({names}) nor MEAN:STD as "
-            f"0.49,0.48,0.45:0.2,0.2,0.2.{nearest(name, [*NORMALIZATIONS, 'none'])}"
+            f"0.49,0.48,0.45:0.2,0.2,0.2.{nearest(name, [*NORMALIZATIONS, 'none'])}",
+            slug="unknown-normalization",
         )
     mean, std = _numbers(means, text), _numbers(stds, text)
     length = max(len(mean), len(std))
@@ -45,12 +46,14 @@ def parse_normalization(text: str) -> Normalization | None:
     if len(mean) != len(std):
         raise UserError(
             f"--normalize {text!r} has {len(mean)} means and {len(std)} standard deviations; give one of "
-            "each per channel, or one for all"
+            "each per channel, or one for all",
+            slug="normalization-lengths",
         )
     if min(std) <= 0:
         raise UserError(
             f"--normalize {text!r}: a standard deviation must be above 0, and {min(std):g} is not; the "
-            "form is MEAN:STD, means first"
+            "form is MEAN:STD, means first",
+            slug="normalization-values",
         )
     return mean, std
 
@@ -59,14 +62,17 @@ def _numbers(part: str, text: str) -> tuple[float, ...]:
     try:
         values = tuple(_number(value) for value in part.split(","))
     except ValueError as error:
-        raise UserError(f"--normalize {text!r}: {error}; the form is MEAN:STD as 0.49,0.48,0.45:0.2,0.2,0.2") from None
+        raise UserError(
+            f"--normalize {text!r}: {error}; the form is MEAN:STD as 0.49,0.48,0.45:0.2,0.2,0.2",
+            slug="normalization-not-a-number",
+        ) from None
     if not all(math.isfinite(value) for value in values):
-        raise UserError(f"--normalize {text!r}: every number must be finite")
+        raise UserError(f"--normalize {text!r}: every number must be finite", slug="normalization-values")
     return values
 
 
 def _number(text: str) -> float:
-    """A decimal or a fraction, whose parts may be decimals here: recipes write `125.3/255`."""
+    """A decimal or a fraction; its parts may be decimals, because recipes write `125.3/255`."""
     above, _, below = text.partition("/")
     divisor = parse_number(below) if below else 1.0
     if divisor == 0:

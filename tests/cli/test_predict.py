@@ -118,7 +118,7 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
     [
         (("absent.png",), "there is no image absent.png"),
         (("photos/notes.txt",), "photos/notes.txt is corrupt"),
-        (("empty",), "the folder empty holds no pictures"),
+        (("empty",), "the directory empty has no images"),
         (("deep.png",), "deep.png has more than 8 bits"),
         (("photos/0.png", "--resize", "8:9"), "--resize is '8:9'"),
         (("photos/0.png", "--resize", "30"), "cannot take images of 1×30×30"),

@@ -62,16 +62,31 @@ def test_guessing_is_warned_of():
     [
         (Net(), data(classes=5), "label 4"),
         (Net(lambda logits, net: logits / 0), data(), "infinite"),
-        (Net(classes=1), data(classes=1), "at least two"),
         (Net(lambda logits, net: logits[:, None]), data(), "one row per image"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), data(), "3 channels"),
         (nn.Sequential(nn.Flatten(), nn.Linear(49, 4)), data(), "1×6×6"),
     ],
-    ids=["labels", "infinite", "one class", "shape", "channels", "size"],
+    ids=["labels", "infinite", "shape", "channels", "size"],
 )
 def test_what_cannot_be_evaluated_is_stopped_with_the_mend(net, dataset, word):
     with pytest.raises(UserError, match=word):
         findings(net, dataset)
+
+
+@pytest.mark.parametrize("shape", ["N×1", "N"])
+def test_one_logit_is_a_binary_classifier(shape):
+    net = Net(lambda logits, net: logits[:, 0] if shape == "N" else logits, classes=1)
+    by_slug = findings(net, data(classes=2))
+    assert by_slug["enough-classes"].value == 2
+    assert "logits 0 and z" in by_slug["enough-classes"].advice
+    assert by_slug["outputs-are-logits"].status == "pass"
+
+
+def test_a_single_sigmoid_is_attacked_on_its_logarithm():
+    net = Net(lambda logits, net: logits.sigmoid(), classes=1)
+    by_slug = findings(net, data(classes=2))
+    assert (by_slug["outputs-are-logits"].status, by_slug["logits"].value) == ("warn", "probabilities")
+    assert "sigmoid" in by_slug["outputs-are-logits"].advice
 
 
 def test_nan_weights_are_named():

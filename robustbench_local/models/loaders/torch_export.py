@@ -1,11 +1,11 @@
-"""`torch.export` programs (`.pt2`), looked through before torch reads them.
+"""`torch.export` programs (`.pt2`), checked before torch reads them.
 
-`torch.export.load` falls back to the full unpickler where the restricted one refuses, and evaluates the file's
-symbolic shapes as Python; it takes any function under `torch` for an operator, and writes the names of weights into
-source code that it then runs. So the archive is checked first: only the parts that `torch.export.save` writes
-for a program of plain tensors, every pickle readable by the restricted unpickler, every operator one that computes,
-every name and expression plain. torch then gets a copy made of what was checked, because its own reader of archives
-could be made to see other parts in the file.
+`torch.export.load` falls back to the full unpickler where the restricted one refuses, evaluates the file's symbolic
+shapes as Python, accepts any function under `torch` as an operator, and writes the names of weights into source code
+that it then runs. So the archive is checked first: it may hold only the parts that `torch.export.save` writes for a
+program of plain tensors, pickles that the restricted unpickler reads, operators that compute, and plain names and
+expressions. torch then reads a copy of what was checked, because its own reader of archives could be made to see other
+parts in the file.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _PARTS = re.compile(
     r"|data/sample_inputs/model\.pt|extra/[\w./-]+)"
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-# What stands in source code between quotes: names of weights and modules, which may be any words, but never end them.
+# Names of weights and modules, which torch puts between quotes in source code: any words, but no quotes.
 _WORDS_IN_CODE = re.compile(r"[\w .:,/<>\[\]+-]*")
-# Kept for people, compared, or quoted by torch itself.
-_TOLD = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "as_string", "guards_code")
+# Shown to people, compared, or quoted by torch itself.
+_UNCHECKED = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "as_string", "guards_code")
 _SPECS = ("in_spec", "out_spec")
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 _OPERATOR = re.compile(
@@ -70,13 +70,14 @@ def load_exported(path: Path) -> LoadedModel:
     try:
         with _silent():
             program = torch.export.load(checked)
-        # Guards are source code in the file; what they would check, preflight finds out by itself.
+        # Guards are source code in the file; preflight checks what they would.
         module: nn.Module = program.module(check_guards=False)
-    except Exception as error:  # the deserialiser raises whatever a field of another version leads to
-        # Of its first failure torch goes on to an older format, and fails of that.
+    except Exception as error:  # the deserializer raises any type for fields of another version
+        # After its first failure torch tries an older format, and fails with that.
         cause = error.__context__ or error
         raise UserError(
-            f"{path} cannot be read by torch {torch.__version__} ({reason(cause)}); export it again with this version"
+            f"{path} cannot be read by torch {torch.__version__} ({reason(cause)}); export it again with this version",
+            slug="exported-program-unreadable",
         ) from None
     del checked
     require_backed(program.state_dict, str(path))
@@ -88,7 +89,7 @@ def load_exported(path: Path) -> LoadedModel:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Torch logs the traceback of what it cannot read, before it raises."""
+    """Keep torch from logging the traceback of what it cannot read; it also raises."""
     log = logging.getLogger("torch.export")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -107,7 +108,8 @@ def _input(program: Any, path: Path) -> tuple[int | None, tuple[int, int, int] |
         shapes = ", ".join("×".join(map(str, getattr(value, "shape", ()))) or "no tensor" for value in values) or "none"
         raise UserError(
             f"{path} takes {len(values)} inputs ({shapes}); a classifier takes one, a batch of images "
-            "N×C×H×W: export a module that does"
+            "N×C×H×W: export a module that does",
+            slug="model-inputs",
         )
     batch, *rest = values[0].shape
     fixed = batch if isinstance(batch, int) else None
@@ -115,9 +117,12 @@ def _input(program: Any, path: Path) -> tuple[int | None, tuple[int, int, int] |
 
 
 def _checked_copy(path: Path) -> io.BytesIO:
-    """An archive of the parts of the file, every one of them checked."""
+    """A copy of the archive in which every part was checked."""
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not an exported program: it is cut off or of another kind; get it again")
+        raise UserError(
+            f"{path} is not an exported program: it is cut off or of another kind; get it again",
+            slug="not-an-exported-program",
+        )
     copy = io.BytesIO()
     try:
         with open_archive(path) as archive, zipfile.ZipFile(copy, "w") as checked:
@@ -127,7 +132,8 @@ def _checked_copy(path: Path) -> io.BytesIO:
             if len(roots) != 1 or len(parts) != len(names) or "archive_format" not in parts:
                 raise UserError(
                     f"{path} is not a program as torch.export.save of torch 2.8 or newer writes it; export "
-                    "it again with a newer torch"
+                    "it again with a newer torch",
+                    slug="not-an-exported-program",
                 )
             for part, name in parts.items():
                 content = archive.read(name)
@@ -136,8 +142,8 @@ def _checked_copy(path: Path) -> io.BytesIO:
             _check_payloads(path, archive, parts)
     except UserError:
         raise
-    except Exception as error:  # a damaged archive or description leads anywhere
-        raise UserError(f"{path} is damaged ({reason(error)}); get it again") from None
+    except Exception as error:  # a damaged archive or description raises any type
+        raise UserError(f"{path} is damaged ({reason(error)}); get it again", slug="archive-damaged") from None
     copy.seek(0)
     return copy
 
@@ -146,12 +152,14 @@ def _check_part(path: Path, part: str, content: bytes) -> None:
     if part.startswith("data/aotinductor"):
         raise UserError(
             f"{path} holds compiled machine code (AOTInductor), which is not loaded: it could do anything, "
-            "and gives no gradients; save the program with torch.export.save instead"
+            "and gives no gradients; save the program with torch.export.save instead",
+            slug="exported-program-refused",
         )
     if not _PARTS.fullmatch(part):
         raise UserError(
             f"{path} holds {quoted(part)}, which a program of plain tensors does not need; it was not "
-            "loaded. Export the model in eval mode with tensors only"
+            "loaded. Export the model in eval mode with tensors only",
+            slug="exported-program-refused",
         )
     if part.endswith(".pt") and content:
         _check_pickle(path, part, content)
@@ -161,9 +169,9 @@ def _check_part(path: Path, part: str, content: bytes) -> None:
 
 
 def _check_payloads(path: Path, archive: zipfile.ZipFile, parts: dict[str, str]) -> None:
-    """Weights are raw bytes or, where the file says so, pickles; the latter must be plain tensors too.
+    """Check the weights: raw bytes or, where the file says so, pickles, which must be plain tensors too.
 
-    Of no bytes at all torch makes as many zeros as are claimed.
+    Empty weights are refused: torch would make as many zeros as the file claims.
     """
     for kind in ("weights", "constants"):
         config = parts.get(f"data/{kind}/model_{kind}_config.json")
@@ -171,7 +179,9 @@ def _check_payloads(path: Path, archive: zipfile.ZipFile, parts: dict[str, str])
             name = parts.get(f"data/{kind}/{payload['path_name']}")
             sizes = (payload.get("tensor_meta") or {}).get("sizes", ())
             if name and not archive.getinfo(name).file_size and math.prod(size["as_int"] for size in sizes):
-                raise UserError(f"{path} was not loaded: its {quoted(name)} is empty; get it again")
+                raise UserError(
+                    f"{path} was not loaded: its {quoted(name)} is empty; get it again", slug="archive-damaged"
+                )
             if payload.get("use_pickle") and name:
                 _check_pickle(path, name, archive.read(name))
 
@@ -180,16 +190,17 @@ def _check_pickle(path: Path, part: str, content: bytes) -> None:
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler calls torch's constructors with whatever the file says
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"a pickled {found.group(1)}" if found else "a pickle of more than plain tensors"
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a pickled {name.group(1)}" if name else "a pickle of more than plain tensors"
         raise UserError(
             f"{path} was not loaded: its part {quoted(part)} holds {what}, and unpickling that could run "
-            "any code; export the model again with tensors as its only inputs and constants"
+            "any code; export the model again with tensors as its only inputs and constants",
+            slug="exported-program-refused",
         ) from None
 
 
 def _check_text(path: Path, key: str, text: str) -> None:
-    """Refuse names and expressions that would be more than names and expressions once torch evaluates them."""
+    """Raise UserError for names and expressions that could run code when torch evaluates them."""
     if key == "expr_str":
         words = re.findall(r"[A-Za-z_]\w*", text)
         fine = bool(re.fullmatch(r"[\w\s()+\-*/%,<>=']*", text)) and all(_WORDS.fullmatch(word) for word in words)
@@ -200,11 +211,12 @@ def _check_text(path: Path, key: str, text: str) -> None:
     elif key in _SPECS:
         fine = all(kind in _TREES for kind in _tree_types(json.loads(text)))
     else:
-        fine = key in _TOLD or bool(_WORDS_IN_CODE.fullmatch(text))
+        fine = key in _UNCHECKED or bool(_WORDS_IN_CODE.fullmatch(text))
     if not fine:
         raise UserError(
             f"{path} was not loaded: its {quoted(key)} {quoted(text)} is no plain name, operator or "
-            "expression of torch; export the model again"
+            "expression of torch; export the model again",
+            slug="exported-program-refused",
         )
 
 
@@ -219,7 +231,7 @@ def _tree_types(spec: Any) -> Iterator[Any]:
 
 
 def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every string with the key it stands under; keys, which are names of tensors and modules, too."""
+    """Every string with its key; keys themselves, which are names of tensors and modules, too."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
