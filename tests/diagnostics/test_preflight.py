@@ -85,7 +85,7 @@ def test_one_logit_is_a_binary_classifier(shape):
 def test_a_single_sigmoid_is_attacked_on_its_logarithm():
     net = Net(lambda logits, net: logits.sigmoid(), classes=1)
     by_slug = findings(net, data(classes=2))
-    assert (by_slug["outputs-are-logits"].status, by_slug["logits"].value) == ("warn", "probabilities")
+    assert (by_slug["outputs-are-logits"].status, by_slug["outputs-are-logits"].value) == ("warn", "probabilities")
     assert "sigmoid" in by_slug["outputs-are-logits"].advice
 
 
