@@ -111,7 +111,10 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
         (["weak.json", "--min-clean", "0.1", "--format", "xml"], "'xml'"),
         (["weak.json", "--min-clean", "0.1", "--update-baseline"], "baseline-not-named"),
         (["weak.json", "--min-clean", "0.1", "--update-baseline", "--baseline", "weak.json"], "result-is-baseline"),
-        (["weak.json", "l2.json", "--min-clean", "0.1", "--update-baseline", "--baseline", "n.json"], "duplicate-baseline"),
+        (
+            ["weak.json", "l2.json", "--min-clean", "0.1", "--update-baseline", "--baseline", "n.json"],
+            "duplicate-baseline",
+        ),
     ],
 )
 def test_bad_usage_is_one_sentence(gate, arguments, word):
@@ -243,26 +246,52 @@ def test_a_baseline_that_cannot_be_written_is_whole(gate, monkeypatch):
     assert listing() == before
 
 
+@pytest.mark.parametrize(
+    ("extra", "code", "word"),
+    [
+        (["--min-clean", "0.9"], 0, "pass"),
+        (["--min-clean", "0.999"], 3, "fail"),
+        (["--min-clean", "0.985"], 4, "undecided"),
+        ([], 4, "undecided"),
+        (["--min-clean", "0.9", "--require-baseline"], 5, "not comparable"),
+    ],
+)
+def test_a_first_pull_request_has_no_baseline(gate, monkeypatch, extra, code, word):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    Path("gate.yaml").write_text("baseline: ci/main.json\nmax_drop: 0.02\n")
+    ended = gate("strong.json", "--gate", "gate.yaml", "--format", "github", *extra)
+    assert ended.code == code
+    text = Path("summary.md").read_text()
+    assert f"robust gate: {word}" in text
+    for output in (ended.out, ended.err, text.replace("&#95;", "_")):
+        assert "ci/main.json" in output
+
+
 def test_the_gate_needs_no_torch(evaluated):
-    code = (
-        "import sys, robustbench_local.cli as c\n"
-        "sys.argv = ['robust', *sys.argv[1:]]\n"
-        "try: c.main()\n"
-        "except SystemExit as ended: assert ended.code == 0, ended.code\n"
-        "heavy = {'torch', 'torchvision', 'art', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    for arguments in (
+    commands = [
+        ["gate", "--help"],
+        ["gate", "strong.json", "--gate", "digits"],
         ["gate", "strong.json", "--gate", "digits", "--format", "sarif"],
+        ["gate", "strong.json", "--gate", "digits", "--format", "junit"],
         ["gate", "strong.json", "--baseline", "weak.json", "--max-drop", "0", "--format", "github"],
+        ["gate", "strong.json", "--baseline", "gone.json", "--max-drop", "0", "--min-clean", "0.9", "--json"],
         ["compare", "strong.json", "weak.json", "--json"],
-    ):
-        ran = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=evaluated,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GITHUB_STEP_SUMMARY": os.devnull},
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
+    ]
+    code = (
+        "import json, sys, robustbench_local.cli as c\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['robust', *arguments]\n"
+        "    try: c.main()\n"
+        "    except SystemExit as ended: assert ended.code == 0, (arguments, ended.code)\n"
+        "    heavy = {'torch', 'torchvision', 'art', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, (arguments, heavy)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        cwd=evaluated,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GITHUB_STEP_SUMMARY": os.devnull},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

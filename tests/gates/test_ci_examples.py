@@ -188,7 +188,8 @@ def test_bad_input_and_hostile_input_of_the_action(repository):
     assert outputs == {}
     assert "0.40" in ran.stderr
     ran, outputs = run_action(repository, model="net.py:make", attack=ATTACK, limits="--min-robust '0.9")
-    assert ran.returncode != 0 and outputs == {}, "a limit that cannot be read is not left out"
+    assert ran.returncode != 0, "a limit that cannot be read is not left out"
+    assert outputs == {}
     ran, _ = run_action(repository, model="net.py:make", attack=ATTACK, limits="--min-robust 0.4", junit="ci")
     assert ran.returncode == 2
     assert "::error title=robust gate::the junit report could not" in ran.stdout
@@ -212,7 +213,8 @@ def test_the_shell_parts_of_the_other_examples(repository, name):
         lines = [step["run"] for step in steps if step.get("run", "").startswith("robust ")]
         assert len(lines) == 2
     ran = run("\n".join(lines), repository)
-    assert ran.returncode == 0 and "gate: pass" in ran.stderr, ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert "gate: pass" in ran.stderr
     weak = run("\n".join(lines).replace("net.py", "weak.py"), repository)
     assert weak.returncode == 3
     assert "gate: fail" in weak.stderr

@@ -1,13 +1,15 @@
+import importlib.resources
 import itertools
 from pathlib import Path
 
 import pytest
 
 from robustbench_local.errors import UserError
-from robustbench_local.gates.config import list_gates, read_gate
+from robustbench_local.gates.config import is_gate_file, list_gates, read_gate
 from robustbench_local.gates.decide import decide
 from robustbench_local.gates.gate import ClassFloors
 from robustbench_local.gates.limits import Outcome
+from robustbench_local.io.settings import parse_settings
 
 WHOLE = """
 require: standard/1
@@ -117,8 +119,10 @@ def test_limits_without_threat_models_hold_for_any_result(make_result, tmp_path)
 def test_bad_gate_files_are_refused_in_one_sentence(tmp_path, text, words):
     with pytest.raises(UserError) as refused:
         read_gate(written(tmp_path, text))
-    told = str(refused.value)
-    assert all(word in told for word in words) and "\n" not in told and len(told) < 1000, told
+    message = str(refused.value)
+    assert [word for word in words if word not in message] == []
+    assert "\n" not in message
+    assert len(message) < 1000
 
 
 def test_references_that_multiply_do_not_multiply_the_message(tmp_path):
@@ -176,3 +180,42 @@ def test_another_kind_of_file_is_told_as_such(make_result, tmp_path):
         read_gate(written(tmp_path, "".join(f"setting_{number}: 1\n" for number in range(20))))
     assert str(refused.value).count("no setting") == 10
     assert "and 10 more" in str(refused.value)
+
+
+def test_a_baseline_can_be_required(tmp_path):
+    text = "min_robust: 0.4\nmax_drop: 0.02\nbaseline: b.json\nrequire-baseline: true\n"
+    gate = read_gate(written(tmp_path, text + "threat_models: [{norm: l2, eps: 1}, {norm: l1, eps: 1}]\n"))
+    assert [limits.require_baseline for limits in gate.limits] == [True, True]
+    assert not read_gate(written(tmp_path, text.replace("true", "false"))).limits[0].require_baseline
+    assert (
+        read_gate(written(tmp_path, text.replace("true", "false")), {"require_baseline": True})
+        .limits[0]
+        .require_baseline
+    )
+    for wrong, slug in (
+        ("min_robust: 0.4\nrequire_baseline: true", "baseline-not-named"),
+        (text.replace("true", "1"), "invalid-setting"),
+    ):
+        with pytest.raises(UserError, match="require_baseline") as refused:
+            read_gate(written(tmp_path, wrong))
+        assert refused.value.slug == slug
+
+
+def test_gate_files_and_configs_are_not_mistaken_for_each_other(tmp_path):
+    configs = importlib.resources.files("robustbench_local.configs")
+    recipes = [file for file in configs.iterdir() if file.name.endswith(".yaml")]
+    assert len(recipes) >= 5
+    texts = [file.read_text(encoding="utf-8") for file in recipes]
+    texts += ["eps: 8/255\nnorm: linf\n", "suite: standard\ndata: cifar10\n", "batch-size: 64\n"]
+    for text in texts:
+        assert not is_gate_file(parse_settings(text, "c.yaml"))
+        with pytest.raises(UserError, match="--config") as refused:
+            read_gate(written(tmp_path, text))
+        assert refused.value.slug == "config-as-gate"
+    for gate in (file for file in configs.joinpath("gate").iterdir() if file.name.endswith(".yaml")):
+        assert is_gate_file(parse_settings(gate.read_text(encoding="utf-8"), gate.name))
+    assert is_gate_file(["min-clean"])
+    # A threat model that is not under threat_models is a mistake in a gate file.
+    with pytest.raises(UserError, match="'norm'") as refused:
+        read_gate(written(tmp_path, "norm: linf\neps: 0.1\nmin_robust: 0.4\n"))
+    assert refused.value.slug == "unknown-setting"

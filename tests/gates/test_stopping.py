@@ -73,7 +73,11 @@ def test_a_close_floor_takes_more_blocks_and_the_whole_set_decides_it(model, dig
 
 def test_a_hopeless_floor_fails_at_once(digits, tmp_path):
     result = evaluate(
-        load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.2"), stopping_rule=until(0.7), output=tmp_path / "r.json"
+        load_classifier("digits-cnn"),
+        digits,
+        ThreatModel("linf", "0.2"),
+        stopping_rule=until(0.7),
+        output=tmp_path / "r.json",
     ).result
     assert result.data.n == 100
     assert decide(read_gate(str(gate(tmp_path, "min_robust: 0.7\n"))), [tmp_path / "r.json"]).outcome.name == "FAIL"

@@ -19,7 +19,7 @@ from robustbench_local.results.reading import read_result, read_samples
 def test_other_files_are_refused_with_a_sentence(tmp_path, text, slug):
     path = tmp_path / "r.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="r.json") as refused:
+    with pytest.raises(UserError, match=r"r\.json") as refused:
         read_result(path)
     assert refused.value.slug == slug
 
