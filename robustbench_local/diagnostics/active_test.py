@@ -1,13 +1,14 @@
 """The active test: Zimmermann et al., "Increasing confidence in adversarial robustness evaluations" (NeurIPS 2022).
 
-An attack that cannot find an adversarial example that is known to be there says nothing by finding none. So the
-readout is replaced by one that tells random points inside the ball from a single one on its edge: the attack must find
-a point that the new readout takes for the one on the edge.
+An attack that misses adversarial examples which are known to exist proves nothing where it finds none. So the model's
+readout is replaced by one that separates random points inside the ball from a single point on its boundary, and the
+attack has to find a point that the new readout assigns to the one on the boundary.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import threading
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,28 @@ from robustbench_local.attacks.attack import Attack, Model, run
 from robustbench_local.attacks.randomness import normal, sample_keys
 from robustbench_local.attacks.threat_model import ThreatModel
 
-INNER = 100
-"""Points inside the ball; the paper takes 999 and more."""
-WITHIN = 0.95
-"""How far out they lie at most, as a share of eps."""
-ABOVE = 0.25
-"""Where the threshold lies on the way from the highest random point to the planted one."""
+INNER_POINTS = 100
+"""Random points inside the ball; the paper uses 999 and more."""
+INNER_RADIUS = 0.95
+"""Their largest distance from the image, in multiples of eps."""
+THRESHOLD_POSITION = 0.25
+"""Where the readout's threshold is, between the highest score of a random point (0) and the planted one's (1)."""
 RIDGE = 1e-3
 
 
 class ActiveTestResult(NamedTuple):
-    """Of how many images a planted point could be told apart, on how many the attack found such a point, and on how
-    many further random points did.
+    """images: for how many the planted point can be separated. found: for how many of these the attack succeeds.
+
+    found_by_random: for how many of these further random points succeed.
     """
 
     images: int
     found: int
-    by_chance: int
+    found_by_random: int
 
 
 class _Readout(nn.Module):
-    """[below, above]: whether a linear function of the model's features is above its threshold."""
+    """Two logits: 0, and how far a linear function of the model's features is above its threshold."""
 
     def __init__(self, features: Model, weights: Tensor, threshold: Tensor):
         super().__init__()
@@ -48,7 +50,7 @@ class _Readout(nn.Module):
 
 
 class Features:
-    """What the last linear layer of a model is given, float [rows, features]; its logits where there is none."""
+    """The input of a model's last linear layer, float [rows, features]; its logits where it has no such layer."""
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -56,24 +58,30 @@ class Features:
         self._last = layers[-1] if layers else None
 
     def __call__(self, points: Tensor) -> Tensor:
-        seen: list[Tensor] = []
+        inputs: list[Tensor] = []
         if self._last is None:
             return self._model(points)
-        handle = self._last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))  # noqa: ARG005
+        thread = threading.get_ident()
+
+        def record(module: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG001
+            if threading.get_ident() == thread:  # others may use the same layer at the same time
+                inputs.append(args[0])
+
+        handle = self._last.register_forward_pre_hook(record)
         try:
             logits = self._model(points)
         finally:
             handle.remove()
-        usable = len(seen) == 1 and seen[0].dim() == 2 and len(seen[0]) == len(points)
-        return seen[0].float() if usable else logits
+        usable = len(inputs) == 1 and inputs[0].dim() == 2 and len(inputs[0]) == len(points)
+        return inputs[0].float() if usable else logits
 
 
 def active_test(
     model: nn.Module, threat_model: ThreatModel, images: Tensor, attack: Attack, *, seed: int = 0, batch_size: int = 32
 ) -> ActiveTestResult:
-    """Plant a point for every image and let the attack look for it.
+    """Plant an adversarial example for every image and attack.
 
-    images: float [rows, ...] in the box. attack: of the family that the evaluation relied on.
+    images: float [rows, ...] in the box. attack: an attack like those that the evaluation relied on.
     """
     features, counts = Features(model), [0, 0, 0]
     untargeted = ThreatModel(threat_model.norm, threat_model.eps, threat_model.box)
@@ -81,42 +89,44 @@ def active_test(
     for row, image in enumerate(images.split(1)):
         points = _random_points(untargeted, image, seed + row)
         with torch.no_grad():
-            told = torch.cat([features(part) for part in points.split(batch_size)])
-        inner, further, edge = told[:INNER], told[INNER:-1], told[-1]
-        weights = _direction(inner, edge)
-        scores = inner @ weights
-        highest, planted = scores.max(), edge @ weights
-        if not bool(planted - highest > 1e-3 * (planted - scores.mean()).abs()):
+            values = torch.cat([features(part) for part in points.split(batch_size)])
+        inner, further, planted = values[:INNER_POINTS], values[INNER_POINTS:-1], values[-1]
+        weights = _direction(inner, planted)
+        scores, planted_score = inner @ weights, planted @ weights
+        highest = scores.max()
+        if not bool(planted_score - highest > 1e-3 * (planted_score - scores.mean()).abs()):
             continue
-        threshold = highest + ABOVE * (planted - highest)
+        threshold = highest + THRESHOLD_POSITION * (planted_score - highest)
         readout = _Readout(features, weights, threshold)
-        found = run(attack, readout, untargeted, image, label, seed=seed + row)
+        adversarial = run(attack, readout, untargeted, image, label, seed=seed + row)
         with torch.no_grad():
-            counts[1] += int(readout(found).argmax(1)[0])
+            counts[1] += int(readout(adversarial).argmax(1)[0])
         counts[0] += 1
         counts[2] += bool((further @ weights > threshold).any())
     return ActiveTestResult(*counts)
 
 
 def _random_points(threat_model: ThreatModel, image: Tensor, seed: int) -> Tensor:
-    """INNER points inside the ball, as many again, and one on its edge, float [2 · INNER + 1, ...]."""
-    indices = torch.arange(2 * INNER + 1, device=image.device)
+    """Twice INNER_POINTS points inside the ball, and one on its boundary, float [2 · INNER_POINTS + 1, ...]."""
+    indices = torch.arange(2 * INNER_POINTS + 1, device=image.device)
     keys = sample_keys(seed, indices, "active-test", 0)
     images = image.expand(len(keys), *image.shape[1:])
-    noise = threat_model.geometry.random_start(images, WITHIN * threat_model.eps, keys)
-    far = normal(keys[-1:], image.shape[1:])
+    noise = threat_model.geometry.random_start(images, INNER_RADIUS * threat_model.eps, keys)
+    direction = normal(keys[-1:], image.shape[1:])
     length = torch.full((1,), threat_model.eps, device=image.device)
-    noise = torch.cat([noise[:-1], threat_model.geometry.steepest(far, image, length, threat_model.box)])
+    noise = torch.cat([noise[:-1], threat_model.geometry.steepest(direction, image, length, threat_model.box)])
     return threat_model.project(images + noise.to(image.dtype), images)
 
 
-def _direction(inner: Tensor, edge: Tensor) -> Tensor:
-    """The direction that best tells one point from many, [features]: linear discriminant analysis (Fisher, 1936), with
-    a little of the mean variance added to every feature.
+def _direction(inner: Tensor, planted: Tensor) -> Tensor:
+    """The direction that best separates one point from many, [features].
+
+    Linear discriminant analysis (Fisher, 1936), with a little of the mean variance added to every feature. inner: float
+    [points, features]. planted: float [features].
     """
-    centred = (inner - inner.mean(0)).double()
-    covariance = centred.T @ centred / len(inner)
+    centered = (inner - inner.mean(0)).double()
+    covariance = centered.T @ centered / len(inner)
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    weights = torch.linalg.solve(covariance, edge.double() - inner.double().mean(0))
+    weights = torch.linalg.solve(covariance, planted.double() - inner.double().mean(0))
     return (weights / weights.norm().clamp_min(1e-30)).to(inner.dtype)

@@ -1,5 +1,7 @@
-"""Which adaptive attack answers which finding (Tramèr et al., "On adaptive attacks to adversarial example defenses",
-NeurIPS 2020; Carlini et al., arXiv:1902.06705).
+"""Which adaptive attack answers which finding.
+
+Tramèr et al., "On adaptive attacks to adversarial example defenses" (NeurIPS 2020); Carlini et al., "On evaluating
+adversarial robustness" (arXiv:1902.06705).
 """
 
 from __future__ import annotations
@@ -31,64 +33,66 @@ MISSED_BY_SUITE = {
     checks.CONVERGED,
 }
 SUITE_FAILURE_SHARE = 0.05
-"""The share of some standing samples that plain PGD may fool before the suite itself is in doubt."""
+"""The share of robust images that plain PGD may fool before the suite itself is in doubt."""
 ATTACK_FAILS = {checks.GROWTH, checks.PLANTED}
 REASONS = RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS
+"""The checks that call for adaptive attacks."""
 
 
 @dataclass(frozen=True)
 class AdaptiveAttack:
-    """An attack on all that stands, and the check that calls for it."""
+    """An attack on every sample not yet fooled, and the slug of the check that calls for it."""
 
     step: Step
     because: str
 
 
 def select_adaptive_attacks(
-    cascade: Cascade, found: Preflight, findings: Sequence[Diagnostic], overlooked: float
+    cascade: Cascade, preflight: Preflight, findings: Sequence[Diagnostic], missed_by_suite: float
 ) -> list[AdaptiveAttack]:
-    """The attacks that the findings call for, the cheapest first; none where nothing was found.
+    """Return the attacks that the findings call for, the cheapest first; none where no check warns.
 
-    overlooked: the share of some standing samples that plain PGD fools: then it is run too, and where they are many the
-    suite was led astray.
+    missed_by_suite: the share of some robust images that plain PGD fools. Where it is above 0, plain PGD is added;
+    where it is above `SUITE_FAILURE_SHARE`, the suite has failed, and all attacks for that case are.
     """
-    troubled = {finding.slug for finding in findings if finding.status in ("warn", "fail")} & REASONS
-    if overlooked > SUITE_FAILURE_SHARE:
-        troubled.add(checks.CROSS_ENTROPY)
-    called = list(_called(cascade, found, troubled)) if troubled else []
-    if overlooked:
-        called.insert(0, (PGD(steps=20), {checks.CROSS_ENTROPY}))
+    problems = {finding.slug for finding in findings if finding.status in ("warn", "fail")} & REASONS
+    if missed_by_suite > SUITE_FAILURE_SHARE:
+        problems.add(checks.CROSS_ENTROPY)
+    attacks = list(_attacks_for(cascade, preflight, problems)) if problems else []
+    if missed_by_suite:
+        attacks.insert(0, (PGD(steps=20), {checks.CROSS_ENTROPY}))
     return [
-        AdaptiveAttack(Step(attack, Stage(attack=spec_text(attack), role="adaptive")), _because(reasons, troubled))
-        for attack, reasons in called
+        AdaptiveAttack(Step(attack, Stage(attack=spec_text(attack), role="adaptive")), _because(reasons, problems))
+        for attack, reasons in attacks
     ]
 
 
-def _called(cascade: Cascade, found: Preflight, troubled: set[str]) -> Iterator[tuple[Attack, set[str]]]:
-    layers = "+".join(found.layers)
-    if troubled & (MISSING_GRADIENTS | ATTACK_FAILS):
+def _attacks_for(cascade: Cascade, preflight: Preflight, problems: set[str]) -> Iterator[tuple[Attack, set[str]]]:
+    """Attacks, each with the checks that call for it."""
+    layers = "+".join(preflight.layers)
+    if problems & (MISSING_GRADIENTS | ATTACK_FAILS):
         yield BPDA(layers=layers), MISSING_GRADIENTS | ATTACK_FAILS
         yield BPDA(layers=layers, loss="margin", targets=9, steps=50), MISSING_GRADIENTS | ATTACK_FAILS
-    if troubled & (SATURATED | ATTACK_FAILS):
-        # Where all wrong classes are equally flat, only a target says which of them is near.
+    if problems & (SATURATED | ATTACK_FAILS):
+        # Where the logits of all wrong classes are equally flat, only a target shows which class is near.
         for stretch in (0.1, 0.5):
             through = BPDA(layers=layers, saturating=True, stretch=stretch, loss="margin", targets=9, steps=50)
             yield through, SATURATED | ATTACK_FAILS
-    if troubled & RANDOM:
+    if problems & RANDOM:
         yield EOT(draws=20), RANDOM
-    if troubled & (ROUGH_LOSS | RANDOM | MISSED_BY_SUITE):
+    if problems & (ROUGH_LOSS | RANDOM | MISSED_BY_SUITE):
         yield EOT(draws=10, radius=0.3), ROUGH_LOSS | RANDOM | MISSED_BY_SUITE
-    yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2), troubled
-    yield resolve_attack("apgd:loss=dlr,targets=9"), troubled
-    if troubled & (MISSED_BY_SUITE | SATURATED):
+    yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2), problems
+    yield resolve_attack("apgd:loss=dlr,targets=9"), problems
+    if problems & (MISSED_BY_SUITE | SATURATED):
         yield Descent(), MISSED_BY_SUITE | SATURATED
     context = cascade.context
-    for name, teach in (("transfer-readout", refitted), ("transfer", imitation)):
-        taught = functools.partial(teach, context.model, context.dataset, context.threat_model, context.device)
-        yield transfer_from(taught, name), troubled
-    yield resolve_attack("square:steps=5000"), troubled
+    for name, train in (("transfer-readout", refitted), ("transfer", imitation)):
+        surrogate = functools.partial(train, context.model, context.dataset, context.threat_model, context.device)
+        yield transfer_from(surrogate, name), problems
+    yield resolve_attack("square:steps=5000"), problems
 
 
-def _because(reasons: set[str], troubled: set[str]) -> str:
-    """The first check, in the order of their names, that calls for the attack."""
-    return min(reasons & troubled, default=min(reasons))
+def _because(reasons: set[str], problems: set[str]) -> str:
+    """The check that calls for the attack; the first by name where there are several."""
+    return min(reasons & problems, default=min(reasons))

@@ -1,7 +1,7 @@
-"""What is measured of a model to see whether attacks on it can be believed; `diagnostics.py` draws the conclusions.
+"""What the checks measure of a model.
 
-Everything is measured on the untouched float32 classifier, on images float [rows, ...] in the box with labels int64
-[rows] that it classifies correctly. Nothing here changes what counts as robust.
+Everything is measured on the unmodified float32 classifier, on images float [rows, ...] in the box with labels int64
+[rows] that it classifies correctly. Nothing here decides which samples are robust.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_local.attacks import PGD, Attack, ThreatModel
-from robustbench_local.attacks.attack import Model, Rows, random_keys, run, value_and_grad
+from robustbench_local.attacks.attack import Model, Rows, State, random_keys, run, run_steps, value_and_grad
 from robustbench_local.attacks.losses import logit_margin
 from robustbench_local.attacks.randomness import sample_keys, uniform
 
 SCALES = (1e-3, 1.0, 1e3)
 NOISE_RADIUS = 4 / 255
-"""Of the second indicator of attack failure: noise of (rand - 0.5) · 8/255."""
+"""From the second indicator of attack failure: noise of (rand - 0.5) · 8/255."""
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """The model, the images that are looked at, their numbers in the data set, and what may be done to them."""
+    """A model and the images to measure it on.
 
-    model: Model
+    images: float [rows, ...] in the box. labels, indices: int64 [rows]; indices are the images' places in the data set.
+    """
+
+    model: nn.Module
     threat_model: ThreatModel
     images: Tensor
     labels: Tensor
@@ -36,23 +39,29 @@ class ProbeSet:
         return len(self.labels)
 
     def first(self, count: int) -> ProbeSet:
+        """The first images, at most `count`."""
         return self.chosen(torch.arange(len(self), device=self.labels.device) < count)
 
     def chosen(self, rows: Tensor) -> ProbeSet:
-        """rows: bool [rows]."""
+        """The images of some rows. rows: bool [rows]."""
         return replace(self, images=self.images[rows], labels=self.labels[rows], indices=self.indices[rows])
 
     def fooled_by(self, attack: Attack, *, factor: float = 1.0, model: Model | None = None) -> Tensor:
-        """Which images an attack fools, bool [rows]; in a ball so many times as wide, or another model."""
-        whole = torch.full_like(self.images[:1], self.threat_model.box[1] - self.threat_model.box[0])
-        largest = float(self.threat_model.geometry.distance(whole)) / self.threat_model.eps
-        threat_model, asked = self.threat_model.scaled(min(factor, largest)), model or self.model
-        points = run(attack, asked, threat_model, self.images, self.labels, seed=self.seed, indices=self.indices)
+        """Which images an attack fools, bool [rows].
+
+        factor: multiplies eps, up to a ball that contains the box. model: attack this model instead.
+        """
+        box_diagonal = torch.full_like(self.images[:1], self.threat_model.box[1] - self.threat_model.box[0])
+        largest = float(self.threat_model.geometry.distance(box_diagonal)) / self.threat_model.eps
+        threat_model, attacked = self.threat_model.scaled(min(factor, largest)), model or self.model
+        points = run(attack, attacked, threat_model, self.images, self.labels, seed=self.seed, indices=self.indices)
         with torch.no_grad():
-            return threat_model.margin(asked(points), self.labels) < 0
+            return threat_model.margin(attacked(points), self.labels) < 0
 
 
 class _Scaled(nn.Module):
+    """A model with its logits multiplied by a factor."""
+
     def __init__(self, model: Model, factor: float):
         super().__init__()
         self._model, self._factor = model, factor
@@ -61,66 +70,71 @@ class _Scaled(nn.Module):
         return self._model(points) * self._factor
 
 
-def gain_by_scale(looked: ProbeSet, loss: str) -> float:
-    """The largest share of images that PGD-10 on the loss fools more when the logits are multiplied (`SCALES`)."""
+def gain_by_scale(probe: ProbeSet, loss: str) -> float:
+    """The largest share of images that PGD-10 on the loss fools only when the logits are rescaled (`SCALES`)."""
     attack = PGD(steps=10, loss=loss, random_start=False)
-    fooled = {scale: int(looked.fooled_by(attack, model=_Scaled(looked.model, scale)).sum()) for scale in SCALES}
-    return max(0, *(fooled[scale] - fooled[1.0] for scale in SCALES)) / len(looked)
+    fooled = {scale: int(probe.fooled_by(attack, model=_Scaled(probe.model, scale)).sum()) for scale in SCALES}
+    return max(0, *(fooled[scale] - fooled[1.0] for scale in SCALES)) / len(probe)
 
 
-def success_by_radius(looked: ProbeSet, attack: Attack, factors: tuple[float, ...]) -> list[Tensor]:
-    """Whom the attack fools in ever wider balls, each searched for itself: bool [rows] for every factor."""
-    return [looked.fooled_by(attack, factor=factor) for factor in factors]
+def success_by_radius(probe: ProbeSet, attack: Attack, factors: tuple[float, ...]) -> list[Tensor]:
+    """Which images the attack fools in ever wider balls, each attacked on its own: bool [rows] for every factor."""
+    return [probe.fooled_by(attack, factor=factor) for factor in factors]
 
 
 @torch.no_grad()
-def margin_instability(looked: ProbeSet, draws: int = 20) -> float:
-    """How much the margin moves under small noise, relative to itself, at most 1, on average.
+def margin_instability(probe: ProbeSet, draws: int = 20) -> float:
+    """The average relative change of the margin under small noise, each change counted as at most 1.
 
-    The second indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022), with the logit margin for the
-    loss: a cross-entropy near 0 moves by many times itself on models that hide nothing.
+    The second indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022), with the logit margin as the
+    loss: a cross-entropy near 0 changes by a multiple of itself on models without masking, too.
     """
-    before = logit_margin(looked.model(looked.images), looked.labels)
-    moved = []
+    before = logit_margin(probe.model(probe.images), probe.labels)
+    changes = []
     for draw in range(draws):
-        keys = sample_keys(looked.seed, looked.indices, "instability", draw)
-        noise = NOISE_RADIUS * (2 * uniform(keys, looked.images.shape[1:]) - 1)
-        after = logit_margin(looked.model(looked.images + noise.to(looked.images.dtype)), looked.labels)
-        moved.append(((after - before).abs() / before.abs().clamp_min(1e-12)).clamp_max(1))
-    return float(torch.stack(moved).mean())
+        keys = sample_keys(probe.seed, probe.indices, "instability", draw)
+        noise = NOISE_RADIUS * (2 * uniform(keys, probe.images.shape[1:]) - 1)
+        after = logit_margin(probe.model(probe.images + noise.to(probe.images.dtype)), probe.labels)
+        changes.append(((after - before).abs() / before.abs().clamp_min(1e-12)).clamp_max(1))
+    return float(torch.stack(changes).mean())
 
 
-def gradient_mismatch(looked: ProbeSet, share: float = 0.1) -> float:
-    """How far the loss is from rising as its gradient says, at the median image: 0 where a step along the gradient, so
-    long as a share of eps, does what it promises, 1 where it does nothing of it.
+def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> float:
+    """How badly the gradient predicts the loss after a small step, at the median image.
+
+    share: the length of the step along the gradient, in multiples of eps. Returns 0 where the loss changes exactly as
+    predicted, and 1 where the prediction and the change have nothing in common.
     """
-    state = {"points": looked.images, "labels": looked.labels}
-    _, before, gradient = value_and_grad(looked.model, looked.threat_model, "margin", state)
-    length = torch.full_like(before, share * looked.threat_model.eps)
-    way = looked.threat_model.geometry.steepest(gradient, looked.images, length, looked.threat_model.box)
-    points = (looked.images + way).clamp(*looked.threat_model.box)
-    promised = ((points - looked.images) * gradient).flatten(1).sum(1)
+    state = {"points": probe.images, "labels": probe.labels}
+    _, before, gradient = value_and_grad(probe.model, probe.threat_model, "margin", state)
+    length = torch.full_like(before, share * probe.threat_model.eps)
+    direction = probe.threat_model.geometry.steepest(gradient, probe.images, length, probe.threat_model.box)
+    points = (probe.images + direction).clamp(*probe.threat_model.box)
+    predicted = ((points - probe.images) * gradient).flatten(1).sum(1)
     with torch.no_grad():
-        after = looked.threat_model.attack_loss("margin", looked.model(points), looked.labels)
-    risen = after - before
-    off = (risen - promised).abs() / torch.maximum(risen.abs(), promised.abs()).clamp_min(1e-30)
-    return float(off.clamp_max(1).median())
+        after = probe.threat_model.attack_loss("margin", probe.model(points), probe.labels)
+    change = after - before
+    error = (change - predicted).abs() / torch.maximum(change.abs(), predicted.abs()).clamp_min(1e-30)
+    return float(error.clamp_max(1).median())
 
 
-def convergence(looked: ProbeSet, attack: PGD) -> tuple[float, int]:
-    """The share of images on which a search has not come to rest, and how many it had fooled on the way and then lost.
+def convergence(probe: ProbeSet, attack: Attack) -> tuple[float, int]:
+    """The share of images on which a search has not converged, and how many images it fools at a step but not its last.
 
-    The fourth and third indicators of Pintor et al. (NeurIPS 2022): of every image's loss, scaled to [0, 1] over the
-    search and never falling, the last ten steps still gain more than 0.05; and a step before the last had succeeded
-    where the last does not.
+    The fourth and third indicators of Pintor et al. (NeurIPS 2022). A search has not converged where the last ten steps
+    still gain more than 0.05 of the best loss so far, scaled to [0, 1] over the search.
     """
-    keys = random_keys(attack, looked.seed, looked.indices, 0)
-    state = attack.start(looked.threat_model, Rows(looked.images, looked.labels, keys, looked.labels))
-    margins = []
-    for _ in range(attack.steps):
-        with torch.no_grad():
-            margins.append(looked.threat_model.margin(looked.model(state["points"]), looked.labels))
-        state = attack.step(looked.model, looked.threat_model, state)
+    keys = random_keys(attack, probe.seed, probe.indices, 0)
+    state = attack.start(probe.threat_model, Rows(probe.images, probe.labels, keys, probe.labels))
+    margins: list[Tensor] = []
+
+    def record(state: State) -> None:
+        if len(margins) < attack.steps:
+            with torch.no_grad():
+                margins.append(probe.threat_model.margin(probe.model(state["points"]), probe.labels))
+
+    record(state)
+    run_steps(attack, probe.model, probe.threat_model, state, record)
     trace = torch.stack(margins)
     lowest = trace.cummin(0).values
     span = (lowest[0] - lowest[-1]).clamp_min(1e-30)

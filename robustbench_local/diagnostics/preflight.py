@@ -1,6 +1,6 @@
-"""What is looked at before a single attack: does this model take these images, and can its answers be attacked?
+"""Checks before the first attack: whether the model takes these images, and attacks can use its gradients.
 
-What cannot be worked with stops the run with one sentence; what can is adapted to and recorded.
+What makes an evaluation impossible stops the run with one sentence; everything else becomes a finding.
 """
 
 from __future__ import annotations
@@ -14,35 +14,29 @@ from robustbench_local.attacks.backward_errors import input_gradient
 from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace
+from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace_gradients
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered, ModelFailure
-from robustbench_local.results.checks import (
-    BATCH_INDEPENDENT,
-    CLASS_COUNT,
-    DETERMINISTIC,
-    EVAL_MODE,
-    GRADIENTS,
-    IMAGE_RANGE,
-    LAYERS,
-    LOGITS,
-    NO_TEST_TIME_OPTIMIZATION,
-)
+from robustbench_local.results import checks
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.runtime.device import BatchSize, is_out_of_memory
 
-PROBE = 32
-"""How many images the checks look at."""
+PROBE_IMAGES = 32
+"""Images that the checks use."""
 TOLERANCE = 1e-4
-"""Relative difference of logits that float32 arithmetic explains."""
+"""Relative difference of logits that float32 rounding explains."""
 PASSES = 5
-"""How often the same images are passed through to see whether the model is random (AutoAttack's checks do as many)."""
+"""How often the same images are classified to see whether the model is random, as in AutoAttack's checks."""
+TRACED_IMAGES = 4
+"""Images of the checks that need a pass for every layer or for every image."""
 
 
 class Preflight(NamedTuple):
-    """layers: those through which no gradient comes, by name. fits: how many images, of those that are tried, the
-    device takes at a time.
+    """What the preflight has found.
+
+    layers: names of the layers that stop gradients. fits: how many images the device can process at a time, up to
+    `PROBE_IMAGES`.
     """
 
     classes: int
@@ -51,110 +45,57 @@ class Preflight(NamedTuple):
     fits: int
 
 
-def probe_images(dataset: Dataset, count: int = PROBE) -> Tensor:
-    """Positions from all over the data set, int64 [at most count], to try things on."""
+def probe_images(dataset: Dataset, count: int = PROBE_IMAGES) -> Tensor:
+    """Positions from all over the data set, int64 [at most count]."""
     return torch.arange(len(dataset))[:: max(1, len(dataset) // count)][:count]
 
 
 def first_images(dataset: Dataset, device: torch.device) -> Tensor:
-    """A few images from all over the data set, float [at most 32, ...], to try things on."""
+    """A few images from all over the data set, float [at most PROBE_IMAGES, ...]."""
     return dataset.images(probe_images(dataset)).to(device)
 
 
 def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> Preflight:
-    """Check classifier and data; may switch the classifier to `probabilities`.
+    """Check classifier and data. Sets the classifier's `probabilities` where it returns probabilities.
 
     Raises UserError when they cannot be evaluated together.
     """
     _require_box(dataset, threat_model)
     _require_finite_weights(model.model)
-    size = BatchSize(PROBE)
+    size = BatchSize(PROBE_IMAGES)
     while True:
         try:
-            return _preflight(model, dataset, threat_model, device, size.value)
+            return _check(model, dataset, threat_model, device, size.value)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         size.halve(device)
 
 
-def _preflight(
-    model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, count: int
-) -> Preflight:
+def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, count: int) -> Preflight:
     positions = probe_images(dataset)[:count]
     images, labels = dataset.images(positions).to(device), dataset.labels[positions].to(device)
     logits = _first_logits(model, images, dataset)
-    if (broken := (~torch.isfinite(logits)).any(1).cpu()).any():
-        raise UserError(
-            f"{model.model.name} gives NaN or infinite logits for sample {int(dataset.indices[positions[broken][0]])} "
-            f"of {dataset.name}: leave that sample out, or mend the model"
-        )
+    _require_finite_logits(model.model, logits, dataset, positions)
     classes = _require_classes(logits, dataset, threat_model)
-    findings = [_pixels(dataset), _classes(classes, model.model), _logits_or_probabilities(model.model, logits)]
+    findings = [
+        _image_range(dataset),
+        _class_count(classes, model.model),
+        _logits_or_probabilities(model.model, logits),
+    ]
     with torch.no_grad():
         passes = torch.stack([model(images) for _ in range(PASSES)])
-    findings.append(_deterministic(passes))
-    findings.append(_batch_independent(model, images[:4], passes[0, :4], random=findings[-1].status == "warn"))
-    traced = trace(model, images[:4])
-    gradients = _gradients(model, images, labels, traced)
-    findings += [_modes(traced), _dynamic(traced), gradients, _layers(traced, missing=gradients.status == "warn")]
-    return Preflight(classes, findings, tuple(traced.stops), count)
+    deterministic = _deterministic(passes)
+    few, few_logits = images[:TRACED_IMAGES], passes[0, :TRACED_IMAGES]
+    findings += [deterministic, _batch_independent(model, few, few_logits, random=deterministic.status == "warn")]
+    trace = trace_gradients(model, few)
+    gradients = _gradients(model, images, labels, trace)
+    layers = _layers(trace, missing=gradients.status == "warn")
+    findings += [_eval_mode(trace), _no_optimization(trace), gradients, layers]
+    return Preflight(classes, findings, tuple(trace.stops), count)
 
 
-def _pixels(dataset: Dataset) -> Diagnostic:
-    low, high = dataset.raw_range
-    return Diagnostic(slug=IMAGE_RANGE, status="pass", value=f"from {low:.3g} to {high:.3g}")
-
-
-def _classes(classes: int, classifier: Classifier) -> Diagnostic:
-    """Every loss is defined for any number of classes, so few are said, not doubted."""
-    told = {2: "dlr is the margin here, and there is one class to steer to", 3: "targeted dlr is the margin here"}
-    advice = told.get(classes, "")
-    if classifier.single_output:
-        advice = f"the model has one output z, so it is binary: its two classes have the logits 0 and z; {advice}"
-    return Diagnostic(slug=CLASS_COUNT, status="pass", value=float(classes), threshold=2.0, advice=advice)
-
-
-def _modes(traced: GradientTrace) -> Diagnostic:
-    names = ", ".join(dict.fromkeys(traced.training))
-    return Diagnostic(
-        slug=EVAL_MODE,
-        status="warn" if names else "pass",
-        value=names or "all",
-        advice="these layers are in train mode while they run, so dropout and batch norm work as in training: do not "
-        "call train() in forward"
-        if names
-        else "",
-    )
-
-
-def _dynamic(traced: GradientTrace) -> Diagnostic:
-    calls = ", ".join(dict.fromkeys(traced.differentiates))
-    return Diagnostic(
-        slug=NO_TEST_TIME_OPTIMIZATION,
-        status="warn" if calls else "pass",
-        value=calls or "nothing",
-        advice="the model differentiates or optimises while it answers, so the attacks' gradients see one step of a "
-        "moving defense: attack its parts without that too"
-        if calls
-        else "",
-    )
-
-
-def _layers(traced: GradientTrace, *, missing: bool) -> Diagnostic:
-    """Which layers stop gradients, where some do. Staircases and detachings beside the path to the logits do no harm,
-    so without a layer that stops them these count only where gradients are missing.
-    """
-    told = traced.description if traced.stops or missing else ""
-    return Diagnostic(
-        slug=LAYERS,
-        status="warn" if told else "pass",
-        value=told or "all",
-        advice=f"gradients end in {told}, which hides the way to adversarial examples and not the examples: it takes "
-        "attacks through stand-ins (BPDA) to see past it"
-        if told
-        else "",
-    )
+# What stops the run.
 
 
 def _require_box(dataset: Dataset, threat_model: ThreatModel) -> None:
@@ -162,7 +103,7 @@ def _require_box(dataset: Dataset, threat_model: ThreatModel) -> None:
     if max(low, 0.0) < lowest or min(high, 1.0) > highest:
         raise UserError(
             f"the images of {dataset.name} have pixels from {low:.4g} to {high:.4g}, but the threat model's box is "
-            f"[{lowest:g}, {highest:g}]: give a box that contains every image",
+            f"[{lowest:g}, {highest:g}]: choose a box that contains every image",
             slug="images-outside-box",
         )
 
@@ -171,42 +112,54 @@ def _require_finite_weights(classifier: Classifier) -> None:
     for name, tensor in classifier.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(
-                f"weight {name!r} of {classifier.name} holds NaN or infinity: the checkpoint is damaged or its "
-                "training diverged; use another one"
+                f"weight {name!r} of {classifier.name} contains NaN or infinity: the checkpoint is damaged or its "
+                "training diverged; use another checkpoint",
+                slug="weights-not-finite",
             )
 
 
 def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
     classifier = model.model
-    shape = "×".join(map(str, images.shape[1:]))
     try:
         with torch.no_grad():
             logits = model(images)
     except ModelFailure as failure:
-        takes = _input_channels(classifier)
-        if takes is not None and takes != images.shape[1]:
-            raise UserError(
-                f"{classifier.name} takes images of {takes} channel{'s' * (takes != 1)}, but those of {dataset.name} "
-                f"have {images.shape[1]} ({shape}): give data of the kind that the model was trained on"
-            ) from None
-        mend = (
-            "let its forward take float32, for one by .float()"
-            if "dtype" in failure.reason
-            else ("check --arch, --data and --resize")
-        )
-        raise UserError(
-            f"{classifier.name} cannot take the {shape} images of {dataset.name} ({failure.reason}): {mend}"
-        ) from None
+        raise _cannot_classify(classifier, images, dataset, failure.reason) from None
     if len(logits) != len(images):
         raise UserError(
-            f"{classifier.name} gave {len(logits)} rows of logits for {len(images)} images: its forward must return "
-            "one row for each"
+            f"{classifier.name} returned {len(logits)} rows of logits for {len(images)} images: its forward must "
+            "return one row per image",
+            slug="logits-wrong-rows",
         )
     return logits
 
 
+def _cannot_classify(classifier: Classifier, images: Tensor, dataset: Dataset, reason: str) -> UserError:
+    shape = "×".join(map(str, images.shape[1:]))
+    channels = _input_channels(classifier)
+    if channels is not None and channels != images.shape[1]:
+        return UserError(
+            f"{classifier.name} takes images with {channels} channel{'s' * (channels != 1)}, but those of "
+            f"{dataset.name} have {images.shape[1]} ({shape}): choose data like the model's training data",
+            slug="wrong-channels",
+        )
+    other_dtypes = {tensor.dtype for tensor in classifier.parameters() if tensor.is_floating_point()} - {torch.float32}
+    if other_dtypes:
+        dtypes = ", ".join(sorted(map(str, other_dtypes)))
+        return UserError(
+            f"{classifier.name} has {dtypes} weights and cannot classify the float32 images of {dataset.name} "
+            f"({reason}): convert it to float32 with .float(), or convert the images in its forward",
+            slug="wrong-dtype",
+        )
+    return UserError(
+        f"{classifier.name} cannot classify the {shape} images of {dataset.name} ({reason}): check --arch, --data and "
+        "--resize",
+        slug="images-not-classifiable",
+    )
+
+
 def _input_channels(classifier: Classifier) -> int | None:
-    """The channels that the first convolution takes, where the model begins with one."""
+    """The number of input channels, where the model declares it or begins with a convolution."""
     if classifier.input_shape is not None:
         return classifier.input_shape[0]
     for module in classifier.modules():
@@ -217,125 +170,200 @@ def _input_channels(classifier: Classifier) -> int | None:
     return None
 
 
+def _require_finite_logits(classifier: Classifier, logits: Tensor, dataset: Dataset, positions: Tensor) -> None:
+    broken = (~torch.isfinite(logits)).any(1).cpu()
+    if broken.any():
+        raise UserError(
+            f"{classifier.name} returns NaN or infinite logits for sample {int(dataset.indices[positions[broken][0]])} "
+            f"of {dataset.name}: leave that sample out, or fix the model",
+            slug="logits-not-finite",
+        )
+
+
 def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel) -> int:
     classes = logits.shape[1]
-    if classes < (fewest := 2 + (threat_model.reject is not None)):
+    least = 2 if threat_model.reject is None else 3
+    if classes < least:
         raise UserError(
-            f"the model has {classes} classes, but at least {fewest} are needed here: give it one logit per class",
+            f"the model has {classes} classes, but an attack needs at least {least}, a reject class included",
             slug="too-few-classes",
         )
     highest = int(dataset.labels.max())
     if highest >= classes:
         raise UserError(
-            f"{dataset.name} has label {highest}, but the model knows {classes} classes (labels 0 to {classes - 1}): "
-            "give the data set that the model was trained on, or labels that start at 0"
+            f"{dataset.name} has label {highest}, but the model has {classes} classes (labels 0 to {classes - 1}): "
+            "choose the data set that the model was trained on, or labels that start at 0",
+            slug="label-out-of-range",
         )
     if threat_model.reject is not None and bool((dataset.labels == threat_model.reject).any()):
         raise UserError(
-            f"class {threat_model.reject} stands for a refusal, but {dataset.name} has images of it: give the class "
-            "that no image belongs to"
+            f"class {threat_model.reject} means that an image is rejected, but {dataset.name} has images of it: choose "
+            "the class that no image belongs to",
+            slug="reject-class-in-data",
         )
     chosen_classes = ("target", threat_model.target), ("source", threat_model.source), ("reject", threat_model.reject)
     for role, chosen in chosen_classes:
         if chosen is not None and not 0 <= chosen < classes:
-            raise UserError(f"the {role} class is {chosen}, but the model's classes are 0 to {classes - 1}")
+            raise UserError(
+                f"the {role} class is {chosen}, but the model's classes are 0 to {classes - 1}", slug="unknown-class"
+            )
     return classes
 
 
+# What becomes a finding.
+
+
+def _image_range(dataset: Dataset) -> Diagnostic:
+    low, high = dataset.raw_range
+    return Diagnostic(slug=checks.IMAGE_RANGE, status="pass", value=f"from {low:.3g} to {high:.3g}")
+
+
+def _class_count(classes: int, classifier: Classifier) -> Diagnostic:
+    """Every loss is defined for any number of classes, so few classes are mentioned and are no warning."""
+    notes = {2: "dlr equals the margin here, and there is one wrong class", 3: "targeted dlr equals the margin here"}
+    advice = notes.get(classes, "")
+    if classifier.single_output:
+        advice = f"the model has one output z, so it is binary: its two classes have the logits 0 and z; {advice}"
+    return Diagnostic(slug=checks.CLASS_COUNT, status="pass", value=float(classes), threshold=2.0, advice=advice)
+
+
 def _logits_or_probabilities(classifier: Classifier, logits: Tensor) -> Diagnostic:
-    slug = LOGITS
-    if classifier.probabilities:
-        return Diagnostic(slug=slug, status="warn", value="probabilities", advice="attacked on their logarithm")
-    sums_to_one = bool(((logits.sum(1) - 1).abs() < 1e-3).all()) and bool((logits >= 0).all())
-    # Taken as logits, outputs from 0 to 1 alone would make every image class 1.
+    softmax = bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+    # As logits, outputs from 0 to 1 would assign every image to class 1.
     sigmoid = classifier.single_output and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all())
-    if sigmoid or sums_to_one:
+    advice = ""
+    if classifier.probabilities:
+        advice = "attacks use the logarithm of the outputs"
+    elif sigmoid or softmax:
         classifier.probabilities = True
-        return Diagnostic(
-            slug=slug,
-            status="warn",
-            value="probabilities",
-            advice=f"the model ends in a {'sigmoid' if sigmoid else 'softmax'}, whose gradients vanish where it is "
-            "confident: attacked on the logarithm of its outputs; returning logits from its forward is better",
+        advice = (
+            f"the model ends in a {'sigmoid' if sigmoid else 'softmax'}, whose gradient vanishes where the model is "
+            "confident: attacks use the logarithm of the outputs; it is better to return logits"
         )
-    return Diagnostic(slug=slug, status="pass", value="logits")
+    return Diagnostic(
+        slug=checks.LOGITS,
+        status="warn" if advice else "pass",
+        value="probabilities" if advice else "logits",
+        advice=advice,
+    )
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference of logits, relative to the largest logit."""
+    """The largest difference of logits, relative to the largest logit."""
     return float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
 
 
 def _deterministic(passes: Tensor) -> Diagnostic:
-    """passes: float [passes, rows, classes] of the same images."""
+    """passes: float [passes, rows, classes], the logits of the same images."""
     difference = max(_difference(passes[0], again) for again in passes[1:])
     return Diagnostic(
-        slug=DETERMINISTIC,
+        slug=checks.DETERMINISTIC,
         status="warn" if difference > TOLERANCE else "pass",
         value=difference,
         threshold=TOLERANCE,
         n=passes.shape[1],
-        advice="the same images gave other logits another time (dropout or noise in forward?): one verdict per "
-        "sample means little, and attacks average over several draws (EOT); switch the randomness off"
+        advice="the same images got different logits (dropout or noise in forward?): one prediction per sample means "
+        "little, and attacks have to average over several draws (EOT); switch the randomness off"
         if difference > TOLERANCE
         else "",
     )
 
 
-def _batch_independent(model: Metered, images: Tensor, together: Tensor, *, random: bool) -> Diagnostic:
-    slug, threshold = BATCH_INDEPENDENT, 10 * TOLERANCE
+def _batch_independent(model: Metered, images: Tensor, batch_logits: Tensor, *, random: bool) -> Diagnostic:
+    """batch_logits: of these images in one batch, float [rows, classes]."""
+    slug, threshold = checks.BATCH_INDEPENDENT, 10 * TOLERANCE
     if random:
-        return Diagnostic(slug=slug, status="skipped", advice="cannot be told of a model that is random")
+        return Diagnostic(slug=slug, status="skipped", advice="cannot be measured for a random model")
     try:
-        difference = _difference(together, torch.cat([model(image[None]) for image in images]))
+        difference = _difference(batch_logits, torch.cat([model(image[None]) for image in images]))
     except ModelFailure:
-        difference = 1.0  # batch norm over a single image refuses it
+        difference = 1.0  # batch norm in train mode refuses a single image
     return Diagnostic(
         slug=slug,
         status="warn" if difference > threshold else "pass",
         value=difference,
         threshold=threshold,
-        advice="an image's logits depend on its batch (batch norm that uses batch statistics?): put the model into "
-        "eval mode in its own code"
+        advice="the logits of an image depend on its batch (batch norm in train mode?): put the model into eval mode "
+        "in its own code"
         if difference > threshold
         else "",
     )
 
 
-def _gradients(model: Metered, images: Tensor, labels: Tensor, traced: GradientTrace) -> Diagnostic:
-    """The share of images at which some loss has no gradient at all, or one that is not finite: the first indicator of
-    Pintor et al., "Indicators of attack failure" (NeurIPS 2022).
+def _eval_mode(trace: GradientTrace) -> Diagnostic:
+    names = ", ".join(dict.fromkeys(trace.training))
+    return Diagnostic(
+        slug=checks.EVAL_MODE,
+        status="warn" if names else "pass",
+        value=names or "all",
+        advice="these layers run in train mode, so dropout and batch norm behave as in training: do not call train() "
+        "in forward"
+        if names
+        else "",
+    )
+
+
+def _no_optimization(trace: GradientTrace) -> Diagnostic:
+    calls = ", ".join(dict.fromkeys(trace.differentiates))
+    return Diagnostic(
+        slug=checks.NO_TEST_TIME_OPTIMIZATION,
+        status="warn" if calls else "pass",
+        value=calls or "nothing",
+        advice="the model differentiates or optimizes in its forward, so gradients describe one step of a moving "
+        "defense: attack its parts without that step too"
+        if calls
+        else "",
+    )
+
+
+def _gradients(model: Metered, images: Tensor, labels: Tensor, trace: GradientTrace) -> Diagnostic:
+    """The share of images for which the gradient of some loss is 0 or not finite.
+
+    The first indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022).
     """
-    where = f" ({traced.description})" if traced.description else ""
+    causes = f" ({trace.description})" if trace.description else ""
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
-    slug = GRADIENTS
-    if not logits.requires_grad:
-        return Diagnostic(
-            slug=slug,
-            status="warn",
-            value=1.0,
-            threshold=0.0,
-            n=len(images),
-            advice=f"no gradient flows from the logits to the image{where}: attacks that trust it are blind here",
-        )
-    missing = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]):
+    missing = torch.full((len(images),), not logits.requires_grad, device=images.device)
+    for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]) if logits.requires_grad else ():
         with torch.enable_grad():
             total = loss(logits, labels).sum()
         gradient = input_gradient(total, points, retain_graph=True)
         flat = torch.zeros_like(points).flatten(1) if gradient is None else gradient.flatten(1)
         missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
     share = float(missing.float().mean())
+    advice = ""
+    if not logits.requires_grad:
+        advice = f"the logits pass no gradient to the image{causes}: gradient attacks are blind"
+    elif share > 0:
+        advice = (
+            f"for {share:.0%} of {len(images)} images the gradient of a loss is 0 or not finite"
+            f"{causes or ' (saturated outputs?)'}: gradient attacks are weak there"
+        )
     return Diagnostic(
-        slug=slug,
+        slug=checks.GRADIENTS,
         status="warn" if share > 0 else "pass",
         value=share,
         threshold=0.0,
         n=len(images),
-        advice=f"at {share:.0%} of {len(images)} images a loss has a zero or non-finite gradient"
-        f"{where or ' (saturated outputs?)'}: attacks that trust it are weak there"
-        if share > 0
+        advice=advice,
+    )
+
+
+def _layers(trace: GradientTrace, *, missing: bool) -> Diagnostic:
+    """Which layers stop gradients.
+
+    Piecewise constant and detaching functions beside the path to the logits are harmless. So without a layer that stops
+    gradients, they count only where gradients are missing.
+    """
+    causes = trace.description if trace.stops or missing else ""
+    return Diagnostic(
+        slug=checks.LAYERS,
+        status="warn" if causes else "pass",
+        value=causes or "all",
+        advice=f"gradients end in {causes}, which hides adversarial examples from gradient attacks and does not remove "
+        "them: attacks need a surrogate gradient there (BPDA)"
+        if causes
         else "",
     )

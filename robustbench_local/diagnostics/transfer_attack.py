@@ -1,4 +1,4 @@
-"""Attacks by way of a surrogate: a network that imitates the model's answers and has gradients of its own.
+"""Transfer attacks: PGD on a surrogate network that was trained to predict what the model predicts.
 
 Papernot et al., "Practical black-box attacks against machine learning" (ASIA CCS 2017).
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from robustbench_local.attacks.attack import Model, State, ValueAndGrad
 from robustbench_local.attacks.pgd import PGD
@@ -24,13 +26,14 @@ from robustbench_local.diagnostics.active_test import Features
 from robustbench_local.models.metered import Metered
 
 MOST_IMAGES, COPIES, EPOCHS, BATCH = 1000, 2, 15, 64
+"""Images to train a surrogate on, noisy copies of each, epochs, and batch size."""
 NOISE = 0.1
-"""How far the noisy copies lie from their images, in pixels: uniform, everywhere alike."""
+"""The noise of the copies: uniform, at most this, in pixel units."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(PGD):
-    """PGD along a surrogate's gradients; what counts is what the model itself says of every point on the way."""
+    """PGD along a surrogate's gradients. The model itself is asked about every iterate, and only its answers count."""
 
     name: ClassVar[str] = "transfer"
     surrogate: ClassVar[Callable[[], Model]]
@@ -46,23 +49,21 @@ class Transfer(PGD):
         return ValueAndGrad(margin, loss, gradient)
 
 
-def transfer_from(teach: Callable[[], Model], name: str) -> Transfer:
-    """The attack by way of a surrogate, images -> logits, which is taught when it is first needed; under a name that
-    says which it is.
-    """
+def transfer_from(train: Callable[[], Model], name: str) -> Transfer:
+    """Return a transfer attack of that name. train: returns the surrogate; called when it is first needed."""
     kind = dataclasses.make_dataclass(
         "TransferFrom",
         [],
         bases=(Transfer,),
         frozen=True,
         kw_only=True,
-        namespace={"surrogate": staticmethod(functools.cache(teach)), "name": name},
+        namespace={"surrogate": staticmethod(functools.cache(train)), "name": name},
     )
     return kind()
 
 
 class _Refitted(nn.Module):
-    """A model's body with a readout of its own."""
+    """A model's features with another readout."""
 
     def __init__(self, features: Features, readout: nn.Module):
         super().__init__()
@@ -72,43 +73,68 @@ class _Refitted(nn.Module):
         return self._readout(self._features(points))
 
 
+@dataclass
+class _SeededRandom:
+    """Random numbers for a surrogate's initialization and training, independent of the global generators."""
+
+    device: torch.device
+    cpu: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def __post_init__(self) -> None:
+        on_cpu = self.device.type == "cpu"
+        self._order = self.cpu if on_cpu else torch.Generator(self.device).manual_seed(0)
+
+    def initialize(self, layer: nn.Linear | nn.Conv2d) -> None:
+        """Initialize a layer as torch does."""
+        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=self.cpu)
+        if layer.bias is not None:
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.bias, -bound, bound, generator=self.cpu)
+
+    def permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, device=self.device, generator=self._order)
+
+
 def refitted(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
-    """The model's own features with a linear readout taught what it answers: whatever is done to the logits after the
-    last linear layer is left out. Images, noise and seed as for `imitation`.
+    """Train a linear readout on the model's own features to predict what the model predicts.
+
+    Whatever the model does after its last linear layer is left out. Images, noise and seed are those of `imitation`.
     """
-    points, answers, classes = _asked(model, dataset, threat_model, device)
-    features = Features(model)
+    points, predictions, classes = _training_set(model, dataset, threat_model, device)
+    features, random = Features(model), _SeededRandom(device)
     with torch.no_grad():
-        given = torch.cat([features(part) for part in points.split(BATCH)])
-    scale = given.std(0).clamp_min(1e-6)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        readout = nn.Linear(given.shape[1], classes).to(device)
-        _fit(readout, (given - given.mean(0)) / scale, answers)
+        values = torch.cat([features(part) for part in points.split(BATCH)])
+    mean, scale = values.mean(0), values.std(0).clamp_min(1e-6)
+    readout = skip_init(nn.Linear, values.shape[1], classes)
+    random.initialize(readout)
+    readout.to(device)
+    _fit(readout, (values - mean) / scale, predictions, random)
     with torch.no_grad():
         readout.weight.div_(scale)
-        readout.bias.sub_(readout.weight @ given.mean(0))
+        readout.bias.sub_(readout.weight @ mean)
     return _Refitted(features, readout.requires_grad_(False))
 
 
 def imitation(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
-    """A small convolutional network taught what the model answers to some images and to noisy copies of them.
+    """Train a small convolutional network to predict what the model predicts for some images and for noisy copies.
 
-    It learns predicted classes alone, so nothing but answers is asked of the model. Seeded, and the caller's random
-    numbers go on as if nothing had happened.
+    It needs nothing but the model's predicted classes. The caller's random state is not touched.
     """
-    points, answers, classes = _asked(model, dataset, threat_model, device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        network = _network(points.shape[1:], classes).to(device)
-        _fit(network, points, answers)
+    points, predictions, classes = _training_set(model, dataset, threat_model, device)
+    random = _SeededRandom(device)
+    network = _network(points.shape[1:], classes)
+    for layer in network:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            random.initialize(layer)
+    network.to(device)
+    _fit(network, points, predictions, random)
     return network.eval().requires_grad_(False)
 
 
-def _asked(
+def _training_set(
     model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device
 ) -> tuple[Tensor, Tensor, int]:
-    """Images and noisy copies of them, what the model takes them for, and how many classes it knows."""
+    """Images and noisy copies of them, the model's predictions, and the number of classes."""
     positions = torch.arange(len(dataset))[:: max(1, -(-len(dataset) // MOST_IMAGES))]
     images = dataset.images(positions).to(device)
     copies = [
@@ -119,36 +145,37 @@ def _asked(
     ]
     points = torch.cat([images, *copies]).clamp(*threat_model.box)
     with torch.no_grad():
-        told = torch.cat([model(part) for part in points.split(BATCH)])
-    return points, told.argmax(1), told.shape[1]
+        logits = torch.cat([model(part) for part in points.split(BATCH)])
+    return points, logits.argmax(1), logits.shape[1]
 
 
-def _network(shape: torch.Size, classes: int) -> nn.Module:
+def _network(shape: torch.Size, classes: int) -> nn.Sequential:
+    """An uninitialized network for images of that shape."""
     side = min(8, *shape[1:])
     return nn.Sequential(
-        nn.Conv2d(shape[0], 32, 3, padding=1),
+        skip_init(nn.Conv2d, shape[0], 32, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1),
+        skip_init(nn.Conv2d, 32, 64, 3, padding=1),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(side),
-        nn.Conv2d(64, 64, 3, stride=2, padding=1),
+        skip_init(nn.Conv2d, 64, 64, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64 * ((side + 1) // 2) ** 2, 128),
+        skip_init(nn.Linear, 64 * ((side + 1) // 2) ** 2, 128),
         nn.ReLU(),
-        nn.Linear(128, classes),
+        skip_init(nn.Linear, 128, classes),
     )
 
 
-def _fit(network: nn.Module, points: Tensor, answers: Tensor) -> None:
+def _fit(network: nn.Module, points: Tensor, labels: Tensor, random: _SeededRandom) -> None:
     batches = max(1, len(points) // BATCH)
     optimizer = torch.optim.Adam(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=EPOCHS * batches)
     with torch.enable_grad():
         for _ in range(EPOCHS):
-            order = torch.randperm(len(points), device=points.device)
+            order = random.permutation(len(points))
             for rows in order[: batches * BATCH].split(BATCH):
                 optimizer.zero_grad()
-                F.cross_entropy(network(points[rows]), answers[rows]).backward()
+                F.cross_entropy(network(points[rows]), labels[rows]).backward()
                 optimizer.step()
                 schedule.step()

@@ -15,7 +15,7 @@ import torch
 from robustbench_local import __version__
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import dataset_sha256
-from robustbench_local.diagnostics.diagnose import verdict_of
+from robustbench_local.diagnostics.verdict import verdict_of
 from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.journal import RunFingerprint
 from robustbench_local.engine.ledger import SampleStates, record_path

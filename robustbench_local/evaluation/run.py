@@ -14,9 +14,10 @@ from torch import Tensor
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.diagnose import Diagnosis, after_attacks, diagnose, finding_of, over_blocks
+from robustbench_local.diagnostics.diagnose import Diagnosis, diagnose, over_blocks
 from robustbench_local.diagnostics.input_plausibility import accuracy_is_plausible
 from robustbench_local.diagnostics.preflight import Preflight, first_images, preflight
+from robustbench_local.diagnostics.verdict import after_attacks, finding_of
 from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.cascade import Cascade, reports_of
 from robustbench_local.engine.events import seconds_of

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, load_dataset
-from robustbench_local.diagnostics.gradient_flow import trace
+from robustbench_local.diagnostics.gradient_flow import trace_gradients
 from robustbench_local.diagnostics.preflight import preflight
 from robustbench_local.models.metered import Metered
 from robustbench_local.results.checks import GRADIENTS, LAYERS
@@ -47,7 +47,7 @@ FAILURES = [
 @pytest.mark.parametrize("error", FAILURES, ids=str)
 def test_a_failing_backward_stops_the_checks(error):
     with pytest.raises(type(error)):
-        trace(metered(error), torch.rand(2, 1, 8, 8))
+        trace_gradients(metered(error), torch.rand(2, 1, 8, 8))
     with pytest.raises(type(error)):
         preflight(metered(error), load_dataset("digits", split="test"), ThreatModel("linf", 0.1), torch.device("cpu"))
 

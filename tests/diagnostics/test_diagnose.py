@@ -10,7 +10,8 @@ from torch import nn
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
 from robustbench_local.diagnostics.adaptive_attacks import REASONS
-from robustbench_local.diagnostics.diagnose import PROBES, _probe_diagnostic, verdict_of
+from robustbench_local.diagnostics.diagnose import PROBES, probe_finding
+from robustbench_local.diagnostics.verdict import verdict_of
 from robustbench_local.engine.cascade import StageRun
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.protocol import custom
@@ -37,13 +38,24 @@ class Rounded(nn.Module):
         return self.inner((images * 8).round() / 8)
 
 
-@pytest.fixture
-def short_square(monkeypatch):
-    """The last resort with a tenth of its queries: what it finds is not what is tested here."""
-    from robustbench_local.diagnostics import adaptive_attacks as adaptive
+@pytest.fixture(scope="module")
+def short_square():
+    """Square with a fraction of its queries: what it finds is not tested here."""
+    from robustbench_local.diagnostics import adaptive_attacks
     from robustbench_local.engine.protocol import resolve_attack
 
-    monkeypatch.setattr(adaptive, "resolve_attack", lambda text: resolve_attack(text.replace("5000", "300")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptive_attacks, "resolve_attack", lambda text: resolve_attack(text.replace("5000", "300")))
+        yield
+
+
+ROUNDED, BALL = Classifier(Rounded(), name="rounded"), ThreatModel("linf", "0.15")
+
+
+@pytest.fixture(scope="module")
+def masked(digits, short_square, tmp_path_factory):
+    """The evaluation of a masked model."""
+    return evaluate(ROUNDED, digits, BALL, output=tmp_path_factory.mktemp("masked") / "whole.json")
 
 
 def by_check(result):
@@ -79,12 +91,13 @@ def test_no_eps_needs_no_diagnosis(digits):
     assert not AFTER & by_check(result).keys()
 
 
-def test_a_masked_model_is_seen_and_attacked_through_its_mask(digits, short_square):
-    result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
+def test_a_masked_model_is_seen_and_attacked_through_its_mask(masked):
+    result = masked.result
     found = by_check(result)
     assert result.verdict.status == "doubtful"
     for check in (checks.GRADIENTS, checks.LAYERS, checks.GROWTH, checks.PLANTED, checks.NOISE, checks.ADAPTED):
-        assert found[check].status == "warn" and found[check].advice, check
+        assert found[check].status == "warn", check
+        assert found[check].advice, check
     assert "round" in found[checks.LAYERS].value
     suite = next(report for report in reversed(result.attacks) if report.role == "search")
     assert suite.robust_accuracy_after > 0.85
@@ -103,7 +116,7 @@ def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
     (step,) = custom([PGD(steps=1, step_size=0.0, random_start=False)])[1]
     nothing = dataclasses.replace(step, stage=dataclasses.replace(step.stage, role="adaptive"))
     monkeypatch.setattr(diagnostics, "select_adaptive_attacks", lambda *given: [AdaptiveAttack(nothing, checks.NOISE)])
-    result = evaluate(Classifier(Rounded(), name="rounded"), digits, ThreatModel("linf", "0.15")).result
+    result = evaluate(ROUNDED, digits.subset(range(40)), BALL).result
     assert result.verdict.status == "not-trusted"
     failed = {finding.slug for finding in result.diagnostics if finding.status == "fail"}
     assert checks.GROWTH in failed
@@ -112,30 +125,31 @@ def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
 
 def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
     """FGSM alone on an undefended network: more steps find more, and what they find counts."""
-    weak = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15"), attacks=[PGD(steps=1)]).result
-    strong = evaluate(load_classifier("digits-cnn"), digits, ThreatModel("linf", "0.15")).result
+    model = load_classifier("digits-cnn")
+    weak = evaluate(model, digits, BALL, attacks=[PGD(steps=1)]).result
+    strong = evaluate(model, digits, BALL, diagnostics=False).result
     assert by_check(weak)[checks.MORE_STEPS].status == "warn"
     assert weak.verdict.status == "doubtful"
     assert weak.attacks[0].robust_accuracy_after > strong.robust_accuracy.value + 0.1
     assert abs(weak.robust_accuracy.value - strong.robust_accuracy.value) <= 0.02
 
 
-def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digits, tmp_path, short_square):
-    model, ball = Classifier(Rounded(), name="rounded"), ThreatModel("linf", "0.15")
-    whole = evaluate(model, digits, ball, output=tmp_path / "whole.json")
-
+def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digits, masked, tmp_path, short_square):
     class Impatient(Observer):
-        def begin(self, stage, total, done=0):
-            if stage.startswith("eot") or "saturating" in stage:
+        def begin(self, stage, total):
+            if "saturating" in stage:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, digits, ball, output=tmp_path / "part.json", observer=Impatient())
-    resumed = evaluate(model, digits, ball, output=tmp_path / "part.json", resume=True)
-    assert resumed.samples == whole.samples
-    told = [(report.name, report.attacked, report.fooled, report.because) for report in resumed.result.attacks]
-    assert told == [(report.name, report.attacked, report.fooled, report.because) for report in whole.result.attacks]
-    assert resumed.result.diagnostics == whole.result.diagnostics
+        evaluate(ROUNDED, digits, BALL, output=tmp_path / "part.json", observer=Impatient())
+    resumed = evaluate(ROUNDED, digits, BALL, output=tmp_path / "part.json", resume=True)
+    assert resumed.samples == masked.samples
+
+    def stages(result):
+        return [(report.name, report.attacked, report.fooled, report.because) for report in result.attacks]
+
+    assert stages(resumed.result) == stages(masked.result)
+    assert resumed.result.diagnostics == masked.result.diagnostics
 
 
 @pytest.mark.parametrize(
@@ -153,9 +167,7 @@ def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digi
 )
 def test_a_few_last_samples_are_no_alarm(fooled, stood, status):
     (step,) = custom([PGD()])[1]
-    assert (
-        _probe_diagnostic(checks.MORE_STEPS, [StageRun(step, 0, stood, min(stood, 32), fooled, 0.0)]).status == status
-    )
+    assert probe_finding(checks.MORE_STEPS, [StageRun(step, 0, stood, min(stood, 32), fooled, 0.0)]).status == status
 
 
 @pytest.mark.parametrize(

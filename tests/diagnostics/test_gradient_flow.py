@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robustbench_local import Classifier
-from robustbench_local.diagnostics.gradient_flow import trace
+from robustbench_local.diagnostics.gradient_flow import trace_gradients
 from robustbench_local.models.metered import Metered
 
 IMAGES = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def traced(function, wrap=lambda net: net):
     net.add_module("defense", front)
     net.add_module("flat", nn.Flatten())
     net.add_module("last", nn.Linear(36, 3))
-    return trace(Metered(Classifier(wrap(net), copy=False)), IMAGES)
+    return trace_gradients(Metered(Classifier(wrap(net), copy=False)), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -82,5 +82,5 @@ def test_layers_that_train_while_they_run_are_named():
 
 def test_hooks_are_gone_afterwards():
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    trace(Metered(Classifier(net, copy=False)), IMAGES)
+    trace_gradients(Metered(Classifier(net, copy=False)), IMAGES)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

@@ -14,7 +14,7 @@ from robustbench_local.attacks import PGD, ThreatModel
 from robustbench_local.attacks.attack import initial_state
 from robustbench_local.attacks.losses import logit_margin
 from robustbench_local.attacks.randomness import sample_keys, uniform
-from robustbench_local.diagnostics.active_test import INNER, Features, active_test
+from robustbench_local.diagnostics.active_test import INNER_POINTS, Features, active_test
 from robustbench_local.diagnostics.indicators import (
     NOISE_RADIUS,
     ProbeSet,
@@ -154,7 +154,7 @@ def test_planted_points_are_found_with_gradients_and_not_without():
     seen = active_test(network(), ThreatModel("linf", EPS), images, attack)
     assert seen.images >= 6
     assert seen.found >= seen.images / 2
-    assert seen.by_chance < seen.found
+    assert seen.found_by_random < seen.found
 
     class Blind(nn.Module):
         def __init__(self):
@@ -194,4 +194,4 @@ def test_features_are_what_the_last_linear_layer_is_given():
     net, images = network(), torch.rand(5, *SHAPE)
     assert torch.equal(Features(net)(images), net[:3](images))
     assert torch.equal(Features(Linear())(images), Linear()(images))
-    assert INNER > 40, "more points than features, or every readout would fit"
+    assert INNER_POINTS > 40, "more points than features, or every readout would fit"

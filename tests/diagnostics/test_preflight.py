@@ -58,19 +58,34 @@ def test_guessing_is_warned_of():
 
 
 @pytest.mark.parametrize(
-    ("net", "dataset", "word"),
+    ("net", "dataset", "word", "slug"),
     [
-        (Net(), data(classes=5), "label 4"),
-        (Net(lambda logits, net: logits / 0), data(), "infinite"),
-        (Net(lambda logits, net: logits[:, None]), data(), "one row per image"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), data(), "3 channels"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(49, 4)), data(), "1×6×6"),
+        (Net(), data(classes=5), "label 4", "label-out-of-range"),
+        (Net(lambda logits, net: logits / 0), data(), "infinite", "logits-not-finite"),
+        (Net(lambda logits, net: logits[:2]), data(), "2 rows", "logits-wrong-rows"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), data(), "3 channels", "wrong-channels"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(49, 4)), data(), "1×6×6", "images-not-classifiable"),
+        (Net().double(), data(), "float64", "wrong-dtype"),
     ],
-    ids=["labels", "infinite", "shape", "channels", "size"],
+    ids=["labels", "infinite", "rows", "channels", "size", "dtype"],
 )
-def test_what_cannot_be_evaluated_is_stopped_with_the_mend(net, dataset, word):
-    with pytest.raises(UserError, match=word):
+def test_what_cannot_be_evaluated_stops_the_run(net, dataset, word, slug):
+    with pytest.raises(UserError, match=word) as caught:
         findings(net, dataset)
+    assert caught.value.slug == slug
+
+
+def test_logits_of_another_shape_are_refused():
+    with pytest.raises(UserError, match="one row per image"):
+        findings(Net(lambda logits, net: logits[:, None]))
+
+
+def test_a_reject_class_needs_two_further_classes():
+    with pytest.raises(UserError) as caught:
+        evaluate(
+            Classifier(Net(classes=2), copy=False), data(classes=2), ThreatModel("linf", 0.1, reject=1), device="cpu"
+        )
+    assert caught.value.slug == "too-few-classes"
 
 
 @pytest.mark.parametrize("shape", ["N×1", "N"])
@@ -92,8 +107,9 @@ def test_a_single_sigmoid_is_attacked_on_its_logarithm():
 def test_nan_weights_are_named():
     net = Net()
     net.linear.weight.data[2, 3] = float("nan")
-    with pytest.raises(UserError, match=r"linear\.weight"):
+    with pytest.raises(UserError, match=r"linear\.weight") as caught:
         findings(net)
+    assert caught.value.slug == "weights-not-finite"
 
 
 def test_a_box_that_does_not_contain_the_images_is_refused():

@@ -1,0 +1,193 @@
+"""The checks of an outcome, in one table.
+
+A check that warns on a model without masking is as bad as one that misses masking. So every threshold keeps clear of
+the values that honestly trained networks have shown.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from scipy import stats
+from torch import Tensor
+
+from robustbench_local.attacks.attack import spec_text
+from robustbench_local.diagnostics import indicators
+from robustbench_local.diagnostics.active_test import active_test
+from robustbench_local.diagnostics.check import MOST_PLANTED, Check, Measurement, Outcome, Skipped
+from robustbench_local.results import checks
+from robustbench_local.statistics.intervals import mcnemar
+
+BALL_FACTORS = (2.0, 4.0, 1e6)
+"""The wider balls' eps, in multiples of the threat model's; the last ball contains the whole box."""
+SIGNIFICANCE = 0.01
+"""The p-value below which a difference is not chance."""
+NO_ROBUST_IMAGE = Skipped("no image is robust, so the robust accuracy cannot be an overestimate")
+
+
+def _significant(only_one: Tensor, only_other: Tensor) -> bool:
+    """Whether two attacks differ on the same images beyond chance. bool [rows] each: fooled by one attack alone."""
+    return mcnemar(int(only_one.sum()), int(only_other.sum())) < SIGNIFICANCE
+
+
+def _gap(weaker: Tensor, stronger: Tensor, threshold: float) -> Measurement:
+    """The share of images that only the stronger attack fools. bool [rows] each."""
+    only_stronger, only_weaker = stronger & ~weaker, weaker & ~stronger
+    gap = float(only_stronger.float().mean())
+    return Measurement(gap, len(weaker), gap > threshold and _significant(only_stronger, only_weaker))
+
+
+def one_step(outcome: Outcome) -> Measurement:
+    """How many images FGSM fools and PGD-20 does not."""
+    one, many = outcome.fooled_by_one_step, outcome.fooled_by_cross_entropy
+    return Measurement(float((one & ~many).sum()), len(one), _significant(one & ~many, many & ~one))
+
+
+MANY_STEPS_GAP = 0.3
+
+
+def many_steps(outcome: Outcome) -> Measurement:
+    """The share of images that many steps fool and one step does not."""
+    many = ~outcome.robust | outcome.fooled_by_cross_entropy
+    return _gap(outcome.fooled_by_one_margin_step, many, MANY_STEPS_GAP)
+
+
+CROSS_ENTROPY_GAP = 0.1
+
+
+def cross_entropy(outcome: Outcome) -> Measurement:
+    """The share of images that the suite fools and PGD-20 on the cross-entropy does not."""
+    return _gap(outcome.fooled_by_cross_entropy, ~outcome.robust, CROSS_ENTROPY_GAP)
+
+
+def logit_scale(outcome: Outcome) -> Measurement:
+    """The share of images that PGD on the cross-entropy fools only when the logits are rescaled."""
+    return Measurement(indicators.gain_by_scale(outcome.probe, "ce"), len(outcome.probe))
+
+
+def stability(outcome: Outcome) -> Measurement:
+    """The relative change of the margins under small noise."""
+    return Measurement(indicators.margin_instability(outcome.probe), len(outcome.probe))
+
+
+def gradient_prediction(outcome: Outcome) -> Measurement:
+    """How far a small step along the gradient changes the margin otherwise than the gradient predicts."""
+    return Measurement(indicators.gradient_mismatch(outcome.probe), len(outcome.probe))
+
+
+LEFT_IN_THE_BOX = 0.05
+"""The share of images that may stay robust in a ball that contains every image."""
+
+
+def growth(outcome: Outcome) -> Measurement | Skipped:
+    """The share of robust images that stay robust in a ball that contains every image."""
+    probe = outcome.robust_probe
+    if not len(probe):
+        return NO_ROBUST_IMAGE
+    fooled = indicators.success_by_radius(probe, outcome.attack, BALL_FACTORS)
+    shares = [float((~each).float().mean()) for each in fooled]
+    rises = any(_significant(before & ~after, after & ~before) for before, after in pairwise(fooled))
+    left = int((~fooled[-1]).sum())
+    stays = stats.binomtest(left, len(probe), LEFT_IN_THE_BOX, alternative="greater").pvalue < SIGNIFICANCE
+    details = {"shares": ", ".join(f"{share:.0%}" for share in shares), "attack": spec_text(outcome.attack)}
+    return Measurement(shares[-1], len(probe), bool(rises or stays), details)
+
+
+def best_iterate(outcome: Outcome) -> Measurement | Skipped:
+    """How many images PGD fools at some step and not at its last. For information: every attack keeps its best."""
+    if not len(outcome.robust_probe):
+        return NO_ROBUST_IMAGE
+    return Measurement(float(outcome.convergence[1]), len(outcome.robust_probe), False)
+
+
+def convergence(outcome: Outcome) -> Measurement | Skipped:
+    """The share of images whose loss still rises at the end. It matters only where more steps find more."""
+    if not len(outcome.robust_probe):
+        return NO_ROBUST_IMAGE
+    return Measurement(outcome.convergence[0], len(outcome.robust_probe), False)
+
+
+PLANTED_RATE = 0.5
+"""The share of planted adversarial examples that an attack has to find."""
+
+
+def planted(outcome: Outcome) -> Measurement | Skipped:
+    """The share of planted adversarial examples that the attack finds."""
+    if not outcome.robust.any():
+        return NO_ROBUST_IMAGE
+    probe = outcome.probe.first(MOST_PLANTED)
+    result = active_test(
+        probe.model, probe.threat_model, probe.images, outcome.planted_attack, seed=probe.seed, batch_size=len(probe)
+    )
+    if not result.images:
+        return Skipped("no planted adversarial example can be separated from random points")
+    rarely = stats.binomtest(result.found, result.images, PLANTED_RATE, alternative="less").pvalue < 0.05
+    # In small L2 and L1 balls random points lie near the boundary and may find all of them.
+    no_better_than_random = result.found < result.images and result.found <= result.found_by_random
+    return Measurement(
+        result.found / result.images,
+        result.images,
+        bool(rarely or no_better_than_random),
+        {"found": result.found, "random": result.found_by_random, "attack": spec_text(outcome.planted_attack)},
+    )
+
+
+CHECKS = (
+    Check(
+        checks.ONE_STEP, one_step, advice="FGSM fools {value:.0f} of {n} images that PGD-20 does not: gradients mislead"
+    ),
+    Check(
+        checks.MANY_STEPS,
+        many_steps,
+        MANY_STEPS_GAP,
+        "many steps fool {value:.0%} of {n} images that FGSM does not: the loss is strongly curved around the images, "
+        "as after single-step training with catastrophic overfitting",
+    ),
+    Check(
+        checks.CROSS_ENTROPY,
+        cross_entropy,
+        CROSS_ENTROPY_GAP,
+        "the attacks of this run fool {value:.0%} of {n} images that PGD-20 on the cross-entropy does not: a plain "
+        "evaluation would overestimate the robustness of this model",
+    ),
+    Check(
+        checks.SCALE,
+        logit_scale,
+        0.1,
+        "PGD on the cross-entropy fools {value:.0%} more of {n} images when the logits are multiplied by 0.001 or "
+        "1000: logits this large or small make the gradient of the softmax vanish",
+    ),
+    Check(
+        checks.STABLE,
+        stability,
+        0.1,
+        "noise of 4/255 changes the margins of {n} images by {value:.0%} on average: the loss is too rough or too "
+        "random for gradient attacks",
+    ),
+    Check(
+        checks.GRADIENT_PREDICTS_LOSS,
+        gradient_prediction,
+        0.5,
+        "a step of eps/10 along the gradient changes the margin otherwise than the gradient predicts, by {value:.0%} "
+        "at the median of {n} images: gradients are shattered, or too small to be exact",
+    ),
+    Check(
+        checks.GROWTH,
+        growth,
+        LEFT_IN_THE_BOX,
+        "{shares} of {n} robust images stay robust to {attack} when eps is 2 times, 4 times and very many times as "
+        "large, although the last ball contains every image: the attack fails, not the adversary",
+        remeasure=True,
+    ),
+    Check(checks.BEST_ITERATE_KEPT, best_iterate),
+    Check(checks.CONVERGED, convergence),
+    Check(
+        checks.PLANTED,
+        planted,
+        PLANTED_RATE,
+        "{attack} finds {found} of {n} planted adversarial examples, and random points find {random}: where this "
+        "attack finds nothing, that shows nothing",
+        remeasure=True,
+    ),
+)
+"""The table. The order is that of the result."""
