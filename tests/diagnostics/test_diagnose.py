@@ -136,7 +136,7 @@ def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
 
 def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digits, masked, tmp_path, short_square):
     class Impatient(Observer):
-        def begin(self, stage, total):
+        def begin(self, stage, total, finished=0):
             if "saturating" in stage:
                 raise KeyboardInterrupt
 
