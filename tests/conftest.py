@@ -1,3 +1,5 @@
+"""Fixtures of every test."""
+
 import os
 import sys
 from pathlib import Path
@@ -19,37 +21,37 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and published checkpoints; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("ROBUST_SHARED", ROOT.parent / "shared"))
-    if not (folder / "published" / "manifest.json").is_file():
-        pytest.skip(f"no published checkpoints in {folder.name}/ (set ROBUST_SHARED)")
-    return folder
+    """The directory of real data and published checkpoints; tests that need it are skipped where it is absent."""
+    directory = Path(os.environ.get("ROBUST_SHARED", ROOT.parent / "shared"))
+    if not (directory / "published" / "manifest.json").is_file():
+        pytest.skip(f"no published checkpoints in {directory.name}/ (set ROBUST_SHARED)")
+    return directory
 
 
 @pytest.fixture
 def robust(capsys, monkeypatch, tmp_path):
-    """Runs the command line in this process, in a folder of its own; gives exit code, stdout and stderr."""
+    """Run the command line in this process, in a new working directory; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["robust", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as end:
             main()
-        return Outcome(ended.value.code, *capsys.readouterr())
+        return Outcome(end.value.code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
 def make_result():
-    """Writes a result file and its samples."""
+    """Write a result file and its samples."""
     return write_result
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Threads that share a core wait for each other, and sums in another order are other sums."""
+    """Threads that share a core wait for each other, and the order of a sum changes its last bits."""
     import torch
 
     threads = torch.get_num_threads()

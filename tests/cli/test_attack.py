@@ -1,3 +1,5 @@
+"""`robust attack`: what it writes and prints, and one line for everything a user can get wrong."""
+
 import json
 import os
 import signal
@@ -16,11 +18,11 @@ from robustbench_local.results.reading import read_result, read_samples
 
 
 def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):
-    ended = robust("attack")
-    assert ended.code == 0
-    assert ended.out == ""
-    assert "digits-cnn on digits (360 of 360 images), L∞ 0.1" in ended.err
-    assert all(word in ended.err for word in ("clean", "fgsm", "pgd", "robust", "fast/1", "result: runs/"))
+    outcome = robust("attack")
+    assert outcome.code == 0
+    assert outcome.out == ""
+    assert "digits-cnn on digits (360 of 360 images), L∞ 0.1" in outcome.err
+    assert all(word in outcome.err for word in ("clean", "fgsm", "pgd", "robust", "fast/1", "result: runs/"))
     (output,) = (tmp_path / "runs").glob("*.json")
     result = read_result(output)
     assert result.protocol.name == "fast"
@@ -30,13 +32,13 @@ def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):
 
 
 def test_json_is_alone_on_stdout(robust, tmp_path):
-    ended = robust("attack", "--samples", 40, "--json", "--output", "r.json")
-    assert ended.code == 0
-    assert json.loads(ended.out) == json.loads((tmp_path / "r.json").read_text())
+    outcome = robust("attack", "--samples", 40, "--json", "--output", "r.json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == json.loads((tmp_path / "r.json").read_text())
 
 
 def test_attacks_by_name_are_recorded(robust, tmp_path):
-    ended = robust(
+    outcome = robust(
         "attack",
         "digits-cnn-robust",
         "--samples",
@@ -53,7 +55,7 @@ def test_attacks_by_name_are_recorded(robust, tmp_path):
         "r.json",
         "--no-diagnostics",
     )
-    assert ended.code == 0
+    assert outcome.code == 0
     result = read_result(tmp_path / "r.json")
     assert [attack.name for attack in result.attacks] == ["fgsm", f"pgd:steps=5,restarts=2,step-size={2 / 255}"]
     assert result.protocol.name == "custom"
@@ -76,7 +78,7 @@ def test_a_checkpoint_and_an_image_folder(robust, tmp_path):
         for number in range(3):
             pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
-    ended = robust(
+    outcome = robust(
         "attack",
         "net.safetensors",
         "--arch",
@@ -88,7 +90,7 @@ def test_a_checkpoint_and_an_image_folder(robust, tmp_path):
         "--output",
         "r.json",
     )
-    assert ended.code == 0, ended.err
+    assert outcome.code == 0, outcome.err
     assert read_result(tmp_path / "r.json").data.n == 6
 
 
@@ -98,7 +100,7 @@ from torch import nn
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-def colour(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
+def color(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
 def softmaxed(): return nn.Sequential(net(), nn.Softmax(1))
 def broken():
     model = net()
@@ -151,8 +153,8 @@ def files(tmp_path):
     digits = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
     labels = np.arange(20) % 10
     np.savez(tmp_path / "good.npz", images=digits, labels=labels)
-    np.savez(tmp_path / "grey_levels.npz", images=digits * 255, labels=labels)
-    np.savez(tmp_path / "normalised.npz", images=digits * 4 - 2, labels=labels)
+    np.savez(tmp_path / "gray_levels.npz", images=digits * 255, labels=labels)
+    np.savez(tmp_path / "normalized.npz", images=digits * 4 - 2, labels=labels)
     np.savez(tmp_path / "labels.npz", images=digits, labels=labels + 1)
     np.savez(tmp_path / "empty.npz", images=digits[:0], labels=labels[:0])
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><html>sign in</html>")
@@ -186,13 +188,13 @@ BAD = {
     "unknown data": (["f.py:net", "--data", "cifra10"], "cifar10"),
     "wrong architecture": (["small.safetensors", "--arch", "cnn-medium", *GOOD], "small.safetensors"),
     "web page": (["page.pt", "--arch", "cnn-small", *GOOD], "web page"),
-    "grey levels": (["f.py:net", "--data", "npz:grey_levels.npz", "--eps", "0.1"], "255"),
-    "normalised": (["f.py:net", "--data", "npz:normalised.npz", "--eps", "0.1"], "--normalize"),
+    "gray levels": (["f.py:net", "--data", "npz:gray_levels.npz", "--eps", "0.1"], "255"),
+    "normalized": (["f.py:net", "--data", "npz:normalized.npz", "--eps", "0.1"], "--normalize"),
     "labels": (["f.py:net", "--data", "npz:labels.npz", "--eps", "0.1"], "label 10"),
     "empty": (["f.py:net", "--data", "npz:empty.npz", "--eps", "0.1"], "empty"),
     "NaN weights": (["f.py:broken", *GOOD], "NaN"),
-    "grey into colour": (["f.py:colour", *GOOD], "3 channels"),
-    "eps of grey levels": (["f.py:net", "--data", "npz:good.npz", "--eps", "8"], "8/255"),
+    "gray into color": (["f.py:color", *GOOD], "3 channels"),
+    "eps of gray levels": (["f.py:net", "--data", "npz:good.npz", "--eps", "8"], "8/255"),
     "eps missing": (["f.py:net", "--data", "npz:good.npz"], "--eps"),
     "eps no number": (["f.py:net", "--data", "npz:good.npz", "--eps", "small"], "small"),
     "unknown attack": (["--attack", "pdg"], "'pgd'"),
@@ -221,7 +223,7 @@ BAD = {
     "config with a mapping": (["--config", "map.yaml"], "samples"),
     "eps with two bars": (["--eps", "8/255/2"], "8/255/2"),
     "no usual eps": (["--norm", "l2"], "--eps 0.5"),
-    "crop larger than size": (["f.py:colour", "--data", "imagefolder:photos", "--resize", "8:9"], "--resize"),
+    "crop larger than size": (["f.py:color", "--data", "imagefolder:photos", "--resize", "8:9"], "--resize"),
     "resize of an array": (["f.py:net", *GOOD, "--resize", "8"], "--resize"),
     "empty data name": (["f.py:net", "--data", "", "--eps", "0.1"], "data set"),
 }
@@ -231,32 +233,32 @@ BAD = {
 def test_bad_input_gets_one_sentence(robust, files, case):
     arguments, word = BAD[case]
     before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
-    ended = robust("attack", *arguments)
-    assert ended.code == 2, ended.err
-    assert word in ended.err
-    assert "Traceback" not in ended.err
-    assert len(ended.err.strip().splitlines()) <= (12 if case == "wrong architecture" else 4), ended.err
+    outcome = robust("attack", *arguments)
+    assert outcome.code == 2, outcome.err
+    assert word in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= (12 if case == "wrong architecture" else 4), outcome.err
     after = {path: path.stat().st_mtime_ns for path in files.rglob("*") if "__pycache__" not in str(path)}
     if case == "model that fails":  # half-way, when there was something to lose
-        (kept,) = (path for path in after if path.suffix == ".partial")
-        assert "--resume" in ended.err
-        assert after.pop(kept)
+        (journal,) = (path for path in after if path.suffix == ".partial")
+        assert "--resume" in outcome.err
+        assert after.pop(journal)
     assert {path for path in after if path.is_file()} == {path for path in before if path.is_file()}, "nothing written"
 
 
 def test_a_model_that_works_in_place_is_attacked_all_the_same(robust, files):
-    found = []
+    margins = []
     for model in ("InPlace", "halved"):
-        assert robust("attack", f"f.py:{model}", *GOOD, "--output", "r.json").code == 0
-        found.append([sample.margin for sample in read_samples(read_result(files / "r.json"), files / "r.json")])
-    assert found[0] == found[1]
+        assert robust("attack", f"f.py:{model}", *GOOD, "--samples", 10, "--output", "r.json").code == 0
+        margins.append([sample.margin for sample in read_samples(read_result(files / "r.json"), files / "r.json")])
+    assert margins[0] == margins[1]
 
 
 def test_what_a_model_prints_does_not_spoil_the_json(robust, files):
-    ended = robust("attack", "f.py:talks", *GOOD, "--json", "--output", "r.json")
-    assert ended.code == 0
-    assert json.loads(ended.out)
-    assert "HELLO" in ended.err
+    outcome = robust("attack", "f.py:talks", *GOOD, "--json", "--output", "r.json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)
+    assert "HELLO" in outcome.err
 
 
 def test_a_link_is_written_through(robust, tmp_path):
@@ -267,7 +269,7 @@ def test_a_link_is_written_through(robust, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["list", "models"], 0), (["gate", "r.json", "--min-clean", "1", "--json"], 3)]
+    ("arguments", "code"), [(["list", "datasets"], 0), (["gate", "r.json", "--min-clean", "1", "--json"], 3)]
 )
 def test_a_reader_that_leaves_early_changes_no_outcome(files, robust, arguments, code):
     quickly = ("--attack", "fgsm", "--no-diagnostics")
@@ -281,9 +283,9 @@ def test_a_reader_that_leaves_early_changes_no_outcome(files, robust, arguments,
 
 
 def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
-    ended = robust("attack", "f.py:softmaxed", *GOOD, "--output", "r.json", "--no-diagnostics")
-    assert ended.code == 0
-    assert "softmax" in ended.err
+    outcome = robust("attack", "f.py:softmaxed", *GOOD, "--output", "r.json", "--no-diagnostics")
+    assert outcome.code == 0
+    assert "softmax" in outcome.err
     assert read_result(files / "r.json").verdict.status == "doubtful"
 
 

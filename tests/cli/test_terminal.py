@@ -25,6 +25,20 @@ def net():
 """
 
 
+REFUSAL = """
+import sys
+from robustbench_local.cli.terminal import show_error
+from robustbench_local.errors import UserError
+from robustbench_local.runtime.distributed import process_group
+try:
+    with process_group():
+        raise UserError("no weights today", slug="any")
+except UserError as error:
+    show_error(error)
+    sys.exit(2)
+"""
+
+
 @pytest.fixture
 def shown():
     """The messages of all warnings that Python shows in its own way; none is filtered."""
@@ -34,11 +48,11 @@ def shown():
 
 
 def test_an_error_is_one_line_with_its_slug(robust):
-    ended = robust("attack", "--eps", "small")
-    assert ended.code == 2
-    assert ended.err.startswith("robust: ")
-    assert ended.err.endswith("[invalid-eps]\n")
-    assert ended.err.count("\n") == 1
+    outcome = robust("attack", "--eps", "small")
+    assert outcome.code == 2
+    assert outcome.err.startswith("robust: ")
+    assert outcome.err.endswith("[invalid-eps]\n")
+    assert outcome.err.count("\n") == 1
 
 
 def test_what_steers_a_terminal_is_spelled_out(capsys):
@@ -60,8 +74,7 @@ def test_of_several_processes_one_prints(capsys, monkeypatch, rank, reported_els
 
 
 def test_a_refusal_in_a_group_of_processes_is_printed_once(tmp_path):
-    """Both processes load the model and fail. The store is kept outside of them, as torchrun's agent does."""
-    (tmp_path / "f.py").write_text("def net(): raise ValueError('no weights today')\n")
+    """The store is kept outside of both processes, as torchrun's agent does."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": "2",
@@ -71,7 +84,7 @@ def test_a_refusal_in_a_group_of_processes_is_printed_once(tmp_path):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "robustbench_local", "attack", "f.py:net", "--data", "digits"],
+            [sys.executable, "-c", REFUSAL],
             cwd=tmp_path,
             env={**os.environ, **common, "RANK": str(rank)},
             stderr=subprocess.PIPE,
@@ -121,10 +134,10 @@ def test_the_version_is_printed(robust, arguments):
     [("verison", "version"), ("trian", "train"), ("atack", "attack"), ("gates", "gate"), ("serve", None)],
 )
 def test_only_near_names_are_suggested(robust, name, suggestion):
-    ended = robust(name)
-    assert ended.code == 2
-    assert ("Did you mean" in ended.err) is (suggestion is not None)
-    assert suggestion is None or f"'{suggestion}'" in ended.err
+    outcome = robust(name)
+    assert outcome.code == 2
+    assert ("Did you mean" in outcome.err) is (suggestion is not None)
+    assert suggestion is None or f"'{suggestion}'" in outcome.err
 
 
 def test_a_name_that_is_not_near_has_no_suggestion():
