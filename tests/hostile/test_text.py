@@ -93,7 +93,7 @@ def test_the_record_stays_in_its_own_folder(tmp_path, name):
     (folder / "link.jsonl").symlink_to(tmp_path / "result.samples.jsonl")
     os.mkfifo(folder / "pipe")
     path = written(folder / "result.json", result_with(samples_file=name))
-    with pytest.raises(UserError, match=r"own folder|is a folder|device or a pipe|holds the character"):
+    with pytest.raises(UserError, match=r"own directory|is a folder|device or a pipe|holds the character"):
         read_samples(read_result(path), path)
 
 
