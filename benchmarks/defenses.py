@@ -27,6 +27,7 @@ from robustbench_local import ThreatModel, evaluate, load_classifier
 from robustbench_local.io.atomic_write import write_atomically
 from robustbench_local.training.recipe import Recipe, resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 RESULTS = Path(__file__).parent / "results" / "defenses.json"
 FOLDER = Path("runs/defenses")
@@ -78,7 +79,7 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     data_dir = images.fashion_mnist(images.FOLDER) if data == "fashion-mnist" else None
     began, clock = time.process_time(), time.perf_counter()
-    hardened = run_training(recipe, folder, device="cpu", data_dir=data_dir)
+    hardened = run_training(recipe, folder, runtime=RuntimeSettings(device="cpu", data_dir=data_dir))
     spent, passed = time.process_time() - began, time.perf_counter() - clock
     evaluation = hardened.evaluate_checkpoints()
     card, result = hardened.card, evaluation.result

@@ -32,6 +32,7 @@ from robustbench_local.models import build_architecture
 from robustbench_local.training.model_card import WEIGHTS, read_weights
 from robustbench_local.training.recipe import Recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 FOLDER = Path("runs/subjects")
 
@@ -202,7 +203,7 @@ def _train_cifar(making: Path) -> nn.Module:
 
 def _hardened(recipe: Recipe, making: Path) -> nn.Module:
     """The network of the epoch that stood up best."""
-    module = run_training(recipe, making, device="cpu").start.network.module
+    module = run_training(recipe, making, runtime=RuntimeSettings(device="cpu")).start.network.module
     read_weights(making / WEIGHTS, module)
     return module
 

@@ -39,7 +39,9 @@ from robustbench_local.training.model_card import WEIGHTS, read_weights
 from robustbench_local.training.precision import laid_out
 from robustbench_local.training.recipe import Recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 from robustbench_local.training.step import TrainingStep
+from robustbench_local.training.task import TrainingTask
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
 EPS, STEPS = 8 / 255, 10
@@ -77,9 +79,10 @@ def bare(model: nn.Module, batch: Batch, steps: int) -> Step:
 def ours(model: NormalizedModel, batch: Batch, method: str, precision: str) -> Step:
     recipe = Recipe(method=method, lr=1e-3, precision=precision, schedule="constant")  # type: ignore[arg-type]
     device = batch.images.device
-    lesson = TrainingStep(laid_out(model, device), recipe.objective(), ThreatModel("linf", EPS), recipe, steps=10**6)
+    task = TrainingTask(laid_out(model, device), recipe.objective(), ThreatModel("linf", EPS), recipe)
+    step = TrainingStep(task, steps=10**6)
     numbers = iter(range(1, 10**6))
-    return lambda: lesson.train_batch(batch, 1, next(numbers)) and None
+    return lambda: step.train_batch(batch, 1, next(numbers)) and None
 
 
 def step_costs(name: str, size: int, rounds: int, device: torch.device) -> dict[str, Any]:
@@ -270,7 +273,7 @@ def side_by_side(name: str, setting: Setting, method: str) -> dict[str, Any]:
         test = test.subset(stratified_subset(test.labels, setting.test, 0))
     folder = Path("runs/training_speed")
     shutil.rmtree(folder, ignore_errors=True)
-    hardened, spent = timed(lambda: run_training(recipe, folder, device="cpu"))
+    hardened, spent = timed(lambda: run_training(recipe, folder, runtime=RuntimeSettings(device="cpu")))
     read_weights(folder / WEIGHTS, hardened.start.network.module)
     mine = {**spent, **judged(hardened.start.classifier("robust", test.image_shape), test, recipe)}
     peers = {}

@@ -9,7 +9,7 @@ RSLAD: Zi et al., "Revisiting adversarial robustness distillation: robust soft l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +45,9 @@ class DefensiveDistillation(Objective):
 
     def own_teacher(self) -> Objective | None:
         return Standard(temperature=self.temperature)
+
+    def training_defaults(self) -> dict[str, Any]:
+        return Standard(temperature=self.temperature).training_defaults()
 
 
 @OBJECTIVES.register

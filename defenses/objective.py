@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +123,20 @@ class Objective(ABC):
     def own_teacher(self) -> Objective | None:
         """How the teacher is trained where none is given; None: one has to be given."""
         return None
+
+    def training_defaults(self) -> dict[str, Any]:
+        """Settings of the training loop that this method needs, for recipes that do not set them."""
+        return {}
+
+    def validation_noise(self) -> float:
+        """Standard deviation, in pixel units, of the noise on hold-out images where `validation_metric` is noisy.
+
+        By default the method's field `sigma`. Raises TypeError for a method without one.
+        """
+        sigma = getattr(self, "sigma", None)
+        if sigma is None:
+            raise TypeError(f"{self.name} is validated under noise: give it a field sigma, or override validation_noise")
+        return float(sigma)
 
 
 OBJECTIVES: Registry[Objective] = Registry()

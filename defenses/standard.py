@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -27,6 +27,11 @@ class Standard(Objective):
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
+
+    def training_defaults(self) -> dict[str, Any]:
+        # Logits grow to `temperature` times their usual size, and the gradient by the weights with them: without a limit
+        # SGD diverges at the learning rates that suit temperature 1.
+        return {"clip_norm": 1.0} if self.temperature > 1 else {}
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
         logits = context.logits(examples.images) / self.temperature

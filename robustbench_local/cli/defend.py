@@ -1,101 +1,59 @@
-"""`robust defend`: train a classifier that resists. `robust train`: train one at all."""
+"""`robust defend`: train a robust classifier. `robust train`: train one on clean images."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_local.cli.config_kinds import RECIPE, require_kind_of_file
 from robustbench_local.cli.early_checks import check_options
+from robustbench_local.cli.recipe_options import recipe_options
 from robustbench_local.errors import UserError
+from robustbench_local.training.recipe import Recipe, list_recipes, resolve_recipe
+from robustbench_local.training.settings import RuntimeSettings
 
-OPTIONS = (
-    click.argument("model", required=False),
-    click.option("--checkpoint", help="File with MODEL's weights, or with --pretrained those of --arch."),
-    click.option("--arch", help="Architecture to start from scratch with, or that of MODEL's file."),
-    click.option("--pretrained", is_flag=True, default=None, help="Start from --arch's published weights."),
-    click.option("--normalize", metavar="NAME|MEAN:STD", help="What the model expects its input scaled by."),
-    click.option("--config", metavar="NAME|FILE", help="Recipe: a shipped one or a YAML file; flags win over it."),
-    click.option("--data", metavar="SPEC", help="Data set; its train split is used.  [default: digits]"),
-    click.option("--eval-data", metavar="SPEC", help="Another data set for the final evaluation."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie.  [default: data]"),
-    click.option("--download", is_flag=True, help="Fetch the data set where it is missing."),
-    click.option("--resize", metavar="SIZE[:CROP]", help="Resize and centre-crop images from files."),
-    click.option("--samples", metavar="N", help="Train on a seeded, stratified subset.  [default: all]"),
-    click.option("--eval-samples", metavar="N", help="Evaluate on a subset at the end.  [default: all]"),
-    click.option(
-        "--norm",
-        type=click.Choice(["linf", "l2", "l1"], case_sensitive=False),
-        help="Norm of the ball.  [default: linf]",
-    ),
-    click.option("--eps", help="Radius in pixels of [0, 1], such as 8/255.  [default: by data set]"),
-    click.option("--epochs", metavar="N", help="Passes over the training images.  [default: 30]"),
-    click.option("--freeze-epochs", metavar="N", help="First epochs that train the last layer alone.  [default: 0]"),
-    click.option("--batch-size", metavar="N", help="Images of one step, over all processes.  [default: 128]"),
-    click.option("--accumulate", metavar="N", help="Parts to take a batch through in.  [default: 1]"),
-    click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="What follows the gradient.  [default: sgd]"),
-    click.option("--lr", metavar="RATE", help="Highest learning rate.  [default: 0.1]"),
-    click.option("--momentum", metavar="SHARE", help="Nesterov's; of adamw the first beta.  [default: 0.9]"),
-    click.option("--weight-decay", metavar="RATE", help="[default: 5e-4]"),
-    click.option(
-        "--schedule",
-        type=click.Choice(["onecycle", "cosine", "piecewise", "constant"]),
-        help="How the learning rate falls.  [default: onecycle]",
-    ),
-    click.option("--warmup", metavar="SHARE", help="Share of training in which lr rises.  [default: 0]"),
-    click.option("--eps-warmup", metavar="SHARE", help="Share of training in which eps rises.  [default: 0]"),
-    click.option("--clip-norm", metavar="LENGTH", help="Longest gradient that is followed; 0: any.  [default: 0]"),
-    click.option("--label-smoothing", metavar="SHARE", help="[default: 0]"),
-    click.option("--average", metavar="DECAY", help="Average the weights (EMA), such as 0.999.  [default: 0]"),
-    click.option("--augment", metavar="LIST", help="Such as crop=4,flip,cutout=8.  [default: none]"),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "bf16"]),
-        help="Arithmetic of training.  [default: bf16 on GPUs that have it, else fp32]",
-    ),
-    click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays on GPUs."),
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RUN_OPTIONS = (
+    click.option("--config", metavar="NAME|FILE", help="Recipe: a bundled one or a YAML file; options win over it."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Data set directory.  [default: data]"),
+    click.option("--download", is_flag=True, help="Download the data set where it is missing."),
+    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best available]"),
     click.option("--workers", type=click.IntRange(min=0), help="Processes that decode images.  [default: automatic]"),
-    click.option("--holdout", metavar="SHARE", help="Of the training images, to choose the epoch by.  [default: 0.1]"),
-    click.option("--seed", metavar="N", help="Seed of everything random.  [default: 0]"),
-    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best there is]"),
-    click.option("--suite", metavar="NAME[/VERSION]", help="Protocol of the final evaluation.  [default: standard]"),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the network; faster on GPUs."),
     click.option(
         "--search",
         multiple=True,
         metavar="KEY=V1,V2,…",
-        help="Try these values of a setting, all combinations; the hold-out judges. Repeatable.",
+        help="Grid search: train with each value, all combinations; the hold-out chooses. Repeatable.",
     ),
-    click.option("--tensorboard", is_flag=True, help="Write the curves for TensorBoard too."),
-    click.option("--output", type=click.Path(path_type=Path), help="Folder to make.  [default: a new one in runs/]"),
-    click.option("--resume", is_flag=True, help="Go on with the interrupted training of this --output."),
+    click.option("--tensorboard", is_flag=True, help="Write the training curves for TensorBoard too."),
+    click.option("--output", type=click.Path(path_type=Path), help="Output directory.  [default: a new one in runs/]"),
+    click.option("--resume", is_flag=True, help="Continue the interrupted training in --output."),
 )
-OWN = ("config", "data_dir", "download", "device", "output", "resume", "search", "tensorboard", "compiled", "workers")
-"""Options that are no settings of the recipe: they say where and how, not what."""
+"""Options that are not settings of the recipe: where and how it runs."""
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(OPTIONS):
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(RUN_OPTIONS):
         command = option(command)
     return command
 
 
 @click.command("defend")
-@click.option(
-    "--method",
-    metavar="NAME[:KEY=VALUE,…]",
-    help="Training method, 'robust list defenses' shows them; +awp can be added.  [default: pgd-at]",
-)
-@click.option("--teacher", metavar="MODEL", help="Classifier to learn from, for the methods that have a teacher.")
-@_options
+@recipe_options()
+@_run_options
 def defend_command(**options: Any) -> None:
-    """Train MODEL, or an architecture from scratch, to be more robust.
+    """Make MODEL more robust by adversarial training, or train an architecture from scratch.
 
-    A tenth of the training images is held out and chooses the epoch; the test images only judge the end. The output
-    folder gets model.safetensors and model.json, metrics.jsonl with a line for every epoch, curves.png and result.json.
+    A tenth of the training images is held out and chooses the epoch; the test images are used only for the final
+    evaluation. The output directory gets model.safetensors and model.json, metrics.jsonl with a line for every epoch,
+    curves.png and result.json.
 
     \b
     robust defend
@@ -109,12 +67,13 @@ def defend_command(**options: Any) -> None:
 
 
 @click.command("train")
-@_options
+@recipe_options(without=("method", "teacher"))
+@_run_options
 def train_command(**options: Any) -> None:
-    """Train a classifier on clean images: MODEL, or an architecture from scratch or from published weights.
+    """Train a classifier on clean images: fine-tune MODEL, or train an architecture from scratch.
 
     The same as 'robust defend --method standard'. Class names are kept in the checkpoint, and 'robust predict' uses
-    them. The end is evaluated like any model: accuracy, and how little of it an adversary leaves.
+    them. The final evaluation measures clean and robust accuracy.
 
     \b
     robust train --data imagefolder:photos --arch torchvision/resnet18 --pretrained \\
@@ -125,66 +84,87 @@ def train_command(**options: Any) -> None:
 
 
 def _train(options: dict[str, Any]) -> None:
-    from robustbench_local.training.recipe import list_recipes, resolve_recipe
-
     config, output = options["config"], options["output"]
     if config is not None:
         require_kind_of_file(config, RECIPE, "--config")
-    recipe = resolve_recipe(config, {key: value for key, value in options.items() if key not in OWN})
-    check_options({**{key: options[key] for key in OWN if key != "config"}, **recipe.model_dump()})
+    recipe = resolve_recipe(config, {name: options.get(name) for name in Recipe.model_fields})
+    run_options = {name: value for name, value in options.items() if name not in Recipe.model_fields}
+    check_options({**run_options, **recipe.model_dump(), "config": None})
+    # A bundled recipe that options have changed is no longer that recipe.
+    bundled = config in dict(list_recipes()) and recipe == resolve_recipe(config, {})
+    if options["tensorboard"]:
+        from robustbench_local.training.curves import tensorboard_writer
+
+        tensorboard_writer()  # if it is missing, say so before hours of training
+    if options["resume"] and output is None:
+        raise UserError("--resume needs the --output of the interrupted training", slug="resume-without-output")
+    runtime = RuntimeSettings(**{name: options[name] for name in RuntimeSettings.__dataclass_fields__})
+    _run(recipe, output, runtime, options, trained_by=config if bundled else None)
+
+
+def _run(
+    recipe: Recipe, output: Path | None, runtime: RuntimeSettings, options: dict[str, Any], *, trained_by: str | None
+) -> None:
+    """Search if requested, then train and evaluate, in every process of torchrun."""
     from robustbench_local.display.console import console
     from robustbench_local.runtime.distributed import broadcast, process_group
     from robustbench_local.training.run import is_resumable, new_folder
 
-    # A shipped recipe that flags have changed is not that recipe any more.
-    shipped = config in dict(list_recipes()) and recipe == resolve_recipe(config, {})
-    if options["tensorboard"]:
-        from robustbench_local.training.curves import tensorboard_writer
-
-        tensorboard_writer()  # its absence is found before hours of training
-    if options["resume"] and output is None:
-        raise UserError("--resume needs to know which training is to go on: give its --output")
-    settings = {
-        "trained_by": config if shipped else None,
-        **{key: options[key] for key in ("device", "data_dir", "download", "workers", "compiled", "resume")},
-    }
+    resume = options["resume"]
     with process_group() as rank:
+        screen = console(quiet=rank > 0)
         output = output or broadcast(new_folder(recipe))
         try:
             if options["search"]:
-                from robustbench_local.training.grid_search import grid_search
+                from robustbench_local.display.training import SearchDisplay
+                from robustbench_local.training.grid_search import SearchSettings, grid_search
 
-                recipe, settings = grid_search(
-                    recipe, options["search"], output, settings, screen=console(quiet=rank > 0)
-                )
-            _run(recipe, output, settings, tensorboard=options["tensorboard"], quiet=rank > 0)
+                settings = SearchSettings(runtime, resume)
+                recipe = grid_search(recipe, options["search"], output, settings, observer=SearchDisplay(screen))
+                # The winner's training is finished; its evaluation is left.
+                resume, trained_by = True, None
+            _train_and_evaluate(
+                recipe,
+                output,
+                runtime,
+                screen,
+                trained_by=trained_by,
+                resume=resume,
+                tensorboard=options["tensorboard"],
+            )
         except (KeyboardInterrupt, UserError):
             if is_resumable(output) and not (options["resume"] and isinstance(sys.exception(), UserError)):
-                console(quiet=rank > 0).print(
-                    f"what was learnt so far is kept: the same command with --output {output} --resume goes on from "
-                    "there",
+                screen.print(
+                    f"training so far is saved: the same command with --output {output} --resume continues it",
                     soft_wrap=True,
                     markup=False,
                 )
             raise
 
 
-def _run(recipe: Any, output: Path, settings: dict[str, Any], *, tensorboard: bool, quiet: bool) -> None:
-    """Train, evaluate, and show what came of it."""
-    from robustbench_local.display.console import console
+def _train_and_evaluate(
+    recipe: Recipe,
+    output: Path,
+    runtime: RuntimeSettings,
+    screen: Console,
+    *,
+    trained_by: str | None,
+    resume: bool,
+    tensorboard: bool,
+) -> None:
     from robustbench_local.display.evaluation import ProgressObserver, show_result
     from robustbench_local.display.training import EpochTable, show_training
     from robustbench_local.training.curves import draw_curves, write_tensorboard
     from robustbench_local.training.run import run_training
 
-    screen = console(quiet=quiet)
+    curves = None
     with EpochTable(screen) as table:
-        hardened = run_training(recipe, output, observer=table, **settings)
-    if not quiet:
-        drawn = draw_curves(hardened.reports, output)
+        run = run_training(recipe, output, runtime, trained_by=trained_by, resume=resume, observer=table)
+    if not screen.quiet:
+        curves = draw_curves(run.reports, output)
         if tensorboard:
-            write_tensorboard(hardened.reports, output)
-    with ProgressObserver(screen, recipe.eval_samples or len(hardened.eval_data)) as observer:
-        evaluation = hardened.evaluate_checkpoints(observer)
-    show_result(screen, evaluation.result)
-    show_training(screen, hardened, drawn=None if quiet else drawn)
+            write_tensorboard(run.reports, output)
+    with ProgressObserver(screen, recipe.eval_samples or len(run.eval_data)) as observer:
+        evaluated = run.evaluate_checkpoints(observer)
+    show_result(screen, evaluated.result)
+    show_training(screen, evaluated.run, curves=curves)

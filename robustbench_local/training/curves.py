@@ -1,8 +1,9 @@
-"""The curves of a training, for people: a picture, and TensorBoard's files where they are asked for."""
+"""Training curves: a picture, and TensorBoard files where they are requested."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,28 @@ ACCURACIES = {
 }
 
 
-def draw_curves(reports: list[EpochReport], folder: Path) -> Path | None:
-    """Losses and hold-out accuracies by epoch in `curves.png`; None where matplotlib, an extra, is not installed."""
+def draw_curves(reports: Sequence[EpochReport], folder: Path) -> Path | None:
+    """Plot losses and hold-out accuracies by epoch in `curves.png`; None where matplotlib, an extra, is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    stand = [report for report in reports if not report.undone]
-    epochs = [report.epoch for report in stand]
-    named = {"loss": [report.loss for report in stand]}
-    for name in stand[0].parts if len(stand[0].parts) > 1 else ():
-        named[name] = [report.parts.get(name, float("nan")) for report in stand]
-    for name, values in named.items():
+    kept = [report for report in reports if not report.undone]
+    epochs = [report.epoch for report in kept]
+    losses_by_name = {"loss": [report.loss for report in kept]}
+    for name in kept[0].parts if len(kept[0].parts) > 1 else ():
+        losses_by_name[name] = [report.parts.get(name, float("nan")) for report in kept]
+    for name, values in losses_by_name.items():
         losses.plot(epochs, values, marker=".", label=name)
     losses.set(xlabel="epoch", ylabel="training loss")
     losses.legend(frameon=False)
-    for field, (name, colour) in ACCURACIES.items():
-        measured = [getattr(report, field) for report in stand]
+    for field, (name, color) in ACCURACIES.items():
+        measured = [getattr(report, field) for report in kept]
         if any(measured):
             percents = [100 * accuracy.value if accuracy else float("nan") for accuracy in measured]
-            accuracies.plot(epochs, percents, marker=".", color=colour, label=name)
+            accuracies.plot(epochs, percents, marker=".", color=color, label=name)
     if chosen := best(reports):
         accuracies.axvline(chosen.epoch, color="0.6", linestyle=":", label=f"chosen: epoch {chosen.epoch}")
     accuracies.set(xlabel="epoch", ylabel="accuracy on the hold-out, %", ylim=(0, 100))
@@ -55,8 +56,8 @@ def draw_curves(reports: list[EpochReport], folder: Path) -> Path | None:
     return path
 
 
-def write_tensorboard(reports: list[EpochReport], folder: Path) -> None:
-    """The same numbers for TensorBoard, in the folder's `tensorboard`. Raises UserError where it is not installed."""
+def write_tensorboard(reports: Sequence[EpochReport], folder: Path) -> None:
+    """Write the same numbers for TensorBoard to `folder`/tensorboard. Raises UserError where it is not installed."""
     writer = tensorboard_writer()(str(folder / "tensorboard"))
     for step, report in enumerate(reports, start=1):
         values: dict[str, Any] = {"loss": report.loss, "learning rate": report.learning_rate}
@@ -70,11 +71,12 @@ def write_tensorboard(reports: list[EpochReport], folder: Path) -> None:
 
 
 def tensorboard_writer() -> Any:
-    """The class that writes TensorBoard's files. Raises UserError where TensorBoard, an extra, is not installed."""
+    """The class that writes TensorBoard files. Raises UserError where TensorBoard, an extra, is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "--tensorboard needs the tensorboard package: pip install 'robustbench-local[tensorboard]'"
+            "--tensorboard needs the tensorboard package: pip install 'robustbench-local[tensorboard]'",
+            slug="extra-not-installed",
         ) from None
     return SummaryWriter

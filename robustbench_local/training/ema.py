@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 SETTLING = 50
-"""Batches from which batch norm learns statistics anew: with its momentum of 0.1 old ones weigh 0.005 after them."""
+"""Batches that update batch norm statistics at the end of an epoch: at momentum 0.1, older ones then weigh 0.005."""
 
 
 class WeightEMA:
-    """Exponentially averaged weights in a network of their own, whose batch norm has statistics of its own.
+    """An exponential moving average of the weights, in a network with batch norm statistics of its own.
 
-    decay: the share of the average that a step leaves; lower in the first steps, (1 + n) / (10 + n), so that random
-    weights are forgotten. settle shows the averaged network a batch without learning from it, for batch norm.
+    decay: the share of the average that an update keeps; at most (1 + n) / (10 + n) in update n, so that the initial
+    random weights are forgotten.
     """
 
     def __init__(self, network: nn.Module, decay: float, updates: int = 0):
@@ -32,16 +32,18 @@ class WeightEMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's weights."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
     @torch.no_grad()
-    def refresh_batch_norm(self, points: Tensor) -> None:
+    def refresh_batch_norm(self, images: Tensor) -> None:
+        """Update the averaged network's batch norm statistics with a batch, float [rows, channels, height, width]."""
         if not self._norms:
             return
         for part in self._norms:
             part.train()
-        self.network(points)
+        self.network(images)
         for part in self._norms:
             part.eval()

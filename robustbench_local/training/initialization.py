@@ -1,4 +1,4 @@
-"""Where training starts: an architecture with fresh weights, or a copy of a classifier that exists."""
+"""The initial model of a training: an architecture with random weights, or a copy of a trained classifier."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ from robustbench_local.training.recipe import Recipe
 
 Normalization = dict[str, list[float]]
 ZOOS = ("torchvision/", "timm/")
-SIDE_OUTPUTS = ("torchvision/googlenet", "torchvision/inception_v3")
-"""Networks that give several outputs while they are trained, with a loss of their own."""
+AUXILIARY_CLASSIFIERS = ("torchvision/googlenet", "torchvision/inception_v3")
+"""Networks with auxiliary classifiers, which need a loss of their own in training."""
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global random numbers start from the seed – for initial weights and dropout – and the caller's go on
-    afterwards as if nothing had drawn from them.
-    """
+    """Inside, torch's global random numbers start from the seed; afterwards the caller's continue as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -45,7 +43,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class NormalizedModel(nn.Module):
-    """A module behind its normalisation, all of its parameters to be trained."""
+    """A module with its input normalization; all parameters are trained."""
 
     mean: Tensor
     std: Tensor
@@ -53,20 +51,20 @@ class NormalizedModel(nn.Module):
     def __init__(self, module: nn.Module, normalization: Normalization | None):
         super().__init__()
         self.module = module.requires_grad_(True)
-        given = normalization or {"mean": [0.0], "std": [1.0]}
-        self.register_buffer("mean", torch.tensor(given["mean"]).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(given["std"]).view(-1, 1, 1))
+        scaling = normalization or {"mean": [0.0], "std": [1.0]}
+        self.register_buffer("mean", torch.tensor(scaling["mean"]).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(scaling["std"]).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.module((images - self.mean) / self.std)
+        logits: Tensor = self.module((images - self.mean) / self.std)
+        return logits
 
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What is trained, and what has to be known to load it again.
+    """The network that is trained, and what is needed to load it again.
 
-    resize: how the network wants image files resized; None where it says nothing. Data of arrays keep their size
-    whatever stands there.
+    resize: how image files are resized for the network; None where it does not say. Arrays keep their size.
     """
 
     network: NormalizedModel
@@ -77,17 +75,19 @@ class InitialModel:
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Names of the last layer's parameters among `network.named_parameters()`; empty where none is found."""
+        """Names of the last layer's parameters in `network.named_parameters()`; empty where no last layer is known."""
         return tuple(f"module.{name}" for name in head_parameters(self.network.module))
 
-    def classifier(self, name: str, input_shape: tuple[int, int, int]) -> Classifier:
-        """The trained module, frozen and ready to be evaluated."""
-        given = self.normalization or {}
+    def classifier(
+        self, name: str, input_shape: tuple[int, int, int], *, module: nn.Module | None = None
+    ) -> Classifier:
+        """A frozen classifier for evaluation. module: with other weights; by default the trained one itself."""
+        scaling = self.normalization or {}
         return Classifier(
-            self.network.module,
+            self.network.module if module is None else module,
             name=name,
-            mean=given.get("mean"),
-            std=given.get("std"),
+            mean=scaling.get("mean"),
+            std=scaling.get("std"),
             class_names=self.class_names,
             input_shape=input_shape,
         )
@@ -101,9 +101,10 @@ def from_checkpoint(recipe: Recipe) -> InitialModel:
     assert recipe.model is not None
     if recipe.pretrained:
         raise UserError(
-            f"--pretrained is for an --arch, but MODEL {recipe.model} brings its own weights: leave one of them out"
+            f"--pretrained is for an --arch, but MODEL {recipe.model} has weights of its own: leave one of them out",
+            slug="pretrained-with-model",
         )
-    _refuse_side_outputs(recipe.arch or recipe.model)
+    _refuse_auxiliary_classifiers(recipe.arch or recipe.model)
     classifier = load_classifier(
         recipe.model,
         checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None,
@@ -112,14 +113,17 @@ def from_checkpoint(recipe: Recipe) -> InitialModel:
     )
     programs = (torch.fx.GraphModule, torch.jit.ScriptModule)
     if any(isinstance(part, programs) for part in classifier.module.modules()):
-        # Its modes were settled when it was exported, and weights alone could not be loaded into it again.
+        # Train and eval mode were fixed when it was exported, and weights alone cannot be loaded into it again.
         raise UserError(
             f"{recipe.model} is an exported program, which can be evaluated but not trained: give a checkpoint with "
-            "--arch, or a factory that builds the network"
+            "--arch, or a factory that builds the network",
+            slug="exported-program",
         )
     module = copy.deepcopy(classifier.module)
     if not any(True for _ in module.parameters()):
-        raise UserError(f"{recipe.model} has no weights that could be trained: give a network that has some")
+        raise UserError(
+            f"{recipe.model} has no weights to train: give a network that has some", slug="nothing-to-train"
+        )
     return InitialModel(
         NormalizedModel(module, classifier.normalization),
         recipe.arch or _described(recipe.model),
@@ -130,18 +134,17 @@ def from_checkpoint(recipe: Recipe) -> InitialModel:
 
 
 def _described(model: str) -> str:
-    """The architecture of a folder or file that was trained here, so that what comes of it loads by itself too."""
+    """The architecture of a checkpoint that was trained here, so that its successor can be loaded without --arch."""
     path = Path(model).expanduser()
     description = description_beside(path / "model.safetensors" if path.is_dir() else path)
     return str(description["architecture"]) if description else model
 
 
 def resize_of(recipe: Recipe) -> Resize | None:
-    """How image files are resized for the recipe's architecture: as the recipe says, else as the published weights do.
+    """How image files are resized for the recipe's architecture: as the recipe says, else as for the published weights.
 
-    Data are loaded with it before `fresh_start` can know how many classes there are; nothing is fetched. A recipe's
-    `model` says it itself, in `loaded_start`. Raises UserError for an unknown architecture of the collections, a resize
-    of the wrong form, and one for data that do not come from files.
+    Nothing is downloaded. A recipe's `model` brings its own, which `from_checkpoint` reads. Raises UserError for an
+    unknown torchvision or timm architecture, a resize of the wrong form, and a resize of data that are not files.
     """
     if recipe.resize is not None:
         require_files(recipe.data)
@@ -151,14 +154,13 @@ def resize_of(recipe: Recipe) -> Resize | None:
 
 
 def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
-    """The recipe's architecture for the classes of the data set, what is random in it drawn from the recipe's seed.
+    """The recipe's architecture for the classes of the data set, with random weights from the recipe's seed.
 
-    `pretrained` keeps the published weights, or those of the recipe's checkpoint, with their normalisation, and draws
-    only the last layer. Raises UserError where there are no such weights, or the architecture does not go with the
-    images.
+    `pretrained` keeps the published weights, or those of the recipe's checkpoint, with their normalization; only the
+    last layer is random. Raises UserError where there are no such weights, or the architecture does not fit the images.
     """
     architecture = recipe.arch or "digits-cnn"
-    _require_sense(recipe, architecture, dataset)
+    _require_consistent(recipe, architecture, dataset)
     classes = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
     if recipe.pretrained:
         checkpoint = Path(recipe.checkpoint) if recipe.checkpoint else None
@@ -177,69 +179,86 @@ def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
 
 
 def _random(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The architecture with weights from torch's global generator."""
+    """The architecture with random weights from torch's global generator."""
     if architecture.startswith(ZOOS):
         return untrained(architecture, classes)
-    # Some small networks are tied to one image size; the others do not ask for it.
+    # Only some small networks are built for one image size.
     sized = "image_size" in inspect.signature(find_architecture(architecture)).parameters
     options = {"image_size": image_shape[1]} if sized else {}
     return build_architecture(architecture, num_classes=classes, in_channels=image_shape[0], **options)
 
 
-def _require_sense(recipe: Recipe, architecture: str, dataset: Dataset) -> None:
-    """Raises UserError where the recipe's settings of the start contradict each other or the images."""
-    _refuse_side_outputs(architecture)
+def _require_consistent(recipe: Recipe, architecture: str, dataset: Dataset) -> None:
+    """Raises UserError where the recipe's initial model contradicts itself or the images."""
+    _refuse_auxiliary_classifiers(architecture)
     zoo = architecture.startswith(ZOOS)
     if not zoo and architecture not in ARCHITECTURES and architecture in torchvision_names():
-        raise UserError(f"there is no architecture {architecture!r}, but there is torchvision/{architecture}")
+        raise UserError(
+            f"there is no architecture {architecture!r}, but there is torchvision/{architecture}",
+            slug="unknown-architecture",
+        )
     if not zoo:
         find_architecture(architecture)
     if recipe.checkpoint is not None and not recipe.pretrained:
         raise UserError(
-            f"--checkpoint {recipe.checkpoint} gives weights, but {architecture} is to start without any: name the "
-            "file as MODEL to go on training it, or add --pretrained to give it a new last layer"
+            f"--checkpoint {recipe.checkpoint} has weights, but {architecture} starts with random ones: name the file "
+            "as MODEL to fine-tune it, or add --pretrained to give it a new last layer",
+            slug="checkpoint-without-pretrained",
         )
     if recipe.pretrained and not zoo and recipe.checkpoint is None:
         raise UserError(
             f"there are no published weights of {architecture}: leave --pretrained out, give weights with "
-            "--checkpoint, or take an architecture of torchvision/ or timm/"
+            "--checkpoint, or choose an architecture of torchvision/ or timm/",
+            slug="no-published-weights",
         )
     if not zoo:
         return
     _, options = parse_spec(architecture)
     if "num_classes" in options:
-        raise UserError(f"{architecture}: how many classes there are is read off the data, so leave num_classes out")
+        raise UserError(
+            f"{architecture}: the number of classes comes from the data, so leave num_classes out",
+            slug="num-classes-with-data",
+        )
     if "weights" in options:
         none = options["weights"].lower() == "none"
         if recipe.pretrained and none:
-            raise UserError(f"{architecture} is to have no weights, and --pretrained asks for them: leave one out")
+            raise UserError(
+                f"{architecture} has no weights, and --pretrained requests them: leave one out",
+                slug="weights-contradict-pretrained",
+            )
         if not recipe.pretrained and not none:
-            raise UserError(f"{architecture} names weights: add --pretrained to start from them")
+            raise UserError(
+                f"{architecture} names weights: add --pretrained to start from them",
+                slug="weights-contradict-pretrained",
+            )
     if dataset.image_shape[0] != 3:
         raise UserError(
             f"{architecture} takes images of 3 channels, but those of {dataset.name} have {dataset.image_shape[0]}: "
-            f"save them in colour, or take one of our own architectures ({', '.join(ARCHITECTURES)})"
+            f"save them in color, or choose one of our own architectures ({', '.join(ARCHITECTURES)})",
+            slug="channels-do-not-fit",
         )
 
 
-def _refuse_side_outputs(architecture: str) -> None:
-    if architecture.partition(":")[0] in SIDE_OUTPUTS:
+def _refuse_auxiliary_classifiers(architecture: str) -> None:
+    if architecture.partition(":")[0] in AUXILIARY_CLASSIFIERS:
         raise UserError(
-            f"{architecture} has side outputs that need a loss of their own in training: take another architecture, "
-            "such as torchvision/resnet50"
+            f"{architecture} has auxiliary classifiers, which need a loss of their own in training: choose another "
+            "architecture, such as torchvision/resnet50",
+            slug="auxiliary-classifiers",
         )
 
 
-def require_seen(network: nn.Module, name: str, dataset: Dataset, *, trained_on: Dataset) -> int:
-    """How many classes the network knows, which is to be evaluated on another set than it is trained on.
+def check_eval_data(network: nn.Module, name: str, dataset: Dataset, *, trained_on: Dataset) -> int:
+    """The number of classes of a network that is evaluated on another data set than it is trained on.
 
-    Raises UserError where the set has other images than it can take, or classes that it does not know.
+    Raises UserError where the network cannot take its images, or lacks one of its classes.
     """
-    (there, *_), (here, *_) = dataset.image_shape, trained_on.image_shape
-    if there != here:
+    eval_channels, channels = dataset.image_shape[0], trained_on.image_shape[0]
+    if eval_channels != channels:
         raise UserError(
-            f"--eval-data {dataset.name} has images of {there} channels, but those of {trained_on.name}, which is "
-            f"trained on, have {here}: give data of the same kind"
+            f"--eval-data {dataset.name} has images of {eval_channels} channels, but those of {trained_on.name}, the "
+            f"training data, have {channels}: give data of the same kind",
+            slug="channels-do-not-fit",
         )
     return _logits_of(network, name, dataset).shape[1]
 
@@ -247,35 +266,43 @@ def require_seen(network: nn.Module, name: str, dataset: Dataset, *, trained_on:
 def check_fits(network: nn.Module, name: str, dataset: Dataset) -> int:
     """The number of classes of a network that can be trained on the data set.
 
-    Raises UserError where the two do not go together, or the data set cannot teach anything.
+    Raises UserError where the two do not fit, the network ends in a softmax, or all images are of one class.
     """
     if len(dataset.labels.unique()) < 2:
-        raise UserError(f"every image of {dataset.name} is of class {int(dataset.labels[0])}: give data of two or more")
+        raise UserError(
+            f"every image of {dataset.name} is of class {int(dataset.labels[0])}: give data of two classes or more",
+            slug="one-class-in-data",
+        )
     logits = _logits_of(network, name, dataset)
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
-        raise UserError(f"{name} ends in a softmax, but training needs logits: take that layer out of its forward")
+        raise UserError(
+            f"{name} ends in a softmax, but training needs logits: remove that layer from its forward",
+            slug="softmax-instead-of-logits",
+        )
     return logits.shape[1]
 
 
 def _logits_of(network: nn.Module, name: str, dataset: Dataset) -> Tensor:
-    """What the network says of the first images. Raises UserError where it cannot take them or lacks a class."""
+    """The logits of the first images. Raises UserError where the network cannot take them or lacks a class."""
     device = next(network.parameters()).device
     shape = "×".join(map(str, dataset.image_shape))
     network.eval()
     try:
         with torch.no_grad():
-            logits = network(dataset.images(torch.arange(min(2, len(dataset)))).to(device))
+            logits: Tensor = network(dataset.images(torch.arange(min(2, len(dataset)))).to(device))
         classes = int(logits.shape[1])
     except UserError:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name} cannot take the {shape} images of {dataset.name} ({reason}): check --arch, --normalize and --data"
+            f"{name} cannot take the {shape} images of {dataset.name} ({reason}): check --arch, --normalize and --data",
+            slug="images-do-not-fit",
         ) from None
     if int(dataset.labels.max()) >= classes:
         raise UserError(
-            f"{dataset.name} has label {int(dataset.labels.max())}, but {name} knows {classes} classes "
-            f"(labels 0 to {classes - 1}): start from scratch with --arch, or give the data it was made for"
+            f"{dataset.name} has label {int(dataset.labels.max())}, but {name} has {classes} classes (labels 0 to "
+            f"{classes - 1}): start from scratch with --arch, or give the data it was trained for",
+            slug="label-beyond-classes",
         )
     return logits

@@ -1,4 +1,4 @@
-"""What training leaves behind: `model.safetensors`, and `model.json` that says what is in it and how it came about."""
+"""The checkpoint of a training: `model.safetensors`, and `model.json`, which describes its content and its training."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LAST = "last.safetensors"
 
 
 def last_of(path: Path) -> Path:
-    """The place of the last epoch's model.json or result.json, beside the chosen one's."""
+    """The path of the last epoch's model.json or result.json, beside that of the chosen epoch."""
     return path.with_name("last.json" if path.name == CARD else f"last-{path.name}")
 
 
 class TrainingData(StrictModel):
-    """sha256 is that of every image and label, in order; null for a set that is too large to be held in memory."""
+    """sha256: of every image and label, in order; null for a data set that does not fit in memory."""
 
     name: str
     split: str
@@ -43,7 +43,7 @@ class TrainingData(StrictModel):
 
 
 class EvaluationSummary(StrictModel):
-    """The final evaluation, on images that neither training nor the choice of the epoch has seen."""
+    """The final evaluation, on images that neither training nor the choice of the epoch has used."""
 
     data: str
     split: str
@@ -62,42 +62,45 @@ class ModelCard(StrictModel):
     input_shape: tuple[int, int, int]
     class_names: list[str] | None
     normalization: dict[str, list[float]] | None
-    resize: Resize | None = Field(default=None, description="how image files are brought to the size trained on")
-    trained_by: str | None = Field(description="name of the shipped recipe; null for one's own")
+    resize: Resize | None = Field(default=None, description="how image files are resized for the network")
+    trained_by: str | None = Field(description="name of the bundled recipe; null for another")
     recipe: Recipe
     seed: int
     data: TrainingData
     chosen: EpochReport | None = Field(default=None, description="the epoch whose weights these are")
     evaluation: EvaluationSummary | None = None
     last_evaluation: EvaluationSummary | None = Field(
-        default=None, description="of the last epoch's weights, where others"
+        default=None, description="of the last epoch's weights, where another epoch was chosen"
     )
     versions: dict[str, str]
-    commit: str | None = Field(default=None, description="of the checkout that this project ran from, if it was one")
+    commit: str | None = Field(default=None, description="of this project's checkout, where it ran from one")
 
 
 def versions() -> dict[str, str]:
-    """What the weights were made with."""
+    """The versions of the packages that the weights depend on."""
     names = ("torch", "torchvision", "numpy", "safetensors")
     return {"robustbench_local": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
 
 
 def commit() -> str | None:
-    """The commit of this project's own checkout, with a + where it was changed since."""
+    """The commit of this project's own checkout, with a + where files have changed since."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    asked = [["git", "-C", str(root), *words] for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])]
+    commands = [
+        ["git", "-C", str(root), *words] for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+    ]
     try:
-        head, changes = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in asked)
+        head, changes = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in commands)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + "+" * bool(changes.strip())
 
 
 def write_weights(path: Path, module: nn.Module, normalization: dict[str, list[float]] | None) -> None:
-    """The module's own state dict, and beside it `mean` and `std` where there is a normalisation: without them the
-    file would load and be wrong. Raises UserError when it cannot be written.
+    """Write the module's state dict, and `mean` and `std` where there is a normalization.
+
+    Without them the file would load and predict wrongly. Raises UserError when it cannot be written.
     """
     # Cloned, because tied weights share memory and the format refuses that.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -107,10 +110,7 @@ def write_weights(path: Path, module: nn.Module, normalization: dict[str, list[f
 
 
 def read_weights(path: Path, module: nn.Module) -> None:
-    """Put what `write_weights` wrote back into the module.
-
-    Raises UserError for a file that is none of these.
-    """
+    """Load what `write_weights` wrote into the module. Raises UserError for another file."""
     device = next(module.parameters()).device
     require_plain_file(path)
     try:
@@ -118,25 +118,26 @@ def read_weights(path: Path, module: nn.Module) -> None:
         module.load_state_dict({name: state[name].to(device) for name in module.state_dict()})
     except Exception as error:  # a file of another kind or another network leads anywhere
         raise UserError(
-            f"{path} does not hold the weights that were written there ({reason(error)}): begin again"
+            f"{path} does not hold the weights that were written there ({reason(error)}): start the training again",
+            slug="bad-weights-file",
         ) from None
 
 
 def write_card(path: Path, card: ModelCard) -> None:
+    """Write a `model.json`. Raises UserError when it cannot be written."""
     write_atomically(path, card.model_dump_json(by_alias=True, indent=2) + "\n")
 
 
 def read_card(text: str | bytes) -> ModelCard:
-    """The content of a `model.json`, checked against its types.
-
-    Raises UserError for one that departs from them.
-    """
+    """The validated content of a `model.json`. Raises UserError for invalid content."""
     try:
         content = parse_json(text if isinstance(text, str) else text.decode())
         return ModelCard.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except ValueError as error:
-        told = str(error)
-    raise UserError(f"the description of the model is damaged ({printable(told)}): make it again")
+        problem = str(error)
+    raise UserError(
+        f"the model's description is damaged ({printable(problem)}): train the model again", slug="bad-model-card"
+    )

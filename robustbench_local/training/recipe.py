@@ -1,4 +1,4 @@
-"""What a training run is asked to do: defaults, then a recipe file, then the command line's flags."""
+"""The recipe of a training: defaults, then a recipe file, then the command line's options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.io.safe_read import quoted
@@ -22,6 +22,8 @@ from robustbench_local.numbers import parse_number
 from robustbench_local.specs import build, parse_spec
 
 if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
     from pydantic_core import ErrorDetails
 
     from robustbench_local.attacks import ThreatModel
@@ -36,7 +38,7 @@ def _number(value: Any) -> Any:
 
 def _whole(value: Any) -> Any:
     if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)  # a seed may have more digits than a float holds
+        value = int(value)  # a seed may have more digits than a float
     number = _number(value)
     if isinstance(number, float) and not number.is_integer():
         raise ValueError("must be a whole number")
@@ -46,54 +48,110 @@ def _whole(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """YAML reads 0.1 as a number, but eps keeps the way it was written."""
+    """YAML reads 0.1 as a number, but eps keeps its spelling."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _require_number(value: str | None) -> str | None:
+    if value is not None:
+        parse_number(value)
+    return value
 
 
 Real = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
+def setting(
+    default: Any, help_text: str, *, metavar: str | None = None, shown: str | None = None, **limits: Any
+) -> Any:
+    """A field of a recipe, from which the command line generates its option.
+
+    metavar: of the option's value. shown: the default as help shows it, where the value itself does not say it.
+    limits: pydantic's, such as ge=0.
+    """
+    extra = {key: text for key, text in (("metavar", metavar), ("shown", shown)) if text is not None}
+    return Field(default, description=help_text, json_schema_extra=extra, **limits)
+
+
 class Recipe(BaseModel):
-    """Everything that decides the trained weights, and the suite that judges them at the end."""
+    """Everything that decides the trained weights, and the protocol that evaluates them at the end.
+
+    A description is the help of the option that the command line generates from the field.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str = Field("pgd-at", description="a training method with its settings, such as pgd-at:steps=7")
-    model: str | None = Field(None, description="the classifier whose weights are the start")
-    checkpoint: str | None = Field(None, description="a file with that classifier's weights")
-    arch: str | None = Field(None, description="the architecture to start from scratch with, or that of model's file")
-    normalize: str | None = Field(None, description="what the model expects its input scaled by")
-    pretrained: bool = Field(False, description="start from arch's published weights, with a new last layer")
-    resize: str | None = Field(None, description="SIZE or SIZE:CROP, for images from files")
-    teacher: str | None = Field(None, description="the classifier that methods with a teacher learn from")
-    data: str = "digits"
-    eval_data: str | None = Field(None, description="another data set for the final evaluation")
-    samples: Whole | None = Field(None, ge=1, description="train on a seeded subset of so many images")
-    eval_samples: Whole | None = Field(None, ge=1, description="evaluate on a seeded subset at the end; null: on all")
-    norm: str = "linf"
-    eps: Annotated[str | None, BeforeValidator(_text)] = Field(None, description="by default the data set's own")
-    epochs: Whole = Field(30, ge=1)
-    freeze_epochs: Whole = Field(0, ge=0, description="first epochs that train the last layer alone")
-    batch_size: Whole = Field(128, ge=2, description="images of one step, over all processes")
-    accumulate: Whole = Field(1, ge=1, description="parts that a batch is taken through the network in")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Real = Field(0.1, gt=0, allow_inf_nan=False, description="the highest learning rate")
-    momentum: Real = Field(0.9, ge=0, lt=1, description="Nesterov's; with adamw the first beta")
-    weight_decay: Real = Field(5e-4, ge=0, allow_inf_nan=False)
-    schedule: Literal["onecycle", "cosine", "piecewise", "constant"] = Field(
-        "onecycle", description="piecewise divides by ten after half and after three quarters"
+    method: str = setting(
+        "pgd-at",
+        "Training method; 'robust list defenses' lists them. +awp adds adversarial weight perturbation.",
+        metavar="NAME[:KEY=VALUE,…]",
     )
-    warmup: Real = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises; onecycle has its own")
-    eps_warmup: Real = Field(0.0, ge=0, le=1, description="share of all steps in which eps rises from 0")
-    clip_norm: Real = Field(0.0, ge=0, allow_inf_nan=False, description="longest gradient that is followed; 0: any")
-    label_smoothing: Real = Field(0.0, ge=0, lt=1)
-    average: Real = Field(0.0, ge=0, lt=1, description="decay of averaged weights (EMA), which are kept then; 0: none")
-    augment: str = Field("none", description="what images go through, such as crop=4,flip,cutout=8")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
-    holdout: Real = Field(0.1, gt=0, lt=1, description="share of the training split that chooses the epoch")
-    seed: Whole = Field(0, ge=0)
-    suite: str = "standard"
+    model: str | None = setting(None, "Classifier to fine-tune.")
+    checkpoint: str | None = setting(None, "File with MODEL's weights, or with --pretrained those of --arch.")
+    arch: str | None = setting(None, "Architecture to train from scratch, or that of MODEL's file.")
+    normalize: str | None = setting(None, "Normalization that the model expects.", metavar="NAME|MEAN:STD")
+    pretrained: bool = setting(False, "Start from --arch's published weights, with a new last layer.")
+    resize: str | None = setting(None, "Resize and center-crop images from files.", metavar="SIZE[:CROP]")
+    teacher: str | None = setting(None, "Classifier to learn from, for methods with a teacher.", metavar="MODEL")
+    data: str = setting("digits", "Data set; its train split is used.", metavar="SPEC")
+    eval_data: str | None = setting(None, "Another data set for the final evaluation.", metavar="SPEC")
+    samples: Whole | None = setting(None, "Train on a seeded, stratified subset.", metavar="N", shown="all", ge=1)
+    eval_samples: Whole | None = setting(
+        None, "Evaluate on a seeded, stratified subset.", metavar="N", shown="all", ge=1
+    )
+    norm: Annotated[Literal["linf", "l2", "l1"], BeforeValidator(_lower)] = setting("linf", "Norm of the perturbation.")
+    eps: Annotated[str | None, BeforeValidator(_text), AfterValidator(_require_number)] = setting(
+        None, "Largest perturbation, for pixels in [0, 1], such as 8/255.", metavar="RADIUS", shown="by data set"
+    )
+    epochs: Whole = setting(30, "Passes over the training images.", metavar="N", ge=1)
+    freeze_epochs: Whole = setting(0, "Epochs at the start that train the last layer alone.", metavar="N", ge=0)
+    batch_size: Whole = setting(128, "Images of an optimizer step, over all processes.", metavar="N", ge=2)
+    accumulate: Whole = setting(
+        1, "Chunks of a batch whose gradients are accumulated, to save memory.", metavar="N", ge=1
+    )
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "Optimizer.")
+    lr: Real = setting(
+        0.1,
+        "Highest learning rate.",
+        metavar="RATE",
+        shown="0.1, or 0.01 for trained weights",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    momentum: Real = setting(0.9, "Nesterov momentum of sgd, first beta of adamw.", metavar="SHARE", ge=0, lt=1)
+    weight_decay: Real = setting(5e-4, "Weight decay.", metavar="RATE", ge=0, allow_inf_nan=False)
+    schedule: Literal["onecycle", "cosine", "piecewise", "constant"] = setting(
+        "onecycle",
+        "Learning-rate schedule; piecewise divides by ten after half and three quarters.",
+        shown="onecycle, or cosine for trained weights",
+    )
+    warmup: Real = setting(
+        0.0, "Share of training in which the learning rate rises; onecycle has its own.", metavar="SHARE", ge=0, lt=1
+    )
+    eps_warmup: Real = setting(0.0, "Share of training in which eps rises from 0.", metavar="SHARE", ge=0, le=1)
+    clip_norm: Real = setting(
+        0.0, "Largest norm of the gradient; 0 for no limit.", metavar="NORM", ge=0, allow_inf_nan=False
+    )
+    label_smoothing: Real = setting(0.0, "Label smoothing.", metavar="SHARE", ge=0, lt=1)
+    average: Real = setting(
+        0.0,
+        "Decay of averaged weights (EMA), such as 0.999, which are then the result; 0 for none.",
+        metavar="DECAY",
+        ge=0,
+        lt=1,
+    )
+    augment: str = setting("none", "Data augmentation, such as crop=4,flip,cutout=8.", metavar="LIST")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "Precision of training.", shown="bf16 on GPUs that support it, else fp32"
+    )
+    holdout: Real = setting(0.1, "Share of the training images that chooses the epoch.", metavar="SHARE", gt=0, lt=1)
+    seed: Whole = setting(0, "Random seed.", metavar="N", ge=0)
+    suite: str = setting("standard", "Protocol of the final evaluation.", metavar="NAME[/VERSION]")
 
     def objective(self) -> Objective:
         """The training method.
@@ -131,7 +189,7 @@ class Recipe(BaseModel):
         return tuple(add_ons.values())
 
     def threat_model(self) -> ThreatModel:
-        """What the model is to be hardened against, and is evaluated with.
+        """The threat model of training and of the final evaluation.
 
         Raises UserError where eps is missing, 0, or not a sensible radius.
         """
@@ -141,15 +199,19 @@ class Recipe(BaseModel):
         eps = self.eps if self.eps is not None else default_eps(self.data, self.norm)
         if eps is None:
             require_known(self.data)
+            example = "8/255" if self.norm == "linf" else "0.5"
+            raise UserError(
+                f"there is no usual {self.norm} eps for {self.data}: give --eps, such as {example}", slug="eps-missing"
+            )
         try:
-            threat_model = ThreatModel(self.norm, eps or "1")  # type: ignore[arg-type]  # parsed from its text
+            threat_model = ThreatModel(self.norm, eps)  # type: ignore[arg-type]  # parsed from its text
         except ValueError as error:
-            raise UserError(f"--norm and --eps: {error}") from None
-        if eps is None:
-            such = "8/255" if self.norm == "linf" else "0.5"
-            raise UserError(f"there is no usual {self.norm} eps for {self.data}: give --eps, such as {such}")
+            raise UserError(f"--norm and --eps: {error}", slug="bad-threat-model") from None
         if threat_model.eps == 0:
-            raise UserError("eps is 0, so there is nothing to defend against: give a radius above 0, such as 8/255")
+            raise UserError(
+                "eps is 0, so there is nothing to defend against: give a radius above 0, such as 8/255",
+                slug="eps-is-zero",
+            )
         return threat_model
 
 
@@ -171,32 +233,39 @@ LOOP_SETTINGS = (
     "precision",
     "holdout",
 )
-"""What may be written among a method's own settings, as in `pgd-at:steps=7,epochs=20`."""
+"""Settings that may stand among a method's own, as in `pgd-at:steps=7,epochs=20`."""
 
 
 def _methods(text: str) -> list[tuple[str, dict[str, str]]]:
-    """`trades:beta=6+awp` -> what stands between the pluses."""
+    """`trades:beta=6+awp` -> name and settings of each part between the pluses."""
     return [parse_spec(part) for part in text.split("+")]
 
 
-def resolve_recipe(config: str | None, flags: Mapping[str, Any]) -> Recipe:
-    """The recipe of that name or file, with the flags put over it; a flag that is None was not given.
+def resolve_recipe(config: str | None, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of that name or file, with the options over it; an option that is None is not set.
 
-    Raises UserError that names everything wrong at once.
+    Raises UserError that names every problem at once.
     """
-    for key, value in flags.items():
+    for key, value in options.items():
         if value == "":
-            raise UserError(f"--{key.replace('_', '-')} is empty: give it a value, or leave it out")
-    given = _lifted({key: value for key, value in flags.items() if value is not None}, "the command line")
+            raise UserError(f"--{_dashed(key)} is empty: give it a value, or leave it out", slug="empty-option")
+    here = "the command line"
+    settings = _lift({key: value for key, value in options.items() if value is not None}, here)
     if config is None:
-        return _checked(given, "the command line")
-    where, written = read_config(config)
-    written = _lifted(written, where)
+        return _validated(settings, here)
+    where, base = read_config(config)
+    base = _lift(base, where)
     start = ("model", "checkpoint", "arch", "pretrained", "normalize", "resize")
-    if any(key in given for key in start):
-        # Where to start from is one choice: half of the file's would not go with half of the command line's.
-        written = {key: value for key, value in written.items() if key not in start}
-    return _checked({**written, **given}, where)
+    if any(key in settings for key in start):
+        # The initial model is one choice: half of the file's would not fit half of the command line's.
+        base = {key: value for key, value in base.items() if key not in start}
+    return _validated({**base, **settings}, where)
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings, as texts. Raises UserError as `resolve_recipe` does."""
+    where = "the command line"
+    return _validated({**recipe.model_dump(exclude_unset=True), **_lift(dict(settings), where)}, where)
 
 
 def read_config(config: str) -> tuple[str, dict[str, Any]]:
@@ -218,17 +287,21 @@ def read_config(config: str) -> tuple[str, dict[str, Any]]:
 
 
 def list_recipes() -> list[tuple[str, str]]:
-    """Every shipped recipe with the command that runs it, which is the first line of its file."""
+    """Every bundled recipe with the command that runs it, which is the first line of its file."""
     texts = {file.name: file.read_text(encoding="utf-8") for file in _folder().iterdir() if file.name.endswith(".yaml")}
     return sorted((name.removesuffix(".yaml"), text.splitlines()[0].lstrip("# ")) for name, text in texts.items())
 
 
-def _folder() -> Any:
+def _folder() -> Traversable:
     return importlib.resources.files("robustbench_local.configs")
 
 
-def _lifted(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same with the loop's settings taken out of the method's."""
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _lift(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same settings, with those of the loop taken out of the method's."""
     if not isinstance(values.get("method"), str):
         return values
     methods = _methods(values["method"])
@@ -236,20 +309,22 @@ def _lifted(values: dict[str, Any], where: str) -> dict[str, Any]:
     lifted = {key: settings.pop(key) for key in LOOP_SETTINGS if key in settings}
     for key in lifted:
         if key in values:
-            raise UserError(f"{where} gives {key.replace('_', '-')} twice: once by itself and once with the method")
-    return {**values, **lifted, "method": "+".join(_written(*method) for method in methods)}
+            raise UserError(
+                f"{where} gives {_dashed(key)} twice: once by itself and once with the method", slug="duplicate-setting"
+            )
+    return {**values, **lifted, "method": "+".join(_method_text(*method) for method in methods)}
 
 
-def _written(name: str, settings: dict[str, str]) -> str:
-    own = ",".join(f"{key.replace('_', '-')}={value}" for key, value in settings.items())
+def _method_text(name: str, settings: dict[str, str]) -> str:
+    own = ",".join(f"{_dashed(key)}={value}" for key, value in settings.items())
     return f"{name}:{own}" if own else name
 
 
-def _checked(values: dict[str, Any], where: str) -> Recipe:
+def _validated(values: dict[str, Any], where: str) -> Recipe:
     def describe(problem: ErrorDetails) -> str:
         key = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            return unknown_setting(key.replace("_", "-"), [name.replace("_", "-") for name in Recipe.model_fields])
-        return f"{key.replace('_', '-')} is {quoted(values.get(key))}: {plain_reason(problem)}"
+            return unknown_setting(_dashed(key), [_dashed(name) for name in Recipe.model_fields])
+        return f"{_dashed(key)} is {quoted(values.get(key))}: {plain_reason(problem)}"
 
     return validate_settings(Recipe, values, where, describe=describe)

@@ -1,14 +1,16 @@
-"""One defense from start to end: data, start, training, checkpoint, and an evaluation on images it has not seen."""
+"""One training from start to end: set-up, training, checkpoint, and an evaluation on images that it has not used."""
 
 from __future__ import annotations
 
+import copy
 import datetime
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.attack import Model, spec_text
@@ -21,10 +23,11 @@ from robustbench_local.errors import Diverged, UserError
 from robustbench_local.evaluation.run import Evaluation, evaluate
 from robustbench_local.io.atomic_write import exclusive_directory, write_atomically
 from robustbench_local.models import load_classifier
+from robustbench_local.results.schema import Result
 from robustbench_local.runtime.device import enough_memory
 from robustbench_local.runtime.distributed import on_rank_zero, rank_and_world, require_process_group
 from robustbench_local.training.initialization import InitialModel
-from robustbench_local.training.loop import train
+from robustbench_local.training.loop import TrainingCallbacks, train
 from robustbench_local.training.metrics import EpochReport, TrainingObserver, best
 from robustbench_local.training.model_card import (
     CARD,
@@ -43,47 +46,54 @@ from robustbench_local.training.model_card import (
     write_weights,
 )
 from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.settings import RuntimeSettings
 from robustbench_local.training.setup import TrainingSetup, prepare
 from robustbench_local.training.snapshot import STATE, TrainingState
 
 TEACHER = "teacher"
-"""The subfolder of a teacher that was trained because none was given."""
+"""The subdirectory of a teacher that the method trains itself."""
 TRIALS = "search"
-"""The subfolder of a search's trainings."""
+"""The subdirectory of a grid search's trainings."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished training: the folder with the checkpoint, what the checkpoint says, and what is to judge it."""
+    """A finished training: its output directory, its model card, and what evaluates it.
+
+    start: the initial model, whose network now has the last epoch's weights. reports: of all epochs.
+    """
 
     folder: Path
     card: ModelCard
     start: InitialModel
     eval_data: Dataset
     threat_model: ThreatModel
-    reports: list[EpochReport]
+    reports: tuple[EpochReport, ...]
 
-    def evaluate_checkpoints(self, observer: Observer | None = None) -> Evaluation:
-        """Evaluate the chosen weights, write result.json, and put the outcome into model.json; where the last epoch's
-        weights are others, the same for them, in last-result.json. Gives the evaluation of the chosen ones.
+    def evaluate_checkpoints(self, observer: Observer | None = None) -> EvaluatedRun:
+        """Evaluate the chosen weights, write result.json, and record the accuracies in model.json.
 
-        The test images have had no say before. An evaluation that was interrupted goes on where it was.
+        Where the last epoch's weights are others, they are evaluated too, in last-result.json. An interrupted
+        evaluation is resumed. Nothing has used the evaluation images before. Raises UserError as `evaluate` does.
         """
         with on_rank_zero(exclusive_directory(self.folder)):
+            card = self.card
             if (self.folder / LAST).exists():
-                self._record("last_evaluation", self._evaluated(LAST, last_of(self.folder / RESULT), observer))
-            evaluation = self._evaluated(WEIGHTS, self.folder / RESULT, observer)
-            self._record("evaluation", evaluation)
+                last = self._evaluate(LAST, last_of(self.folder / RESULT), observer)
+                card = self._record(card, last_evaluation=_summary(last.result))
+            evaluation = self._evaluate(WEIGHTS, self.folder / RESULT, observer)
+            card = self._record(card, evaluation=_summary(evaluation.result))
             if rank_and_world()[0] == 0:
                 (self.folder / STATE).unlink(missing_ok=True)
-        return evaluation
+        return EvaluatedRun(replace(self, card=card), evaluation)
 
-    def _evaluated(self, weights: str, output: Path, observer: Observer | None) -> Evaluation:
-        recipe = self.card.recipe
-        read_weights(self.folder / weights, self.start.network.module)
-        name, device = f"{self.card.architecture} by {recipe.method}", next(self.start.network.parameters()).device
+    def _evaluate(self, weights: str, output: Path, observer: Observer | None) -> Evaluation:
+        recipe, device = self.card.recipe, next(self.start.network.parameters()).device
+        module = copy.deepcopy(self.start.network.module)
+        read_weights(self.folder / weights, module)
+        name = f"{self.card.architecture} by {recipe.method}"
         return evaluate(
-            self.start.classifier(name, self.card.input_shape),
+            self.start.classifier(name, self.card.input_shape, module=module),
             self.eval_data,
             self.threat_model,
             suite=recipe.suite,
@@ -97,199 +107,224 @@ class TrainingRun:
             config={"recipe": recipe.model_dump(), "trained_by": self.card.trained_by},
         )
 
-    def _record(self, place: str, evaluation: Evaluation) -> None:
-        result = evaluation.result
-        judgement = EvaluationSummary(
-            data=result.data.name,
-            split=result.data.split,
-            threat_model=result.threat_model,
-            protocol=result.protocol,
-            clean_accuracy=result.clean_accuracy,
-            robust_accuracy=result.robust_accuracy,
-        )
-        card = self.card.model_copy(update={place: judgement})
-        object.__setattr__(self, "card", card)
+    def _record(self, card: ModelCard, **update: EvaluationSummary) -> ModelCard:
+        card = card.model_copy(update=update)
         if rank_and_world()[0] == 0:
             write_card(self.folder / CARD, card)
+        return card
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A training and the evaluation of its chosen weights. run: with a model card that has the accuracies."""
+
+    run: TrainingRun
+    evaluation: Evaluation
+
+    @property
+    def result(self) -> Result:
+        """The content of result.json."""
+        return self.evaluation.result
+
+    @property
+    def card(self) -> ModelCard:
+        """The content of model.json."""
+        return self.run.card
+
+
+def _summary(result: Result) -> EvaluationSummary:
+    return EvaluationSummary(
+        data=result.data.name,
+        split=result.data.split,
+        threat_model=result.threat_model,
+        protocol=result.protocol,
+        clean_accuracy=result.clean_accuracy,
+        robust_accuracy=result.robust_accuracy,
+    )
 
 
 def new_folder(recipe: Recipe) -> Path:
-    """A name in runs/ that says what was trained and when."""
+    """A directory name in runs/ with the method, the data and the time."""
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     method = recipe.method.partition(":")[0]
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in ("defend", method, recipe.data))
     return Path("runs") / f"{name}-{moment}"
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What the trainings of one call share, a teacher's included."""
+
+    output: Path
+    runtime: RuntimeSettings
+    observer: TrainingObserver
+    trained_by: str | None = None
+    resume: bool = False
+
+
 def run_training(
     recipe: Recipe,
     output: Path,
+    runtime: RuntimeSettings | None = None,
     *,
     trained_by: str | None = None,
-    device: str | None = None,
-    data_dir: Path | None = None,
-    download: bool = False,
-    workers: int | None = None,
-    compiled: bool = False,
     resume: bool = False,
     observer: TrainingObserver | None = None,
 ) -> TrainingRun:
-    """Train as the recipe says; `output` gets model.safetensors, model.json and metrics.jsonl, and while training lasts
-    what it can be gone on from.
+    """Train as the recipe says; `output` gets model.safetensors, model.json and metrics.jsonl.
 
-    trained_by: the shipped recipe's name, for the checkpoint. resume: go on with the training that was interrupted
-    there; the same recipe, data and machine give the weights of an uninterrupted one. Everything that can be wrong with
-    the recipe is found before the first step. Under torchrun every process makes the same call; the first one writes.
-    Raises UserError for that, and for an output folder that is taken, in use or cannot be written; Diverged where the
-    training's numbers stop being finite or useful, after which there is nothing to go on from.
+    trained_by: the name of a bundled recipe, for the model card. resume: continue the interrupted training in `output`;
+    the same recipe, data and machine give the weights of an uninterrupted one. Mistakes in the recipe are found before
+    the first step. Under torchrun every process makes the same call; the first one writes. Raises UserError for a bad
+    recipe and for an output directory that is taken, in use or cannot be written; Diverged where training fails, after
+    which it cannot be resumed.
     """
-    require_process_group("harden")
+    require_process_group("run_training")
+    session = _Session(output, runtime or RuntimeSettings(), observer or TrainingObserver(), trained_by, resume)
     with on_rank_zero(exclusive_directory(output)):
         if not resume:
             check_output_is_new(output)
-        prepared = prepare(recipe, device=device, data_dir=data_dir, download=download)
+        setup = prepare(recipe, session.runtime)
+        for note in setup.notes:
+            session.observer.note(note)
         try:
-            return _harden(
-                prepared,
-                output,
-                trained_by,
-                resume,
-                {
-                    "device": device,
-                    "data_dir": data_dir,
-                    "download": download,
-                    "workers": workers,
-                    "compiled": compiled,
-                    "observer": observer,
-                },
-            )
+            return _run(setup, session)
         except Diverged:
-            # To go on from there would end there again.
+            # A resumed training would diverge again.
             if rank_and_world()[0] == 0:
                 (output / STATE).unlink(missing_ok=True)
             raise
 
 
-def _harden(
-    prepared: TrainingSetup, output: Path, trained_by: str | None, resume: bool, settings: dict[str, Any]
-) -> TrainingRun:
-    """settings: those of `harden` that a teacher is trained with too."""
-    recipe, start, threat_model = prepared.recipe, prepared.start, prepared.threat_model
-    card = _card(recipe, start, prepared.classes, prepared.all_data, len(prepared.holdout), trained_by)
+def _run(setup: TrainingSetup, session: _Session) -> TrainingRun:
+    card = _card(setup, session.trained_by)
     about = card.model_dump(mode="json", include={"recipe", "data", "num_classes", "input_shape"})
-    snapshot = _interrupted(output, about) if resume else None
-    teacher = prepared.teacher
-    if teacher is None and (own := prepared.objective.own_teacher()) is not None:
-        teacher = _train_teacher(recipe, own, output, prepared.device, settings)
-    first = rank_and_world()[0] == 0
-
-    def keep(reports: list[EpochReport], network: Any) -> None:
-        if not first:
-            return
-        write_atomically(output / METRICS, "".join(report.model_dump_json() + "\n" for report in reports))
-        if reports[-1].chosen:
-            write_weights(output / WEIGHTS, network.module, start.normalization)
-            write_card(output / CARD, card.model_copy(update={"chosen": reports[-1]}))
-        if _is_over(reports, recipe) and not reports[-1].chosen:
-            write_weights(output / LAST, network.module, start.normalization)
-            write_card(last_of(output / CARD), card.model_copy(update={"chosen": reports[-1]}))
-
-    def save(snapshot: TrainingState) -> None:
-        if first:
-            snapshot.write(output / STATE, about)
-
-    with enough_memory(prepared.device):
+    state = _interrupted(session.output, about) if session.resume else None
+    teacher = setup.teacher
+    if teacher is None and (method := setup.objective.own_teacher()) is not None:
+        teacher = _train_teacher(setup, method, session)
+    writer = _Writer(session.output, card, setup.start, about)
+    with enough_memory(setup.device):
         reports = train(
-            start.network,
-            prepared.training,
-            prepared.holdout,
-            prepared.objective,
-            threat_model,
-            recipe,
-            teacher=teacher,
-            head=start.head,
-            keep=keep,
-            save=save,
-            resume=snapshot,
-            **{name: settings[name] for name in ("workers", "compiled", "observer")},
+            setup.task(teacher),
+            setup.training,
+            setup.holdout,
+            runtime=session.runtime,
+            callbacks=TrainingCallbacks(writer.epoch_end, writer.save_state, session.observer),
+            resume=state,
         )
     card = card.model_copy(update={"chosen": best(reports)})
-    return TrainingRun(output, card, start, prepared.eval_data, threat_model, reports)
+    return TrainingRun(session.output, card, setup.start, setup.eval_data, setup.threat_model, tuple(reports))
 
 
-def _is_over(reports: list[EpochReport], recipe: Recipe) -> bool:
-    return sum(not report.undone for report in reports) == recipe.epochs
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the files of a training, in the first process alone."""
+
+    output: Path
+    card: ModelCard
+    start: InitialModel
+    about: dict[str, Any]
+    active: bool = field(default_factory=lambda: rank_and_world()[0] == 0)
+
+    def epoch_end(self, reports: Sequence[EpochReport], network: nn.Module) -> None:
+        """Metrics, and the weights where they are the best so far or the last."""
+        if not self.active:
+            return
+        write_atomically(self.output / METRICS, "".join(report.model_dump_json() + "\n" for report in reports))
+        finished = sum(not report.undone for report in reports) == self.card.recipe.epochs
+        card = self.card.model_copy(update={"chosen": reports[-1]})
+        module = network.get_submodule("module")
+        if reports[-1].chosen:
+            write_weights(self.output / WEIGHTS, module, self.start.normalization)
+            write_card(self.output / CARD, card)
+        elif finished:
+            write_weights(self.output / LAST, module, self.start.normalization)
+            write_card(last_of(self.output / CARD), card)
+
+    def save_state(self, state: TrainingState) -> None:
+        """What training can be resumed from."""
+        if self.active:
+            state.write(self.output / STATE, self.about)
 
 
 def _interrupted(output: Path, about: dict[str, Any]) -> TrainingState | None:
-    """What the folder's training can be gone on from; None where it has not come so far.
+    """The state of the directory's training; None where it was interrupted before the first one.
 
     Raises UserError where it is another training.
     """
     if not (output / STATE).exists():
         if (output / RESULT).exists():
-            raise UserError(f"{output} is a finished training: nothing is left to do")
+            raise UserError(f"{output} is a finished training: there is nothing to resume", slug="training-is-finished")
         if (output / CARD).exists():
-            raise UserError(f"{output} holds a checkpoint but nothing to go on from: name another folder with --output")
+            raise UserError(
+                f"{output} holds a checkpoint but no state to resume from: name another directory with --output",
+                slug="nothing-to-resume",
+            )
         return None
-    snapshot, then = TrainingState.read(output / STATE)
-    if then != about:
-        changed = [key for key in about["recipe"] if then.get("recipe", {}).get(key) != about["recipe"][key]]
-        told = ", ".join(changed).replace("_", "-")
-        what = f"its {told} differ{'s' * (len(changed) == 1)}" if changed else "its data differ"
-        raise UserError(f"{output} is another training ({what}): give the same settings, or name another --output")
-    return snapshot
+    state, saved = TrainingState.read(output / STATE)
+    if saved != about:
+        changed = [key for key in about["recipe"] if saved.get("recipe", {}).get(key) != about["recipe"][key]]
+        names = ", ".join(changed).replace("_", "-")
+        difference = f"its {names} differ{'s' * (len(changed) == 1)}" if changed else "its data differ"
+        raise UserError(
+            f"{output} is another training ({difference}): give the same settings, or name another --output",
+            slug="another-training",
+        )
+    return state
 
 
-def _train_teacher(
-    recipe: Recipe, own: Objective, output: Path, where: torch.device, settings: dict[str, Any]
-) -> Model:
-    """The classifier that the method learns from where none is named, trained first if that is not done yet."""
-    folder = output / TEACHER
-    if (folder / STATE).exists() or not (folder / CARD).exists():
-        taught = recipe.model_copy(update={"method": spec_text(own)})
-        run_training(taught, folder, resume=(folder / STATE).exists(), **settings)
+def _train_teacher(setup: TrainingSetup, method: Objective, session: _Session) -> Model:
+    """The teacher that the method trains itself, loaded; trained first if that is not done yet."""
+    folder, recipe = session.output / TEACHER, setup.recipe
+    unfinished = (folder / STATE).exists()
+    if unfinished or not (folder / CARD).exists():
+        teacher = recipe.model_copy(update={"method": spec_text(method)})
+        run_training(teacher, folder, session.runtime, resume=unfinished, observer=session.observer)
         (folder / STATE).unlink(missing_ok=True)
-    return load_classifier(str(folder), arch=recipe.arch if recipe.model else None).to(where)
+    return load_classifier(str(folder), arch=recipe.arch if recipe.model else None).to(setup.device)
 
 
 def check_output_is_new(output: Path) -> None:
-    """Hours of training are not overwritten by a command that is typed again."""
+    """Raises UserError where the directory holds a training, which a repeated command must not overwrite."""
     if (output / STATE).exists():
         raise UserError(
-            f"{output} holds a training that was interrupted: go on with it by --resume, or name another --output"
+            f"{output} holds an interrupted training: continue it with --resume, or name another --output",
+            slug="output-is-interrupted-training",
         )
-    taken = [name for name in (WEIGHTS, CARD, METRICS, RESULT) if (output / name).exists()]
-    if taken:
-        raise UserError(f"{output} already holds {' and '.join(taken)}: name another folder with --output")
+    existing = [name for name in (WEIGHTS, CARD, METRICS, RESULT) if (output / name).exists()]
+    if existing:
+        raise UserError(
+            f"{output} already holds {' and '.join(existing)}: name another directory with --output",
+            slug="output-is-taken",
+        )
 
 
 def is_resumable(output: Path) -> bool:
-    """Whether an interrupted training, or search, of the folder can be gone on with."""
+    """Whether the directory holds an interrupted training or grid search."""
     return (output / STATE).exists() or (output / TRIALS).exists()
 
 
-def _card(
-    recipe: Recipe, start: InitialModel, classes: int, whole: Dataset, held: int, trained_by: str | None
-) -> ModelCard:
-    """What is known of the checkpoint before its training begins."""
+def _card(setup: TrainingSetup, trained_by: str | None) -> ModelCard:
+    """The model card before training."""
+    start, data, holdout = setup.start, setup.all_data, len(setup.holdout)
     return ModelCard(
         architecture=start.architecture,
-        num_classes=classes,
-        input_shape=whole.image_shape,
-        class_names=start.class_names or whole.class_names,
+        num_classes=setup.classes,
+        input_shape=data.image_shape,
+        class_names=start.class_names or data.class_names,
         normalization=start.normalization,
-        resize=whole.resize,
+        resize=data.resize,
         trained_by=trained_by,
-        recipe=recipe,
-        seed=recipe.seed,
+        recipe=setup.recipe,
+        seed=setup.recipe.seed,
         versions=versions(),
         commit=commit(),
         data=TrainingData(
-            name=whole.name,
-            split=whole.split,
-            training=len(whole) - held,
-            holdout=held,
-            sha256=whole.sha256() if fits_in_memory(whole) else None,
+            name=data.name,
+            split=data.split,
+            training=len(data) - holdout,
+            holdout=holdout,
+            sha256=data.sha256() if fits_in_memory(data) else None,
         ),
     )

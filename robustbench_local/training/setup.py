@@ -1,10 +1,10 @@
-"""What is settled before the first step of a training: data, start, teacher – and everything that can be wrong."""
+"""The set-up of a training: data, initial model and teacher are loaded, and every mistake in the recipe is found."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -19,25 +19,32 @@ from robustbench_local.engine.protocol import require_goes_with, resolve_suite
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
 from robustbench_local.runtime.distributed import device_for
+from robustbench_local.training.defaults import ROBUST_TEACHER, with_defaults
 from robustbench_local.training.initialization import (
     InitialModel,
+    check_eval_data,
     check_fits,
     from_checkpoint,
     from_scratch,
-    require_seen,
     resize_of,
 )
 from robustbench_local.training.loop import require_batches
 from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.settings import RuntimeSettings
+from robustbench_local.training.task import TrainingTask
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that a training needs. recipe: with the defaults that data and start have settled. whole: what is cut
-    into training and holdout. judged: the images of the final evaluation. teacher: the one that was named.
+    """Everything that a training needs.
+
+    recipe: with every default filled in. notes: a sentence for each default that depends on method or initial model.
+    classes: the number of classes. all_data: what is divided into training and holdout. eval_data: the images of the
+    final evaluation. teacher: the recipe's; None where there is none, or the method trains its own.
     """
 
     recipe: Recipe
+    notes: tuple[str, ...]
     objective: Objective
     threat_model: ThreatModel
     start: InitialModel
@@ -49,28 +56,34 @@ class TrainingSetup:
     teacher: Model | None
     device: torch.device
 
+    def task(self, teacher: Model | None) -> TrainingTask:
+        """What the training loop works on."""
+        return TrainingTask(
+            self.start.network, self.objective, self.threat_model, self.recipe, teacher=teacher, head=self.start.head
+        )
 
-def prepare(
-    recipe: Recipe, *, device: str | None = None, data_dir: Path | None = None, download: bool = False
-) -> TrainingSetup:
-    """Read what the recipe names; nothing is written. Raises UserError for everything that can be wrong with it."""
+
+def prepare(recipe: Recipe, runtime: RuntimeSettings) -> TrainingSetup:
+    """Load what the recipe names; nothing is written. Raises UserError for everything that can be wrong with it."""
     objective, threat_model = recipe.objective(), recipe.threat_model()
     recipe.add_ons(), Augmentation.parse(recipe.augment)
     require_goes_with(resolve_suite(recipe.suite)[0], threat_model)
-    where = device_for(device)
+    recipe, notes = with_defaults(recipe, objective)
+    device = device_for(runtime.device)
     start = from_checkpoint(recipe) if recipe.model else None
     resize, names = (start.resize, start.class_names) if start else (resize_of(recipe), None)
 
     def load(data: str, split: str) -> Dataset:
-        return load_dataset(data, split=split, data_dir=data_dir, download=download, resize=resize, class_names=names)
+        return load_dataset(
+            data, split=split, data_dir=runtime.data_dir, download=runtime.download, resize=resize, class_names=names
+        )
 
     all_data = load(recipe.data, "train")
     start = start or from_scratch(recipe, all_data)
-    # The checkpoint's recipe says in full what was done, so that no later default can change what it means.
-    recipe = recipe.model_copy(
-        update={"eps": threat_model.eps_text, "arch": recipe.arch if recipe.model else start.architecture}
-    )
-    start.network.to(where)
+    # The checkpoint's recipe is complete, so that no later default can change its meaning.
+    arch = recipe.arch if recipe.model else start.architecture
+    recipe = recipe.model_copy(update={"eps": threat_model.eps_text, "arch": arch})
+    start.network.to(device)
     classes = check_fits(start.network, recipe.model or start.architecture, all_data)
     names = names or all_data.class_names
     if recipe.samples is not None:
@@ -78,56 +91,79 @@ def prepare(
     parts = cut_holdout(all_data.labels, recipe.holdout, recipe.seed, groups=all_data.groups)
     training, holdout = (all_data.subset(part) for part in parts)
     require_batches(len(training), recipe)
-    eval_data = _judged_by(recipe, holdout, load)
-    if recipe.eval_data is not None:
-        require_seen(start.network, start.architecture, eval_data, trained_on=all_data)
-    if recipe.eval_samples is not None and recipe.eval_samples > len(eval_data):
-        raise UserError(
-            f"--eval-samples asks for {recipe.eval_samples:,} images, but {eval_data.name} has {len(eval_data):,} to "
-            "evaluate on: ask for fewer, or leave it out"
-        )
-    teacher = _named_teacher(recipe, objective, all_data, classes, where)
+    eval_data = _eval_data(recipe, holdout, load)
+    _check_eval_data(recipe, start, eval_data, all_data)
     return TrainingSetup(
-        recipe, objective, threat_model, start, classes, all_data, training, holdout, eval_data, teacher, where
+        recipe=recipe,
+        notes=tuple(notes),
+        objective=objective,
+        threat_model=threat_model,
+        start=start,
+        classes=classes,
+        all_data=all_data,
+        training=training,
+        holdout=holdout,
+        eval_data=eval_data,
+        teacher=_load_teacher(recipe, objective, all_data, classes, device),
+        device=device,
     )
 
 
-def _judged_by(recipe: Recipe, holdout: Dataset, load: Callable[[str, str], Dataset]) -> Dataset:
+def _eval_data(recipe: Recipe, holdout: Dataset, load: Callable[[str, str], Dataset]) -> Dataset:
     """The data set of the final evaluation."""
     if recipe.eval_data is not None:
         return load(recipe.eval_data, "test")
     if holdout.split != "all":
         return load(recipe.data, "test")
-    # A set that is taken whole has no test split. Its hold-out was at least not trained on, and is named as what it is.
-    holdout.split = "holdout"
-    return holdout
+    # A data set without splits has no test split. Its hold-out was not trained on, and is named as what it is.
+    named = copy.copy(holdout)
+    named.split = "holdout"
+    return named
 
 
-def _named_teacher(
-    recipe: Recipe, objective: Objective, all_data: Dataset, classes: int, where: torch.device
+def _check_eval_data(recipe: Recipe, start: InitialModel, eval_data: Dataset, all_data: Dataset) -> None:
+    if recipe.eval_data is not None:
+        check_eval_data(start.network, start.architecture, eval_data, trained_on=all_data)
+    if recipe.eval_samples is not None and recipe.eval_samples > len(eval_data):
+        raise UserError(
+            f"--eval-samples is {recipe.eval_samples:,}, but {eval_data.name} has {len(eval_data):,} images to "
+            "evaluate on: give a smaller number, or leave it out",
+            slug="too-few-samples",
+        )
+
+
+def _load_teacher(
+    recipe: Recipe, objective: Objective, all_data: Dataset, classes: int, device: torch.device
 ) -> Model | None:
-    """The classifier that the recipe wants learnt from; None where there is none, or the method trains its own.
+    """The recipe's teacher; None where there is none, or the method trains its own.
 
-    Raises UserError where the method learns from no teacher, or needs one that is not named, and for one that does not
-    know the student's classes or cannot take its images.
+    Raises UserError where the method learns from no teacher, or needs one that the recipe does not name, and for one
+    that has other classes than the student or cannot take its images.
     """
     if not objective.needs_teacher:
         if recipe.teacher is not None:
-            taught = ", ".join(name for name, kind in OBJECTIVES.items() if kind.needs_teacher)
+            with_teacher = ", ".join(name for name, kind in OBJECTIVES.items() if kind.needs_teacher)
             raise UserError(
-                f"{objective.name} learns from no teacher, but --teacher {recipe.teacher} names one: leave it out, or "
-                f"take a method that has one ({taught})"
+                f"{objective.name} learns from no teacher, but --teacher is {recipe.teacher}: leave it out, or choose "
+                f"a method that has one ({with_teacher})",
+                slug="method-without-teacher",
             )
         return None
     if recipe.teacher is None:
         if objective.own_teacher() is None:
             raise UserError(
-                f"{objective.name} learns from a robust teacher: name one with --teacher, such as a folder of runs/"
+                f"{objective.name} learns from a robust teacher, and the bundled one ({ROBUST_TEACHER}) is for the "
+                "digits and linf: give --teacher, a robust classifier for your data such as the output directory of "
+                "'robust defend --method trades'",
+                slug="teacher-missing",
             )
         return None
     model = load_classifier(recipe.teacher)
     name = f"the teacher {recipe.teacher}"
-    known = check_fits(model.to(where), name, all_data)
-    if known != classes:
-        raise UserError(f"{name} knows {known} classes, but the student {classes}: give a teacher of the same")
+    teacher_classes = check_fits(model.to(device), name, all_data)
+    if teacher_classes != classes:
+        raise UserError(
+            f"{name} has {teacher_classes} classes, but the student {classes}: give a teacher of the same",
+            slug="teacher-of-other-classes",
+        )
     return model

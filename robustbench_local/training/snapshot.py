@@ -1,4 +1,4 @@
-"""Where a training stands, complete enough to go on from: tensors and facts, in one file that is data alone."""
+"""The state of a training, complete enough to resume it: tensors and JSON in one safetensors file, no code."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ STATE = "training.safetensors"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """tensors: by name. facts: whatever JSON holds. rollback: the snapshot to go back to, where there is one."""
+    """tensors: by name. facts: JSON values. rollback: the state before the current epoch, to go back to if it overfits."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
     rollback: TrainingState | None = field(default=None)
 
     def write(self, path: Path, about: dict[str, Any]) -> None:
-        """about: what the training is, to be compared before anybody goes on with it. Raises UserError when the file
-        cannot be written; the one that was there is intact then.
+        """Write the file.
+
+        about: recipe and data of the training, which are compared before it is resumed. Raises UserError when the file
+        cannot be written; an earlier file is then intact.
         """
         tensors = {f"now.{name}": tensor for name, tensor in self.tensors.items()}
         facts = {"about": about, "now": self.facts}
@@ -40,7 +42,7 @@ class TrainingState:
 
     @classmethod
     def read(cls, path: Path) -> tuple[TrainingState, dict[str, Any]]:
-        """What was written, and what it is about. Raises UserError for a file that is not one of these."""
+        """The state, and what it is about. Raises UserError for a file that is not such a state."""
         try:
             require_plain_file(path)
             with safetensors.safe_open(path, framework="pt") as file:
@@ -52,11 +54,12 @@ class TrainingState:
             return cls(part(tensors, "now."), facts["now"], rollback), facts["about"]
         except Exception as error:  # a file of another kind, or a damaged one, leads anywhere
             raise UserError(
-                f"{path} is not a training that could be gone on with ({reason(error)}): "
-                "remove it and begin again, or name another --output"
+                f"{path} is not the state of a training ({reason(error)}): remove it and start again, or name another "
+                "--output",
+                slug="bad-training-state",
             ) from None
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
+    """The tensors whose names start with the prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,62 +14,53 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.attack import Model
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.data.augmentation import Augmentation
 from robustbench_local.data.loader import Batch
-from robustbench_local.defenses import Objective
 from robustbench_local.defenses.objective import Examples, Parts, TrainingContext
 from robustbench_local.errors import Diverged, UserError
 from robustbench_local.runtime.distributed import rank_and_world
 from robustbench_local.training.ema import WeightEMA
+from robustbench_local.training.optimizer import build_optimizer
 from robustbench_local.training.precision import FrozenCopy, uses_bf16
-from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.schedule import learning_rate_schedule
 from robustbench_local.training.snapshot import TrainingState, part
+from robustbench_local.training.task import TrainingTask
 
 MAX_SKIPPED_BATCHES = 5
-"""Batches in a row whose gradient may be no finite number before training is given up."""
+"""Training stops after so many batches in a row without a finite gradient."""
 
 
 class TrainingStep:
-    """The network and everything that a step changes with it. steps: of the whole training, for schedules.
+    """The network, and everything that a step changes with it: optimizer, schedule and averaged weights.
 
-    teacher: images -> logits, for methods that learn from one. head: names of the parameters that a frozen step trains.
+    steps: of the whole training, for the schedules. compiled: compile the network with torch.compile.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        objective: Objective,
-        threat_model: ThreatModel,
-        recipe: Recipe,
-        *,
-        steps: int,
-        teacher: Model | None = None,
-        head: Sequence[str] = (),
-        compiled: bool = False,
-    ):
-        self.network, self.objective = network, objective
+    def __init__(self, task: TrainingTask, *, steps: int, compiled: bool = False):
+        self.network, self.objective = task.network, task.objective
         self.done = 0
-        self.average = WeightEMA(network, recipe.average) if recipe.average else None
-        self._threat_model, self._recipe, self._steps, self._teacher = threat_model, recipe, steps, teacher
-        self._trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-        self._head = set(head)
-        self._augment, self._add_ons = Augmentation.parse(recipe.augment), recipe.add_ons()
-        self._device, self._compiled, self._frozen, self._bad = next(network.parameters()).device, compiled, False, 0
-        self._bf16 = uses_bf16(recipe.precision, self._device)
-        self._attacked = FrozenCopy(network, bf16=self._bf16, compiled=compiled)
-        self._optimizer = _optimizer(list(self._trained.values()), recipe)
-        self._schedule = _schedule(self._optimizer, recipe, steps)
+        self._task, self._recipe, self._steps, self._compiled = task, task.recipe, steps, compiled
+        self.average = WeightEMA(self.network, self._recipe.average) if self._recipe.average else None
+        self._trained = {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+        self._head = set(task.head)
+        self._augment, self._add_ons = Augmentation.parse(self._recipe.augment), self._recipe.add_ons()
+        self._device = next(self.network.parameters()).device
+        self._frozen, self._skipped_in_a_row = False, 0
+        self._bf16 = uses_bf16(self._recipe.precision, self._device)
+        self._frozen_copy = FrozenCopy(self.network, bf16=self._bf16, compiled=compiled)
+        self._optimizer = build_optimizer(self._trained.values(), self._recipe)
+        self._schedule = learning_rate_schedule(self._optimizer, self._recipe, steps)
         self._model = self._wrap_model()
 
     @property
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
     def freeze(self, frozen: bool) -> None:
-        """Whether only the last layer learns from now on."""
+        """Train only the last layer from now on, or everything."""
         if frozen == self._frozen:
             return
         self._frozen = frozen
@@ -78,77 +69,84 @@ class TrainingStep:
         self._model = self._wrap_model()
 
     def _wrap_model(self) -> Model:
-        """The network as losses see it: through torchrun's processes, compiled if asked for."""
+        """The network as losses call it: distributed over torchrun's processes, compiled if requested."""
         model: nn.Module = self.network
         if rank_and_world()[1] > 1:
             devices = [self._device] if self._device.type == "cuda" else None
             model = nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
         return torch.compile(model) if self._compiled else model
 
-    def _learner(self) -> TrainingContext:
-        rising = self._recipe.eps_warmup * self._steps
-        threat_model = self._threat_model
-        if self.done < rising:
-            threat_model = threat_model.scaled((self.done + 1) / (rising + 1))
+    def _context(self) -> TrainingContext:
+        """What the method sees of this step: eps rises linearly during the recipe's `eps_warmup`."""
+        warmup_steps = self._recipe.eps_warmup * self._steps
+        threat_model = self._task.threat_model
+        if self.done < warmup_steps:
+            threat_model = threat_model.scaled((self.done + 1) / (warmup_steps + 1))
         return TrainingContext(
             self._model,
             threat_model,
-            self._attacked,
-            teacher=self._teacher,
+            self._frozen_copy,
+            teacher=self._task.teacher,
             label_smoothing=self._recipe.label_smoothing,
         )
 
     def train_batch(self, batch: Batch, epoch: int, number: int, *, settle: bool = False) -> dict[str, float]:
-        """One batch, and as many steps as the method takes with it; the last one's loss and its parts.
+        """Train on one batch, with as many updates as the method makes; returns the last one's loss and its parts.
 
-        settle: the average's batch norm looks at the batch too. A gradient that is no finite number changes nothing and
-        counts as "skipped"; raises Diverged after `SKIPS` of them in a row.
+        number: of the batch in its epoch, from 1. settle: update the batch norm statistics of the averaged weights too.
+        A gradient that is not finite changes nothing and returns {"skipped": 1.0}. Raises Diverged after
+        `MAX_SKIPPED_BATCHES` of them in a row.
         """
         self.network.train(not self._frozen)
-        learner, recipe = self._learner(), self._recipe
-        keys = sample_keys(recipe.seed, batch.indices, f"train/{epoch}", 0)
-        images = self._augment(batch.images, sample_keys(recipe.seed, batch.indices, f"augment/{epoch}", 0))
-        rows = zip(*(each.chunk(recipe.accumulate) for each in (images, batch.labels, keys)), strict=True)
-        statistics = [buffer.clone() for buffer in self.network.buffers()]
-        chunks = [self.objective.examples(learner, *row) for row in rows]
+        context = self._context()
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
+        chunks = self._examples(context, batch, epoch)
         self.done += 1
         while chunks:
-            points = chunks[-1].adversarial
-            with self._perturbed_weights(learner, chunks, epoch):
-                found = self._differentiate(learner, chunks)
-            stepped, losses = self._step(found)
-            if not stepped:
-                for buffer, before in zip(self.network.buffers(), statistics, strict=True):
-                    buffer.copy_(before)
-                losses, settle = self._skipped(losses, epoch, number), False
+            adversarial = chunks[-1].adversarial
+            with self._perturbed_weights(context, chunks, epoch):
+                parts = self._backward(context, chunks)
+            updated, losses = self._update(parts)
+            if not updated:
+                self._restore_buffers(buffers)
+                self._count_skipped(losses, epoch, number)
+                losses, settle = {"skipped": 1.0}, False
                 break
-            self._bad = 0
-            again = [self.objective.next_replay(learner, chunk) for chunk in chunks]
-            chunks = [chunk for chunk in again if chunk is not None]
+            self._skipped_in_a_row = 0
+            replays = [self.objective.next_replay(context, chunk) for chunk in chunks]
+            chunks = [chunk for chunk in replays if chunk is not None]
         with warnings.catch_warnings():
-            # A first batch that was skipped is no mistake in the order of calls.
+            # A first batch that was skipped is not a mistake in the order of calls.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._schedule.step()
         if self.average is not None:
             self.average.update(self.network)
             if settle and not self._frozen:
-                self.average.refresh_batch_norm(points.detach())
+                self.average.refresh_batch_norm(adversarial.detach())
         return losses
 
-    def _differentiate(self, learner: TrainingContext, chunks: list[Examples]) -> list[Parts]:
-        """Every chunk's loss and its parts, still on the device; the mean's gradients lie with the parameters."""
+    def _examples(self, context: TrainingContext, batch: Batch, epoch: int) -> list[Examples]:
+        """The batch after augmentation and inner attack, in the recipe's `accumulate` chunks."""
+        seed = self._recipe.seed
+        keys = sample_keys(seed, batch.indices, f"train/{epoch}", 0)
+        images = self._augment(batch.images, sample_keys(seed, batch.indices, f"augment/{epoch}", 0))
+        rows = zip(*(each.chunk(self._recipe.accumulate) for each in (images, batch.labels, keys)), strict=True)
+        return [self.objective.examples(context, *row) for row in rows]
+
+    def _backward(self, context: TrainingContext, chunks: list[Examples]) -> list[Parts]:
+        """Every chunk's loss and its parts, still on the device; the gradients of the mean are left in `grad`."""
         self._optimizer.zero_grad(set_to_none=True)
-        found = []
+        results = []
         for number, chunk in enumerate(chunks, start=1):
             with nullcontext() if number == len(chunks) else self._no_sync():
-                loss, parts = self._loss(learner, chunk)
+                loss, parts = self._loss(context, chunk)
                 (loss / len(chunks)).backward()
-            found.append({"loss": loss.detach(), **parts})
-        return found
+            results.append({"loss": loss.detach(), **parts})
+        return results
 
-    def _loss(self, learner: TrainingContext, chunk: Examples) -> tuple[Tensor, Parts]:
+    def _loss(self, context: TrainingContext, chunk: Examples) -> tuple[Tensor, Parts]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            return self.objective.loss(learner, chunk)
+            return self.objective.loss(context, chunk)
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Inside, processes do not yet exchange gradients."""
@@ -156,70 +154,74 @@ class TrainingStep:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
     @contextmanager
-    def _perturbed_weights(self, learner: TrainingContext, chunks: list[Examples], epoch: int) -> Iterator[None]:
+    def _perturbed_weights(self, context: TrainingContext, chunks: list[Examples], epoch: int) -> Iterator[None]:
         """Inside, the weights are where the add-ons that are active in this epoch put them."""
         weights = [parameter for parameter in self._trained.values() if parameter.requires_grad]
         with ExitStack() as stack:
             for add_on in self._add_ons:
                 if add_on.active(epoch):
-                    stack.enter_context(add_on.perturb(weights, lambda: self._gradients(learner, chunks, weights)))
+                    stack.enter_context(add_on.perturb(weights, lambda: self._gradients(context, chunks, weights)))
             yield
 
-    def _gradients(self, learner: TrainingContext, chunks: list[Examples], weights: list[Tensor]) -> list[Tensor]:
-        """The batch's gradient by the weights, over all processes."""
-        alone = replace(learner, model=self.network)
-        before = [buffer.clone() for buffer in self.network.buffers()]
+    def _gradients(self, context: TrainingContext, chunks: list[Examples], weights: list[nn.Parameter]) -> list[Tensor]:
+        """The batch's gradient with respect to the weights, summed over chunks and processes."""
+        local = replace(context, model=self.network)
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
         gradients = [torch.zeros_like(weight) for weight in weights]
         for chunk in chunks:
-            parts = torch.autograd.grad(self._loss(alone, chunk)[0], weights, allow_unused=True)
+            parts = torch.autograd.grad(self._loss(local, chunk)[0], weights, allow_unused=True)
             for total, gradient in zip(gradients, parts, strict=True):
                 if gradient is not None:
                     total += gradient
         # This pass trains nothing: batch norm's running statistics count the batch once.
-        for buffer, old in zip(self.network.buffers(), before, strict=True):
-            buffer.copy_(old)
+        self._restore_buffers(buffers)
         if rank_and_world()[1] > 1:
             for total in gradients:
                 dist.all_reduce(total)
         return gradients
 
-    def _step(self, found: list[Parts]) -> tuple[bool, dict[str, float]]:
-        """Whether the gradient was a finite number, and the weights have followed it; all chunks' mean loss and parts.
+    def _restore_buffers(self, saved: list[Tensor]) -> None:
+        for buffer, value in zip(self.network.buffers(), saved, strict=True):
+            buffer.copy_(value)
 
-        found: the loss and parts of every chunk.
+    def _update(self, chunks: list[Parts]) -> tuple[bool, dict[str, float]]:
+        """Step the optimizer where the gradient is finite.
+
+        chunks: the loss and its parts of every chunk. Returns whether the weights were updated, and the mean of the
+        loss and of each part over all chunks.
         """
         weights = [parameter for parameter in self._trained.values() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(weights, self._recipe.clip_norm or math.inf)
-        named = [each for parts in found for each in parts.items()]
-        # Whoever reads from a device waits for it: everything is read at once.
+        named = [each for parts in chunks for each in parts.items()]
+        # Reading from a device waits for it, so everything is read at once.
         length, *values = torch.stack([norm, *(tensor for _, tensor in named)]).tolist()
         sums: Counter[str] = Counter()
         for (name, _), value in zip(named, values, strict=True):
             sums[name] += value
-        losses = {name: total / len(found) for name, total in sums.items()}
+        losses = {name: total / len(chunks) for name, total in sums.items()}
         if not math.isfinite(length):
             return False, losses
         self._optimizer.step()
-        self._attacked.invalidate()
+        self._frozen_copy.invalidate()
         return True, losses
 
-    def _skipped(self, losses: dict[str, float], epoch: int, number: int) -> dict[str, float]:
-        self._bad += 1
-        if self._bad >= MAX_SKIPPED_BATCHES:
+    def _count_skipped(self, losses: dict[str, float], epoch: int, number: int) -> None:
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED_BATCHES:
             raise Diverged(
-                f"the loss became {losses['loss']:g} in epoch {epoch}, batch {number}, and the gradient of {MAX_SKIPPED_BATCHES} "
-                "batches in a row was no finite number: lower --lr, or look for damaged images; the checkpoint of the "
-                "best epoch so far, if there was one, is intact"
+                f"the loss was {losses['loss']:g} in epoch {epoch}, batch {number}, and the gradients of "
+                f"{MAX_SKIPPED_BATCHES} batches in a row were not finite: lower --lr, or look for damaged images; the "
+                "checkpoint of the best epoch so far, if there was one, is kept",
+                slug="gradient-not-finite",
             )
-        return {"skipped": 1.0}
 
     @property
     def validated_network(self) -> nn.Module:
-        """The network whose weights are kept: the averaged one, where there is one."""
+        """The network that is validated and saved: the averaged one, where the recipe averages."""
         return self.average.network if self.average is not None else self.network
 
     def snapshot(self) -> TrainingState:
-        """Where the lesson stands; the tensors are copies."""
+        """Everything that a step changes; the tensors are copies."""
         networks = {"network.": self.network} | ({"average.": self.average.network} if self.average else {})
         tensors = {
             prefix + name: value for prefix, each in networks.items() for name, value in each.state_dict().items()
@@ -229,14 +231,14 @@ class TrainingStep:
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
         facts: dict[str, Any] = {
             "groups": state["param_groups"],
-            "schedule": _plain(self._schedule.state_dict()),
+            "schedule": _without_functions(self._schedule.state_dict()),
             "done": self.done,
             "updates": self.average.updates if self.average else 0,
         }
         return TrainingState({name: value.detach().clone() for name, value in tensors.items()}, facts)
 
     def restore(self, snapshot: TrainingState) -> None:
-        """Raises UserError where the snapshot is of another network."""
+        """Continue from the snapshot. Raises UserError where it is of another network."""
         try:
             self.network.load_state_dict(part(snapshot.tensors, "network."))
             if self.average is not None:
@@ -245,43 +247,21 @@ class TrainingStep:
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in part(snapshot.tensors, "optimizer.").items():
                 number, _, key = name.partition(".")
-                # Both loads take over what they are given, and training would change the snapshot.
+                # Loading keeps the tensors themselves, and training would change the snapshot.
                 state.setdefault(int(number), {})[key] = tensor.clone()
             groups = [dict(group) for group in snapshot.facts["groups"]]
             self._optimizer.load_state_dict({"state": state, "param_groups": groups})
             self._schedule.load_state_dict(dict(snapshot.facts["schedule"]))
-        except (KeyError, ValueError, RuntimeError) as error:
+            self.done = snapshot.facts["done"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the training that is to be gone on with is of another network ({reason})") from None
-        self.done = snapshot.facts["done"]
-        self._attacked.invalidate()
+            raise UserError(
+                f"the interrupted training was of another network ({reason}): name another --output",
+                slug="state-of-another-network",
+            ) from None
+        self._frozen_copy.invalidate()
 
 
-def _optimizer(weights: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adamw":
-        betas = recipe.momentum, 0.999
-        return torch.optim.AdamW(weights, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        weights, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
-    )
-
-
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps, cycle_momentum=False)
-    shapes = {
-        "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
-        "piecewise": lambda t: 0.1 ** ((t >= 0.5) + (t >= 0.75)),
-        "constant": lambda t: 1.0,  # noqa: ARG005
-    }
-    rising = recipe.warmup * steps
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / (rising + 1)) * shapes[recipe.schedule](step / steps)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """The schedule's state without what is no data and is made anew: functions."""
+def _without_functions(state: dict[str, Any]) -> dict[str, Any]:
+    """The schedule's state as JSON can hold it; its functions are created anew."""
     return {name: value for name, value in state.items() if not callable(value)}

@@ -1,4 +1,4 @@
-"""What held-out images say of an epoch's weights."""
+"""Validation: the accuracies of an epoch's weights on the hold-out."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_local.attacks import FGSM, PGD, Attack, ThreatModel, run
 from robustbench_local.attacks.attack import Model
 from robustbench_local.attacks.randomness import sample_keys
 from robustbench_local.data.loader import Batch, BatchLoader
-from robustbench_local.defenses import Gaussian, Objective, SmoothAdv
+from robustbench_local.defenses import Objective
 from robustbench_local.defenses.objective import frozen_eval
 from robustbench_local.defenses.smoothing import noisy
 from robustbench_local.results.schema import Accuracy
 from robustbench_local.runtime.distributed import gather, rank_and_world
 
 VALIDATION_ATTACK = PGD(steps=10, loss="margin")
-"""What held-out images are attacked with after every epoch, from the same random starts each time."""
+"""The attack on the hold-out after every epoch, from the same random starts each time."""
 
 
 @dataclass(frozen=True)
 class HoldoutMetrics:
-    """Accuracies on the hold-out; None where the method is not judged by it. only_class: what every image is taken for,
-    where it is one class for all. finite: whether every logit was a finite number.
+    """Accuracies on the hold-out; None where the method is not validated by it.
+
+    only_class: the predicted class, where it is the same for every image. finite: every logit was finite.
     """
 
     clean: Accuracy
@@ -38,23 +39,23 @@ class HoldoutMetrics:
 
 def validate(
     network: nn.Module,
-    held: BatchLoader,
+    holdout: BatchLoader,
     objective: Objective,
     threat_model: ThreatModel,
     *,
     seed: int,
     batch_size: int,
 ) -> HoldoutMetrics:
-    """Clean accuracy on the held-out images and what the method is judged by, counted over all processes.
+    """Clean accuracy on the hold-out and the accuracy of the method's `validation_metric`, over all processes.
 
-    A point counts when the network itself, in float32, falls for it.
+    An adversarial example counts as a success when the network itself, in float32, misclassifies it.
     """
     counts: Counter[str] = Counter()
     rank, world = rank_and_world()
-    share = torch.arange(len(held))[rank::world]
+    share = torch.arange(len(holdout))[rank::world]
     with frozen_eval(network):
-        for batch in held.batches(share.split(batch_size)):
-            counts.update(_counted(network, batch, objective, threat_model, seed))
+        for batch in holdout.batches(share.split(batch_size)):
+            counts.update(_count(network, batch, objective, threat_model, seed))
     total: Counter[str] = Counter()
     for (each,) in gather([counts]):
         total.update(each)
@@ -74,26 +75,26 @@ def validate(
     )
 
 
-def _counted(model: Model, batch: Batch, objective: Objective, threat_model: ThreatModel, seed: int) -> Counter[str]:
+def _count(model: Model, batch: Batch, objective: Objective, threat_model: ThreatModel, seed: int) -> Counter[str]:
     with torch.no_grad():
         logits = model(batch.images)
     predicted = logits.argmax(1)
-    right = predicted == batch.labels
+    correct = predicted == batch.labels
     counts: Counter[str] = Counter(f"class {label}" for label in predicted.tolist())
-    broken = int((~logits.isfinite()).any(1).sum())
-    counts.update({"n": len(right), "clean": int(right.sum()), "not finite": broken})
-    if objective.validation_metric == "robust" and right.any():
-        images, labels, indices = batch.images[right], batch.labels[right], batch.indices[right]
+    not_finite = int((~logits.isfinite()).any(1).sum())
+    counts.update({"n": len(correct), "clean": int(correct.sum()), "not finite": not_finite})
+    if objective.validation_metric == "robust" and correct.any():
+        images, labels, indices = batch.images[correct], batch.labels[correct], batch.indices[correct]
 
-        def standing(attack: Attack) -> Tensor:
+        def robust(attack: Attack) -> int:
             points = run(attack, model, threat_model, images, labels, seed=seed, indices=indices)
             with torch.no_grad():
-                return model(points).argmax(1) == labels
+                return int((model(points).argmax(1) == labels).sum())
 
-        counts.update({"fgsm": int(standing(FGSM()).sum()), "robust": int(standing(VALIDATION_ATTACK).sum())})
-    if isinstance(objective, Gaussian | SmoothAdv):
+        counts.update({"fgsm": robust(FGSM()), "robust": robust(VALIDATION_ATTACK)})
+    if objective.validation_metric == "noisy":
         keys = sample_keys(seed, batch.indices, "judge", 0)
         with torch.no_grad():
-            predicted = model(noisy(batch.images, objective.sigma, keys, 0)).argmax(1)
+            predicted = model(noisy(batch.images, objective.validation_noise(), keys, 0)).argmax(1)
         counts["noisy"] += int((predicted == batch.labels).sum())
     return counts

@@ -18,6 +18,7 @@ from robustbench_local.data.dataset import ArrayDataset, Dataset, dataset_sha256
 from robustbench_local.errors import UserError
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 
 def _bytes(count=6):
@@ -195,7 +196,7 @@ def test_training_and_evaluation_agree_on_the_hash_of_a_data_set_with_rounding_e
     np.savez(tmp_path / "rounded.npz", images=images.numpy(), labels=digits.labels.numpy())
     settings = {"eps": "0.1", "epochs": "1", "batch_size": "16", "eval_samples": "2"}
     recipe = resolve_recipe(None, {"data": f"npz:{tmp_path / 'rounded.npz'}", **settings})
-    card = run_training(recipe, tmp_path / "out", device="cpu").card
+    card = run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu")).card
     data = load_dataset(recipe.data)
     result = evaluate(load_classifier("digits-cnn"), data, ThreatModel("linf", 0), suite="fast", device="cpu").result
     assert data.raw_range[1] > 1

@@ -103,6 +103,7 @@ def test_the_frames_of_one_film_stay_on_one_side():
 def test_groups_of_an_npz_file_reach_the_cut(tmp_path, monkeypatch):
     from robustbench_local.training.recipe import resolve_recipe
     from robustbench_local.training.run import run_training
+    from robustbench_local.training.settings import RuntimeSettings
 
     digits = load_dataset("digits", split="train").subset(range(120))
     images = (digits.images(range(120)) * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -117,7 +118,7 @@ def test_groups_of_an_npz_file_reach_the_cut(tmp_path, monkeypatch):
     settings = {"eps": "0.1", "samples": "100", "batch_size": "32"}
     recipe = resolve_recipe(None, {"data": f"npz:{tmp_path / 'films.npz'}", **settings})
     with pytest.raises(KeyboardInterrupt):
-        run_training(recipe, tmp_path / "out", device="cpu")
+        run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"))
     ((training, holdout),) = seen
     assert len(training) + len(holdout) == 100
     assert len(holdout) > 0

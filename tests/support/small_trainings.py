@@ -16,9 +16,11 @@ from robustbench_local.attacks import ThreatModel
 from robustbench_local.data import load_dataset
 from robustbench_local.data.holdout import cut_holdout
 from robustbench_local.training.initialization import seeded
-from robustbench_local.training.loop import train
+from robustbench_local.training.loop import TrainingCallbacks, train
 from robustbench_local.training.metrics import TrainingObserver
 from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.settings import RuntimeSettings
+from robustbench_local.training.task import TrainingTask
 
 CPU = torch.device("cpu")
 THREAT = ThreatModel("linf", "0.1")
@@ -81,17 +83,11 @@ class Training:
         self.kept.append((list(reports), {name: value.clone() for name, value in judged.state_dict().items()}))
 
     def run(self, **more) -> Training:
-        self.reports = train(
-            self.model,
-            *self.data,
-            self.objective,
-            self.threat_model,
-            self.recipe,
-            keep=self._keep,
-            save=self.saved.append,
-            **self.more,
-            **more,
-        )
+        """Train; more: an `observer`, `workers`, and the state to `resume`."""
+        task = TrainingTask(self.model, self.objective, self.threat_model, self.recipe, **self.more)
+        callbacks = TrainingCallbacks(self._keep, self.saved.append, more.get("observer") or TrainingObserver())
+        runtime = RuntimeSettings(workers=more.get("workers"))
+        self.reports = train(task, *self.data, runtime=runtime, callbacks=callbacks, resume=more.get("resume"))
         return self
 
     @property
@@ -111,6 +107,7 @@ def harden_until(place: str, last: int, settings: dict[str, str], output: Path) 
     import robustbench_local.training.loop as loop
     from robustbench_local.training.recipe import resolve_recipe
     from robustbench_local.training.run import run_training
+    from robustbench_local.training.settings import RuntimeSettings
 
     module, _, name = place.partition(":")
     owner, _, attribute = name.rpartition(".")
@@ -127,4 +124,4 @@ def harden_until(place: str, last: int, settings: dict[str, str], output: Path) 
     setattr(where, attribute, call)
     loop.SAVE_SECONDS = 0
     torch.set_num_threads(1)
-    run_training(resolve_recipe(None, settings), output, device="cpu")
+    run_training(resolve_recipe(None, settings), output, runtime=RuntimeSettings(device="cpu"))

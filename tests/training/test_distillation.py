@@ -11,6 +11,7 @@ from robustbench_local import evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import FGSM, PGD
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def robust(tmp_path_factory):
     for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=50")):
         flags = {"method": method, "optimizer": "adamw", "lr": "1e-2", "weight_decay": "0", "epochs": "40"}
         recipe, folder = resolve_recipe("digits-cnn", flags), tmp_path_factory.mktemp(name) / "run"
-        run_training(recipe, folder, device="cpu")
+        run_training(recipe, folder, runtime=RuntimeSettings(device="cpu"))
         classifier = load_classifier(str(folder))
         for attack, asked in (
             ("fgsm", {"attacks": [FGSM()]}),

@@ -7,14 +7,14 @@ import re
 
 import click
 import pytest
-from rich.console import Console
 
-import robustbench_local.training.grid_search as searching
+from robustbench_local.training import grid_search as searching
 from robustbench_local.cli import cli
 from robustbench_local.errors import UserError
-from robustbench_local.training.grid_search import combinations, grid_search
+from robustbench_local.training.grid_search import SearchSettings, combinations, grid_search
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.settings import RuntimeSettings
 
 QUICK = (
     "--samples",
@@ -30,7 +30,7 @@ QUICK = (
     "--eval-samples",
     "30",
 )
-SETTINGS = {"device": "cpu", "resume": False, "trained_by": None}
+SETTINGS = SearchSettings(RuntimeSettings(device="cpu"))
 
 
 def defend(*arguments):
@@ -61,7 +61,7 @@ def test_all_combinations_are_made():
         (["lr=0.1", "lr=0.2"], "gives lr twice"),
         (["lr=0.1,0.1"], "gives a value twice"),
         (["eps=0.1,0.2"], "'eps' cannot"),
-        (["lr=" + ",".join(map(str, range(65)))], "65 trainings: at most 64"),
+        (["lr=" + ",".join(map(str, range(65)))], "65 trainings, but at most 64"),
     ],
 )
 def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
@@ -85,7 +85,7 @@ def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
 def test_what_is_wrong_with_the_last_combination_is_found_before_the_first(text, sentence, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "run_training", None)
     with pytest.raises(UserError, match=sentence):
-        grid_search(Recipe(), [text], tmp_path / "out", SETTINGS, screen=Console(quiet=True))
+        grid_search(Recipe(), [text], tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out").exists()
 
 

@@ -28,6 +28,7 @@ from robustbench_local.training.model_card import (
 )
 from robustbench_local.training.recipe import Recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 SMALL = "shufflenet_v2_x0_5"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -187,8 +188,8 @@ def test_a_models_own_resize_gives_way_to_the_recipes(tmp_path):
         ({"arch": "resnet18", "checkpoint": "w.pt"}, "name the file as MODEL"),
         ({"arch": "resnet50"}, "but there is torchvision/resnet50"),
         ({"arch": "torchvision/resnet51"}, "Did you mean 'resnet50'"),
-        ({"arch": "torchvision/googlenet"}, "side outputs"),
-        ({"model": "torchvision/inception_v3"}, "side outputs"),
+        ({"arch": "torchvision/googlenet"}, "auxiliary classifiers"),
+        ({"model": "torchvision/inception_v3"}, "auxiliary classifiers"),
         ({"arch": "torchvision/resnet18:num_classes=3"}, "leave num_classes out"),
         ({"arch": "torchvision/resnet18:weights=none", "pretrained": True}, "leave one out"),
         ({"arch": "torchvision/resnet18:weights=DEFAULT"}, "add --pretrained"),
@@ -207,7 +208,7 @@ def test_starts_that_make_no_sense_are_one_sentence(settings, said):
 
 
 def test_grey_images_are_refused_by_colour_networks():
-    with pytest.raises(UserError, match="takes images of 3 channels, but those of arrays have 1: save them in colour"):
+    with pytest.raises(UserError, match="takes images of 3 channels, but those of arrays have 1: save them in color"):
         from_scratch(Recipe(arch="torchvision/resnet18"), pictures(channels=1))
 
 
@@ -290,8 +291,10 @@ def test_cards_keep_every_kind_of_resize_and_may_have_none(tmp_path):
 
 def test_what_is_trained_from_a_folder_of_ours_loads_by_itself_again(tmp_path):
     quick = {"samples": 200, "batch_size": 32, "epochs": 1, "method": "standard"}
-    run_training(Recipe(**quick, arch="digits-cnn"), tmp_path / "first", device="cpu")
-    run_training(Recipe(**quick, model=str(tmp_path / "first")), tmp_path / "second", device="cpu")
+    run_training(Recipe(**quick, arch="digits-cnn"), tmp_path / "first", runtime=RuntimeSettings(device="cpu"))
+    run_training(
+        Recipe(**quick, model=str(tmp_path / "first")), tmp_path / "second", runtime=RuntimeSettings(device="cpu")
+    )
     assert read_card((tmp_path / "second" / CARD).read_bytes()).architecture == "digits-cnn"
     images = load_dataset("digits").images(range(5))
     assert load_classifier(str(tmp_path / "second"))(images).shape == (5, 10)

@@ -102,7 +102,7 @@ def test_the_caller_gets_the_network_back_with_its_parameters_free_to_be_trained
     ("settings", "sentence"),
     [
         ({"batch_size": 512}, "160 images are left to train on, fewer than one batch of 512"),
-        ({"accumulate": 3}, "a batch of 32 cannot be cut into equal parts .* --accumulate 3.* multiple of 3"),
+        ({"accumulate": 3}, "a batch of 32 cannot be divided into equal parts .* --accumulate 3.* multiple of 3"),
     ],
 )
 def test_batches_that_cannot_be_had_are_refused(settings, sentence):

@@ -13,6 +13,7 @@ from robustbench_local.models import load_classifier
 from robustbench_local.training.model_card import ModelCard, read_card
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 BUNDLED = ("digits-cnn", "digits-cnn-robust")
 TWO_POINTS = 0.02
@@ -46,7 +47,9 @@ def test_the_robust_one_is_much_more_robust_and_no_less_accurate():
 def test_retraining_gives_the_stated_accuracies_within_two_points(tmp_path):
     stated = card("digits-cnn-robust").evaluation
     recipe = resolve_recipe("digits-cnn-robust", {})
-    hardened = run_training(recipe, tmp_path / "again", trained_by="digits-cnn-robust", device="cpu")
+    hardened = run_training(
+        recipe, tmp_path / "again", trained_by="digits-cnn-robust", runtime=RuntimeSettings(device="cpu")
+    )
     result = hardened.evaluate_checkpoints().result
     assert abs(result.clean_accuracy.value - stated.clean_accuracy.value) <= TWO_POINTS
     assert abs(result.robust_accuracy.value - stated.robust_accuracy.value) <= TWO_POINTS

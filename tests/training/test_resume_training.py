@@ -13,7 +13,9 @@ import robustbench_local.training.loop as loop
 from robustbench_local.errors import UserError
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 from robustbench_local.training.snapshot import TrainingState
+from robustbench_local.training.task import TrainingTask
 
 EPOCHS = 3
 KINDS = {
@@ -148,7 +150,8 @@ def test_the_healthy_snapshot_stays_what_it_was_and_holds_no_other(falling):
             seen.append((snapshot.rollback, tensors))
         training.saved.append(snapshot)
 
-    loop.train(training.model, *training.data, training.objective, training.threat_model, training.recipe, save=watch)
+    task = TrainingTask(training.model, training.objective, training.threat_model, training.recipe)
+    loop.train(task, *training.data, callbacks=loop.TrainingCallbacks(save_state=watch))
     assert len(seen) >= 5
     for snapshot, tensors in seen:
         assert all(torch.equal(snapshot.tensors[name], tensor) for name, tensor in tensors.items())
@@ -176,7 +179,7 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path):
 def test_the_snapshot_of_another_network_is_refused():
     snapshot = training("plain").run().saved[-1]
     for model in (network(norm=False), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))):
-        with pytest.raises(UserError, match="is of another network") as caught:
+        with pytest.raises(UserError, match="was of another network") as caught:
             Training(model, epochs=EPOCHS).run(resume=snapshot)
         assert "\n" not in str(caught.value)
 
@@ -196,7 +199,7 @@ QUICK = {
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "out"
-    run_training(resolve_recipe(None, QUICK), folder, device="cpu")
+    run_training(resolve_recipe(None, QUICK), folder, runtime=RuntimeSettings(device="cpu"))
     return folder
 
 
@@ -231,7 +234,7 @@ def test_a_process_killed_anywhere_is_resumed_to_the_same_files(place, moments, 
     for moment in moments:
         output = tmp_path / f"out{moment}"
         assert killed(place, moment, output) == -signal.SIGKILL
-        run_training(resolve_recipe(None, QUICK), output, device="cpu", resume=True)
+        run_training(resolve_recipe(None, QUICK), output, runtime=RuntimeSettings(device="cpu"), resume=True)
         require_same_files(output, uninterrupted)
 
 

@@ -21,6 +21,7 @@ from robustbench_local.results.schema import Result
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 from robustbench_local.training.step import TrainingStep
 
 QUICK = ("--samples", "200", "--batch-size", "32", "--device", "cpu", "--suite", "fast")
@@ -200,14 +201,14 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch
     assert read_card((out / "model.json").read_bytes()).chosen.epoch == 1
     load_classifier(str(out))
     assert commands(monkeypatch, *SMALL, "--output", out) == 2
-    assert "go on with it by --resume" in capsys.readouterr().err
+    assert "[output-is-interrupted-training]" in capsys.readouterr().err
     assert commands(monkeypatch, *SMALL, "--output", out, "--lr", "0.2", "--seed", "1", "--resume") == 2
     assert "is another training (its lr, seed differ)" in capsys.readouterr().err
     assert commands(monkeypatch, *SMALL, "--output", out, "--resume") == 0
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert names(out) == names(tmp_path / "whole") == FILES
     assert commands(monkeypatch, *SMALL, "--output", out, "--resume") == 2
-    assert "is a finished training: nothing is left to do" in capsys.readouterr().err
+    assert "[training-is-finished]" in capsys.readouterr().err
 
 
 def test_a_command_killed_in_the_middle_of_an_epoch_is_resumed_to_the_bit(tmp_path, monkeypatch):
@@ -321,8 +322,8 @@ def test_robust_train_is_standard_training_and_takes_no_method(tmp_path, monkeyp
 
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(tmp_path):
     recipe = resolve_recipe(None, {"lr": "1e30", "samples": "200", "batch_size": "32", "method": "standard"})
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch \d+, batch \d+|NaN or infinite logits"):
-        run_training(recipe, tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match=r"the loss was (nan|inf) in epoch \d+, batch \d+|NaN or infinite logits"):
+        run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"))
     for file in (tmp_path / "out").glob("model.safetensors"):
         load_classifier(str(file), arch="digits-cnn")
 
@@ -335,7 +336,7 @@ def test_the_callers_classifier_and_random_numbers_are_left_alone(tmp_path, monk
     before = torch.random.get_rng_state()
     settings = {"samples": "200", "batch_size": "32", "epochs": "1", "suite": "fast"}
     recipe = resolve_recipe(None, {"model": "mine", **settings})
-    hardened = run_training(recipe, tmp_path / "out", device="cpu")
+    hardened = run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"))
     hardened.evaluate_checkpoints()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert fingerprint(classifier) == weights

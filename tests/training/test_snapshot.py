@@ -63,7 +63,7 @@ def test_a_damaged_file_is_one_sentence(damage, tmp_path):
         safetensors.torch.save_file({"weight": torch.ones(2)}, path, {"training": "{" if damage == "json" else "[]"})
     else:
         path.write_bytes({"truncated": content[:-7], "empty": b"", "garbage": os.urandom(300)}[damage])
-    with pytest.raises(UserError, match="safetensors is not a training that could be gone on with") as caught:
+    with pytest.raises(UserError, match="safetensors is not the state of a training") as caught:
         TrainingState.read(path)
     assert "\n" not in str(caught.value)
     assert "--output" in str(caught.value)
@@ -89,6 +89,7 @@ def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(wr
     """Whichever write fails, what lies in the folder is whole, and training goes on when there is room again."""
     from robustbench_local.training.recipe import resolve_recipe
     from robustbench_local.training.run import run_training
+    from robustbench_local.training.settings import RuntimeSettings
 
     recipe = resolve_recipe(
         None, {"arch": "cnn-small", "samples": "80", "batch_size": "32", "epochs": "2", "method": "standard"}
@@ -104,10 +105,10 @@ def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(wr
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling)
         with pytest.raises(UserError, match=r"cannot write .*No space left on device.*--output"):
-            run_training(recipe, tmp_path / "out", device="cpu")
+            run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"))
     assert not [path for path in (tmp_path / "out").glob("*") if path.name.startswith(".")]
     if (tmp_path / "out" / "model.json").exists():
         load_classifier(str(tmp_path / "out"))
     begun = (tmp_path / "out" / "training.safetensors").exists()
-    hardened = run_training(recipe, tmp_path / "out", device="cpu", resume=begun)
+    hardened = run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"), resume=begun)
     assert [report.epoch for report in hardened.reports] == [1, 2]

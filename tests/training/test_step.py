@@ -16,15 +16,15 @@ from robustbench_local.defenses import PGDAT, Standard
 from robustbench_local.errors import UserError
 from robustbench_local.training.recipe import Recipe
 from robustbench_local.training.step import MAX_SKIPPED_BATCHES, TrainingStep
+from robustbench_local.training.task import TrainingTask
 
 STEPS = 40
 
 
 def lesson(objective=None, model=None, steps=STEPS, **settings) -> TrainingStep:
     recipe = Recipe(**{"lr": 0.1, "batch_size": 32, **settings})
-    return TrainingStep(
-        model or network(), objective or Standard(), THREAT, recipe, steps=steps, head=("5.weight", "5.bias")
-    )
+    task = TrainingTask(model or network(), objective or Standard(), THREAT, recipe, head=("5.weight", "5.bias"))
+    return TrainingStep(task, steps=steps)
 
 
 def batch(count=32) -> Batch:
@@ -36,7 +36,7 @@ def rates(**settings):
     taught, given = lesson(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), **settings), batch(4)
     seen = []
     for number in range(STEPS):
-        seen.append(taught.rate)
+        seen.append(taught.learning_rate)
         taught.train_batch(given, 1, number + 1)
     return seen
 
@@ -203,7 +203,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_counted(value):
     assert taught.train_batch(batch(), 1, 4).keys() == {"loss", "clean"}
     done = Training(objective=Bursting(bad=(3, 4, 9), value=value)).run()
     assert [report.skipped for report in done.reports] == [2, 1]
-    assert done.reports[0].warnings == ["2 batches had no finite gradient and changed nothing"]
+    assert done.reports[0].warnings == ["2 batches had no finite gradient and were skipped"]
     assert all(math.isfinite(report.loss) for report in done.reports)
 
 
@@ -225,7 +225,7 @@ def test_activations_that_overflow_once_do_not_spoil_batch_norm():
 def test_several_in_a_row_end_the_training_with_epoch_and_batch_named_and_the_weights_intact():
     first = BATCHES + 2
     training = Training(objective=Bursting(bad=range(first, 99)), epochs=3)
-    sentence = rf"the loss became nan in epoch 3, batch 1, and .* {MAX_SKIPPED_BATCHES} batches in a row"
+    sentence = rf"the loss was nan in epoch 3, batch 1, and .* {MAX_SKIPPED_BATCHES} batches in a row"
     with pytest.raises(UserError, match=sentence) as told:
         training.run()
     assert "\n" not in str(told.value)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from robustbench_local.attacks.attack import spec_text
+from robustbench_local.data import load_dataset
 from robustbench_local.defenses import HAT, RSLAD, DefensiveDistillation
 from robustbench_local.errors import UserError
 from robustbench_local.models import fingerprint, load_classifier
+from robustbench_local.training.metrics import TrainingObserver
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 from robustbench_local.training.step import TrainingStep
 
+CPU_RUNTIME = RuntimeSettings(device="cpu")
 QUICK = {"arch": "cnn-small", "samples": "120", "batch_size": "32", "epochs": "2", "lr": "0.05"}
 
 
@@ -26,7 +31,7 @@ def recipe(method, **more):
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers") / "out"
-    run_training(recipe("defensive-distillation:temperature=10"), folder, device="cpu")
+    run_training(recipe("defensive-distillation:temperature=10"), folder, runtime=CPU_RUNTIME)
     return folder
 
 
@@ -51,11 +56,11 @@ def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatc
     learn = TrainingStep.train_batch
 
     def learnt(lesson, *arguments, **settings):
-        asked.append(lesson._teacher)
+        asked.append(lesson._task.teacher)
         return learn(lesson, *arguments, **settings)
 
     monkeypatch.setattr(TrainingStep, "train_batch", learnt)
-    run_training(recipe("rslad:steps=1", teacher="digits-cnn-robust"), tmp_path / "out", device="cpu")
+    run_training(recipe("rslad:steps=1", teacher="digits-cnn-robust"), tmp_path / "out", runtime=CPU_RUNTIME)
     assert asked
     assert all(each is teacher for each in asked)
     assert not (tmp_path / "out" / "teacher").exists()
@@ -63,9 +68,28 @@ def test_a_teacher_that_is_given_is_asked_and_left_as_it_is(tmp_path, monkeypatc
     assert not any(value.requires_grad for value in teacher.parameters())
 
 
-def test_rslad_without_a_teacher_is_refused_before_anything_is_trained(tmp_path):
-    with pytest.raises(UserError, match="rslad learns from a robust teacher: name one with --teacher"):
-        run_training(recipe("rslad"), tmp_path / "out", device="cpu")
+def test_rslad_without_a_teacher_takes_the_bundled_robust_network_on_digits_and_says_so(tmp_path):
+    notes = []
+
+    class Ear(TrainingObserver):
+        def note(self, text):
+            notes.append(text)
+
+    run = run_training(recipe("rslad:steps=1"), tmp_path / "out", CPU_RUNTIME, observer=Ear())
+    assert run.card.recipe.teacher == "digits-cnn-robust"
+    assert any("digits-cnn-robust" in note for note in notes)
+    assert not (tmp_path / "out" / "teacher").exists()
+
+
+@pytest.mark.parametrize("settings", [{"norm": "l2", "eps": "1"}, {"norm": "l1", "eps": "2"}, {"data": "mine"}])
+def test_rslad_without_a_teacher_is_refused_where_the_bundled_one_does_not_fit(settings, tmp_path):
+    if "data" in settings:
+        digits = load_dataset("digits", split="train")
+        np.savez(tmp_path / "mine.npz", images=digits.images(range(200)).numpy(), labels=digits.labels[:200].numpy())
+        settings = {"data": f"npz:{tmp_path / 'mine.npz'}", "eps": "0.1"}
+    with pytest.raises(UserError, match="--teacher") as caught:
+        run_training(recipe("rslad", **settings), tmp_path / "out", CPU_RUNTIME)
+    assert caught.value.slug == "teacher-missing"
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -83,8 +107,8 @@ def test_an_interruption_in_either_training_changes_nothing(moment, distilled, t
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "train_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_training(asked, out, device="cpu")
-    run_training(asked, out, device="cpu", resume=True)
+            run_training(asked, out, runtime=CPU_RUNTIME)
+    run_training(asked, out, runtime=CPU_RUNTIME, resume=True)
     for name in ("model.safetensors", "teacher/model.safetensors"):
         assert (out / name).read_bytes() == (distilled / name).read_bytes()
 
@@ -105,9 +129,9 @@ def test_a_teacher_killed_after_its_first_checkpoint_is_not_taken_for_finished(t
     with monkeypatch.context() as patch:
         patch.setattr(TrainingState, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_training(asked, out, device="cpu")
+            run_training(asked, out, runtime=CPU_RUNTIME)
     assert (out / "teacher" / "model.json").exists()
-    run_training(asked, out, device="cpu", resume=True)
+    run_training(asked, out, runtime=CPU_RUNTIME, resume=True)
     lines = (out / "teacher" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
@@ -115,6 +139,6 @@ def test_a_teacher_killed_after_its_first_checkpoint_is_not_taken_for_finished(t
 def test_the_students_weights_come_from_the_teachers_answers(distilled, tmp_path):
     """Another teacher, another student."""
     asked = recipe("defensive-distillation:temperature=10", teacher="digits-cnn")
-    run_training(asked, tmp_path / "out", device="cpu")
+    run_training(asked, tmp_path / "out", runtime=CPU_RUNTIME)
     one, other = (load_classifier(str(folder)).module.linear2.weight for folder in (tmp_path / "out", distilled))
     assert not torch.equal(one, other)

@@ -10,7 +10,7 @@ from torch import nn
 import robustbench_local.training.loop as loop
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.defenses import FGSMRS, NFGSM, PGDAT, TRADES, FreeAT
-from robustbench_local.errors import UserError
+from robustbench_local.errors import Diverged
 from robustbench_local.models import build_architecture
 from robustbench_local.results.schema import Accuracy
 from robustbench_local.training.initialization import seeded
@@ -87,7 +87,9 @@ def test_catastrophic_overfitting_is_undone_and_training_goes_on_with_n_fgsm(fal
     assert heard == [(1, False), (2, True), (2, False), (3, False)]
     assert [report.method for report in training.reports] == ["fgsm-rs", "fgsm-rs", "n-fgsm", "n-fgsm"]
     told = training.reports[1]
-    assert told.warnings == ["catastrophic overfitting: back to epoch 1, and on with n-fgsm"]
+    assert told.warnings == [
+        "catastrophic overfitting: the weights are back at epoch 1, and training continues with n-fgsm"
+    ]
     assert not told.chosen
     # The weights are those after the first epoch again, and so is everything else.
     assert same(training.kept[0][1], training.kept[1][1])
@@ -184,10 +186,11 @@ class Constant(nn.Module):
 
 def test_one_class_for_everything_is_told_and_after_five_epochs_the_end():
     training = Training(Constant(), method="standard", epochs=9, lr=1e-6)
-    with pytest.raises(UserError, match=r"5 epochs every image .* one class, now 1: lower --lr.*--eps-warmup") as told:
+    with pytest.raises(Diverged, match=r"for 5 epochs .* now 1: lower --lr.*--eps-warmup") as caught:
         training.run()
-    assert "\n" not in str(told.value)
+    assert caught.value.slug == "one-class-predicted"
+    assert "\n" not in str(caught.value)
     assert len(training.kept) == 5
-    assert training.kept[-1][0][-1].warnings == ["every held-out image is taken for class 1"]
+    assert training.kept[-1][0][-1].warnings == ["the prediction for every hold-out image is class 1"]
     reports = Training(Constant(), method="standard", epochs=4, lr=1e-6).run().reports
     assert len(reports) == 4, "a few epochs of it are forgiven"

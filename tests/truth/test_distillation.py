@@ -12,6 +12,7 @@ from robustbench_local.attacks import FGSM, PGD
 from robustbench_local.data import stratified_subset
 from robustbench_local.training.recipe import resolve_recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 pytestmark = pytest.mark.truth
 SETTINGS = {"epochs": "10", "optimizer": "adamw", "lr": "6e-3", "weight_decay": "0"}
@@ -37,7 +38,7 @@ def evaluated(data_dir, tmp_path_factory):
     for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=20")):
         recipe = resolve_recipe("fashion-mnist-cnn", {**SETTINGS, "method": method})
         folder = tmp_path_factory.mktemp(name) / "run"
-        run_training(recipe, folder, device="cpu", data_dir=data_dir)
+        run_training(recipe, folder, runtime=RuntimeSettings(device="cpu", data_dir=data_dir))
         classifier, threat_model = load_classifier(str(folder)), recipe.threat_model()
 
         def of(classifier=classifier, threat_model=threat_model, **attack):

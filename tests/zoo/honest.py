@@ -30,6 +30,7 @@ from robustbench_local.attacks import pgd
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.training.recipe import Recipe
 from robustbench_local.training.run import run_training
+from robustbench_local.training.settings import RuntimeSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("pgd-at:steps=5", "trades:steps=5", "mart:steps=5", "hat:steps=5", "n-fgsm")
@@ -60,7 +61,7 @@ def _trained(method: str, seed: int, data: str) -> Classifier:
     }
     recipe = Recipe(method=method, eps=EPS, lr=0.05, seed=seed, **settings[data])
     with tempfile.TemporaryDirectory() as folder:
-        run_training(recipe, Path(folder) / "trained", device="cpu")
+        run_training(recipe, Path(folder) / "trained", runtime=RuntimeSettings(device="cpu"))
         return load_classifier(folder + "/trained")
 
 
