@@ -193,7 +193,8 @@ def settings() -> dict[str, Setting]:
 
 
 def judged(classifier: Classifier, dataset: Dataset, recipe: Recipe) -> dict[str, float]:
-    result = evaluate(classifier, dataset, recipe.threat_model(), suite="standard/1", diagnostics=False, device="cpu").result
+    threat_model = recipe.threat_model()
+    result = evaluate(classifier, dataset, threat_model, suite="standard/1", diagnostics=False, device="cpu").result
     return {"clean": result.clean_accuracy.value, "robust": result.robust_accuracy.value}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -29,6 +29,10 @@ class MART(MultiStep):
         super().__post_init__()
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
+
+    def training_defaults(self) -> dict[str, Any]:
+        # The boosted cross-entropy and beta times the divergence add up to long gradients, from which SGD diverges.
+        return {"clip_norm": 1.0}
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
         labels, logits, moved = examples.labels, context.logits(examples.images), context.logits(examples.adversarial)

@@ -135,7 +135,9 @@ class Objective(ABC):
         """
         sigma = getattr(self, "sigma", None)
         if sigma is None:
-            raise TypeError(f"{self.name} is validated under noise: give it a field sigma, or override validation_noise")
+            raise TypeError(
+                f"{self.name} is validated under noise: give it a field sigma, or override validation_noise"
+            )
         return float(sigma)
 
 

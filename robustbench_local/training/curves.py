@@ -21,7 +21,7 @@ ACCURACIES = {
 
 
 def draw_curves(reports: Sequence[EpochReport], folder: Path) -> Path | None:
-    """Plot losses and hold-out accuracies by epoch in `curves.png`; None where matplotlib, an extra, is not installed."""
+    """Plot losses and hold-out accuracies by epoch in `curves.png`; None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

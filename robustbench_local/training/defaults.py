@@ -7,8 +7,8 @@ from typing import Any
 from robustbench_local.defenses import Objective
 from robustbench_local.training.recipe import Recipe
 
-FINE_TUNING: dict[str, Any] = {"lr": 0.01, "schedule": "cosine"}
-"""Trained weights are a good start: the learning rate for random ones would destroy them first."""
+FINE_TUNING: dict[str, Any] = {"lr": 0.01, "schedule": "cosine", "clip_norm": 1.0}
+"""Large steps from trained weights would destroy them first."""
 ROBUST_TEACHER = "digits-cnn-robust"
 """The bundled classifier that is robust, to L∞ perturbations of the digits."""
 
@@ -22,14 +22,14 @@ def with_defaults(recipe: Recipe, objective: Objective) -> tuple[Recipe, list[st
         if fine_tuning:
             update |= fine_tuning
             notes.append(f"fine-tuning trained weights, so {_listed(fine_tuning)} by default")
-    own = _unset(recipe, objective.training_defaults())
+    own = {name: value for name, value in _unset(recipe, objective.training_defaults()).items() if name not in update}
     if own:
         update |= own
         notes.append(f"{objective.name} trains with {_listed(own)} by default")
-    if objective.needs_teacher and recipe.teacher is None and objective.own_teacher() is None:
-        if recipe.data == "digits" and recipe.norm == "linf":
-            update["teacher"] = ROBUST_TEACHER
-            notes.append(f"the teacher is the bundled {ROBUST_TEACHER}; --teacher names another")
+    needs_one = objective.needs_teacher and recipe.teacher is None and objective.own_teacher() is None
+    if needs_one and recipe.data == "digits" and recipe.norm == "linf":
+        update["teacher"] = ROBUST_TEACHER
+        notes.append(f"the teacher is the bundled {ROBUST_TEACHER}; --teacher names another")
     return recipe.model_copy(update=update), notes
 
 
@@ -38,4 +38,4 @@ def _unset(recipe: Recipe, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listed(settings: dict[str, Any]) -> str:
-    return " and ".join(f"--{name.replace('_', '-')} is {value}" for name, value in settings.items())
+    return ", ".join(f"--{name.replace('_', '-')} is {value}" for name, value in settings.items())

@@ -1,5 +1,7 @@
-"""An average of the weights over training (EMA): flatter and more robust than any single step's (Rebuffi et al., "Data
-augmentation can improve robustness", NeurIPS 2021).
+"""Exponential moving average (EMA) of the weights.
+
+It is flatter and more robust than any single step's: Rebuffi et al., "Data augmentation can improve robustness" (NeurIPS
+2021).
 """
 
 from __future__ import annotations

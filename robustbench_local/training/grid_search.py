@@ -73,7 +73,7 @@ class Search(StrictModel):
 class SearchObserver:
     """Is told how a grid search goes, and does nothing with it. A display overrides what it shows."""
 
-    def trial(self, number: int, trials: int, trial: Trial) -> AbstractContextManager[TrainingObserver]:
+    def trial(self, number: int, trials: int, trial: Trial) -> AbstractContextManager[TrainingObserver]:  # noqa: ARG002
         """A trial begins; its training is observed by what the context gives. number: from 1."""
         return nullcontext(TrainingObserver())
 

@@ -211,8 +211,12 @@ def _require_consistent(recipe: Recipe, architecture: str, dataset: Dataset) -> 
             "--checkpoint, or choose an architecture of torchvision/ or timm/",
             slug="no-published-weights",
         )
-    if not zoo:
-        return
+    if zoo:
+        _require_zoo_consistent(recipe, architecture, dataset)
+
+
+def _require_zoo_consistent(recipe: Recipe, architecture: str, dataset: Dataset) -> None:
+    """The same for torchvision's and timm's architectures."""
     _, options = parse_spec(architecture)
     if "num_classes" in options:
         raise UserError(

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class TrainingCallbacks:
 
     epoch_end: Callable[[Sequence[EpochReport], nn.Module], None] = lambda reports, network: None  # noqa: ARG005
     save_state: Callable[[TrainingState], None] = lambda state: None  # noqa: ARG005
-    observer: TrainingObserver = TrainingObserver()
+    observer: TrainingObserver = field(default_factory=TrainingObserver)
 
 
 def train(

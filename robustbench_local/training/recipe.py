@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from robustbench_local.errors import UserError, nearest
 from robustbench_local.io.safe_read import quoted
@@ -56,12 +56,6 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _require_number(value: str | None) -> str | None:
-    if value is not None:
-        parse_number(value)
-    return value
-
-
 Real = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 
@@ -105,7 +99,7 @@ class Recipe(BaseModel):
         None, "Evaluate on a seeded, stratified subset.", metavar="N", shown="all", ge=1
     )
     norm: Annotated[Literal["linf", "l2", "l1"], BeforeValidator(_lower)] = setting("linf", "Norm of the perturbation.")
-    eps: Annotated[str | None, BeforeValidator(_text), AfterValidator(_require_number)] = setting(
+    eps: Annotated[str | None, BeforeValidator(_text)] = setting(
         None, "Largest perturbation, for pixels in [0, 1], such as 8/255.", metavar="RADIUS", shown="by data set"
     )
     epochs: Whole = setting(30, "Passes over the training images.", metavar="N", ge=1)
@@ -135,7 +129,12 @@ class Recipe(BaseModel):
     )
     eps_warmup: Real = setting(0.0, "Share of training in which eps rises from 0.", metavar="SHARE", ge=0, le=1)
     clip_norm: Real = setting(
-        0.0, "Largest norm of the gradient; 0 for no limit.", metavar="NORM", ge=0, allow_inf_nan=False
+        0.0,
+        "Largest norm of the gradient; 0 for no limit.",
+        shown="0, or 1 for trained weights and some methods",
+        metavar="NORM",
+        ge=0,
+        allow_inf_nan=False,
     )
     label_smoothing: Real = setting(0.0, "Label smoothing.", metavar="SHARE", ge=0, lt=1)
     average: Real = setting(

@@ -20,7 +20,7 @@ STATE = "training.safetensors"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """tensors: by name. facts: JSON values. rollback: the state before the current epoch, to go back to if it overfits."""
+    """tensors: by name. facts: JSON values. rollback: the state to go back to if this epoch overfits."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]

@@ -59,7 +59,7 @@ def npz(tmp_path):
     [
         (("--eval-samples", "99999"), "[too-few-samples]"),
         (("--suite", "autoattack", "--norm", "l1", "--eps", "1"), "choose --suite standard"),
-        (("--method", "pgd-at", "--teacher", "digits-cnn"), "a method that has one (hat, rslad"),
+        (("--method", "pgd-at", "--teacher", "digits-cnn"), "[method-without-teacher]"),
         (("--method", "rslad", "--norm", "l2", "--eps", "1"), "[teacher-missing]"),
         (("--method", "PGD-AT"), "Did you mean 'pgd-at'"),
         (("--batch-size", "500"), "[fewer-images-than-a-batch]"),

@@ -8,9 +8,9 @@ import re
 import click
 import pytest
 
-from robustbench_local.training import grid_search as searching
 from robustbench_local.cli import cli
 from robustbench_local.errors import UserError
+from robustbench_local.training import grid_search as searching
 from robustbench_local.training.grid_search import SearchSettings, combinations, grid_search
 from robustbench_local.training.model_card import read_card
 from robustbench_local.training.recipe import Recipe

@@ -112,9 +112,12 @@ def test_everything_wrong_with_a_file_is_said_at_once(tmp_path):
     ],
 )
 def test_bad_settings_are_named(flags, sentence):
-    with pytest.raises(UserError, match=sentence):
+    def check():
         recipe = resolve_recipe(None, flags)
         recipe.objective(), recipe.threat_model()
+
+    with pytest.raises(UserError, match=sentence):
+        check()
 
 
 def test_configs_that_are_no_recipes(tmp_path):

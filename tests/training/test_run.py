@@ -154,7 +154,7 @@ def test_the_card_says_with_what_it_was_made(folder):
     asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     if asked.returncode == 0:
         assert card.commit.rstrip("+") == asked.stdout.strip()
-    assert card.recipe.eps == "0.1" and card.recipe.arch == "digits-cnn", "defaults are spelt out"
+    assert (card.recipe.eps, card.recipe.arch) == ("0.1", "digits-cnn"), "defaults are spelled out"
 
 
 def commands(monkeypatch, *arguments):
