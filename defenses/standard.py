@@ -29,8 +29,8 @@ class Standard(Objective):
             raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
 
     def training_defaults(self) -> dict[str, Any]:
-        # Logits grow to `temperature` times their usual size, and the gradient by the weights with them: without a limit
-        # SGD diverges at the learning rates that suit temperature 1.
+        # Logits grow to `temperature` times their usual size, and the gradients of the weights with them: without a
+        # limit SGD diverges at the learning rates that suit temperature 1.
         return {"clip_norm": 1.0} if self.temperature > 1 else {}
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:

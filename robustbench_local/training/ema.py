@@ -1,7 +1,7 @@
 """Exponential moving average (EMA) of the weights.
 
-It is flatter and more robust than any single step's: Rebuffi et al., "Data augmentation can improve robustness" (NeurIPS
-2021).
+It is flatter and more robust than the weights of any step: Rebuffi et al., "Data augmentation can improve robustness"
+(NeurIPS 2021).
 """
 
 from __future__ import annotations
