@@ -159,6 +159,39 @@ def test_other_outputs_are_refused(output, said):
         Classifier(Returns(lambda images: output), copy=False)(torch.zeros(1, 1, 1, 1))
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (3,), (3, 1, 1, 1)])
+def test_one_logit_per_image_is_two_classes(shape):
+    z = torch.tensor([-2.0, 0.5, 3.0])
+    classifier = Classifier(Returns(lambda images: z.view(shape) + 0 * images.sum()))
+    assert not classifier.single_output
+    assert torch.equal(classifier(torch.zeros(3, 1, 1, 1)), torch.stack([torch.zeros(3), z], 1))
+    assert classifier.single_output
+
+
+def test_one_logit_gives_the_sigmoids_probabilities_and_gradient():
+    images = torch.tensor([[0.3], [-4.0]]).view(2, 1, 1, 1).requires_grad_()
+    logits = Classifier(nn.Flatten())(images)
+    assert torch.allclose(logits.softmax(1)[:, 1], images.flatten().sigmoid())
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(logits, torch.tensor([1, 1]), reduction="sum"), images
+    )
+    assert torch.allclose(gradient.flatten(), images.flatten().sigmoid() - 1)
+
+
+def test_one_probability_is_two_classes_with_finite_gradients():
+    images = torch.tensor([[0.25], [1.0], [0.0]]).view(3, 1, 1, 1).requires_grad_()
+    logits = Classifier(nn.Flatten(), info=ClassifierInfo(probabilities=True))(images)
+    assert torch.allclose(logits.exp(), torch.tensor([[0.75, 0.25], [0.0, 1.0], [1.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert torch.isfinite(gradient).all()
+
+
+def test_several_logits_stay_as_they_are():
+    classifier = Classifier(nn.Flatten())
+    classifier(torch.rand(2, 3, 1, 1))
+    assert not classifier.single_output
+
+
 def test_fingerprint_tells_weights_and_normalisation_apart():
     one = fingerprint(Classifier(tiny()))
     assert one == fingerprint(Classifier(tiny()))

@@ -71,6 +71,7 @@ def test_timms_networks_say_themselves_what_their_head_is():
         for name, keys in (("resnet10t", 2), ("levit_128", 8), ("caformer_s18", 6)):
             module = timm.create_model(name, num_classes=5)
             head = head_parameters(module)
-            assert keys == len(head) and all("head" in key or "fc" in key for key in head), name
+            assert len(head) == keys, name
+            assert all("head" in key or "fc" in key for key in head), name
             replace_head(module, 3)
             assert module(torch.empty(2, 3, 224, 224)).shape == (2, 3)

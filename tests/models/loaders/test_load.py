@@ -13,8 +13,7 @@ from tiny_networks import tiny
 from torch import nn
 
 from robustbench_local.errors import UserError
-from robustbench_local.models import Classifier, build_architecture, fingerprint, list_models, load_classifier
-from robustbench_local.models import catalog
+from robustbench_local.models import Classifier, build_architecture, catalog, fingerprint, list_models, load_classifier
 
 CODE = """
 from dataclasses import dataclass
