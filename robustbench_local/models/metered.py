@@ -50,7 +50,7 @@ class Metered(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         try:
             # A copy, because a model that works in place must not change the caller's images.
-            logits = self.model(images.clone())
+            logits: Tensor = self.model(images.clone())
         except UserError:
             raise
         except (Exception, SystemExit) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped]
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from robustbench_local.data.imagefolder import FolderDataset
 from robustbench_local.data.resize import Resize
@@ -125,7 +125,8 @@ def _probabilities(classifier: Classifier, dataset: FolderDataset) -> Tensor:
             f"{classifier.name} gives values that are not finite (NaN or infinite): check --normalize",
             slug="logits-not-finite",
         )
-    return logits.cpu().double().softmax(1)
+    probabilities: Tensor = logits.cpu().double().softmax(1)
+    return probabilities
 
 
 def _channels(classifier: Classifier) -> int | None:

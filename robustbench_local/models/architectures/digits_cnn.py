@@ -20,4 +20,5 @@ class DigitsCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv2(F.relu(self.conv1(x))))
-        return self.linear2(F.relu(self.linear1(x.flatten(1))))
+        logits: Tensor = self.linear2(F.relu(self.linear1(x.flatten(1))))
+        return logits

@@ -23,7 +23,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         skip = self.shortcut(active) if hasattr(self, "shortcut") else x
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + skip
+        output: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + skip
+        return output
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -56,4 +57,5 @@ class PreActResNet18(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         if hasattr(self, "bn"):
             x = F.relu(self.bn(x))
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits

@@ -20,7 +20,8 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         skip = x if self.convShortcut is None else self.convShortcut(active)
-        return skip + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        output: Tensor = skip + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return output
 
 
 class WideGroup(nn.Module):
@@ -32,7 +33,8 @@ class WideGroup(nn.Module):
         self.layer = nn.Sequential(WideBlock(inputs, outputs, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        output: Tensor = self.layer(x)
+        return output
 
 
 class WideResNet(nn.Module):
@@ -51,4 +53,5 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+        logits: Tensor = self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+        return logits

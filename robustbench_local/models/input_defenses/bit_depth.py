@@ -25,4 +25,5 @@ class BitDepth(StraightThrough):
     def transform(self, images: Pixels, draw: int) -> Pixels:  # noqa: ARG002
         from art.defences.preprocessor import FeatureSqueezing
 
-        return FeatureSqueezing(BOX, bit_depth=self.bits)(images)[0]
+        transformed: Pixels = FeatureSqueezing(BOX, bit_depth=self.bits)(images)[0]
+        return transformed

@@ -26,4 +26,5 @@ class Jpeg(StraightThrough):
     def transform(self, images: Pixels, draw: int) -> Pixels:  # noqa: ARG002
         from art.defences.preprocessor import JpegCompression
 
-        return JpegCompression(BOX, quality=self.quality, channels_first=True)(images)[0]
+        transformed: Pixels = JpegCompression(BOX, quality=self.quality, channels_first=True)(images)[0]
+        return transformed

@@ -32,7 +32,8 @@ class Median:
     def transform(self, images: Pixels, draw: int) -> Pixels:  # noqa: ARG002
         from art.defences.preprocessor import SpatialSmoothing
 
-        return SpatialSmoothing(window_size=self.window, channels_first=True, clip_values=BOX)(images)[0]
+        transformed: Pixels = SpatialSmoothing(window_size=self.window, channels_first=True, clip_values=BOX)(images)[0]
+        return transformed
 
     def surrogate(self, images: Tensor) -> Tensor:
         before, after = self.window // 2, (self.window - 1) // 2

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import MOST_DESCRIPTION, parse_json, read_text
 from robustbench_local.models import catalog

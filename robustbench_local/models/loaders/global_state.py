@@ -23,7 +23,7 @@ def restored_globals(argv: Sequence[str]) -> Iterator[None]:
     flags.
     """
     arguments, directory = sys.argv, Path.cwd()
-    states = random.getstate(), np.random.get_state(), torch.random.default_generator.get_state()
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
     gradients, matmul = torch.is_grad_enabled(), torch.get_float32_matmul_precision()
     deterministic, warn_only = (
@@ -40,7 +40,7 @@ def restored_globals(argv: Sequence[str]) -> Iterator[None]:
         os.chdir(directory)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.random.default_generator.set_state(states[2])
+        torch.default_generator.set_state(states[2])
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
             # None means the CPU without a mode that every call of torch would pass through.

@@ -6,7 +6,7 @@ import http.client
 from collections.abc import Callable
 from typing import Any
 
-import torchvision  # type: ignore[import-untyped]
+import torchvision
 from torch import nn
 
 from robustbench_local.data.resize import Resize
@@ -121,7 +121,7 @@ def _weights(name: str, named: str | None, where: str) -> Any:
     """Torchvision's entry for the named weights, or its DEFAULT."""
     known = torchvision.models.get_model_weights(name)
     if named is None:
-        return known.DEFAULT  # type: ignore[attr-defined]
+        return known.DEFAULT
     if named not in known.__members__:
         names = ", ".join([*known.__members__, "none"])
         raise UserError(
@@ -192,7 +192,7 @@ def load_timm(spec: str, options: LoadOptions, checkpoint: Checkpoint | None) ->
         return LoadedModel(build(classes or IMAGENET_CLASSES))
     else:
         module = _timm_pretrained(timm.create_model, name, where)
-    published: int = module.pretrained_cfg.get("num_classes", IMAGENET_CLASSES)  # type: ignore[operator, union-attr, assignment]
+    published: int = module.pretrained_cfg.get("num_classes", IMAGENET_CLASSES)  # type: ignore[operator, union-attr]  # timm's own
     if checkpoint is None and classes not in (None, published):
         raise _other_classes("published weights", published, classes, where)
     loaded = LoadedModel(module)

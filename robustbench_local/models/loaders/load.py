@@ -92,12 +92,12 @@ def load_classifier(
 @contextlib.contextmanager
 def _own_random_state() -> Iterator[None]:
     """Draw initial weights from a fixed seed and leave the caller's generator untouched."""
-    before = torch.random.default_generator.get_state()
-    torch.random.default_generator.manual_seed(0)
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(0)
     try:
         yield
     finally:
-        torch.random.default_generator.set_state(before)
+        torch.default_generator.set_state(before)
 
 
 def _named_tensors(loaded: LoadedModel) -> list[tuple[str, torch.Tensor]]:

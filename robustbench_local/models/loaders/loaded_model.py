@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from robustbench_local.data.imagefolder import Resize
+from robustbench_local.data.resize import Resize
 from robustbench_local.models.normalization import Normalization
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torchvision  # type: ignore[import-untyped]
+import torchvision
 from torch import nn
 
 from robustbench_local.io.safe_read import quoted
