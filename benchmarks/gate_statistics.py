@@ -1,18 +1,18 @@
-"""How often a gate is wrong, and what it sees: simulated with the gate's own decisions.
+"""Error rates and power of the gate, simulated with the gate's own decisions.
 
     python benchmarks/gate_statistics.py [--draws 1000000] [--runs 40000] [--seed 0]
 
-floors: a floor wrongly passed and wrongly failed when the truth lies at the limit.
+floors: how often a floor wrongly passes and wrongly fails where the true accuracy equals the limit.
 drops: the same for a largest drop on paired samples.
-power: how often the paired test sees a drop, and how often a model that lost nothing passes.
+power: how often the paired test detects a drop, and how often a model without a drop passes.
 holm: how often any of several limits that hold is failed.
-sequential: a floor that is looked at after every sample of a finite set, drawn in random order.
-Beside each stands what a simpler rule does: the point estimate against the limit, every limit as if it were alone, the
-bounds of a fixed set looked at again and again. draws: samples of the counts of the first three; runs: of whole
-evaluations. Where the sum is short, the exact probability is kept beside the simulated one.
+sequential: a floor that is tested after every sample of a finite set, drawn in random order.
+Each is compared with a simpler rule: the measured value against the limit, every limit tested alone, the bounds for a
+fixed number of samples tested repeatedly. draws: simulated counts for the first three; runs: simulated evaluations. The
+exact probability is stored too where it is cheap.
 
-A decision depends on the counts alone and moves one way with each of them (tests/core/test_statistics.py), so it is
-asked for where it changes and looked up for every draw.
+A decision depends on the counts only and is monotone in each of them (tests/statistics), so the simulation computes
+where it changes and looks it up for every draw.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from gate_tables import tables
 from machine import machine
 from scipy import stats
 
@@ -46,7 +47,7 @@ Rows = list[dict[str, Any]]
 
 
 def least(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The least number of low … high - 1 for which holds is true, given that it stays true; else high."""
+    """The least number in low … high - 1 for which `holds` is true, or high; `holds` is monotone."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -101,12 +102,12 @@ def floors(draws: int, rng: np.random.Generator) -> Rows:
 
 
 def gained_to_pass(lost: np.ndarray, n: int, limit: float) -> np.ndarray:
-    """For each number of lost samples the fewest gained ones with which the drop passes."""
+    """For each number of lost samples the fewest gained samples with which the drop passes."""
     return np.array([least(0, n - k + 1, lambda g, k=k: drop(k, g, n, limit).passes(ALPHA)) for k in lost.tolist()])
 
 
 def gained_to_hold(lost: np.ndarray, n: int, limit: float) -> np.ndarray:
-    """For each number of lost samples the fewest gained ones with which the drop does not fail."""
+    """For each number of lost samples the fewest gained samples with which the drop does not fail."""
     return np.array([least(0, n - k + 1, lambda g, k=k: not drop(k, g, n, limit).fails(ALPHA)) for k in lost.tolist()])
 
 
@@ -119,7 +120,7 @@ def drop_rates(
     lost = np.arange(counts[:, 0].min(), counts[:, 0].max() + 1)
     passing, holding = gained_to_pass(lost, n, limit), gained_to_hold(lost, n, limit)
     drawn, gained = counts[:, 0] - lost[0], counts[:, 1]
-    # Given the lost samples, each of the others is gained with the same probability.
+    # Given the lost samples, every other sample is gained with the same probability.
     weights, others = stats.binom.pmf(lost, n, lose), gain / (1 - lose)
     return {
         "pass": float((gained >= passing[drawn]).mean()),
@@ -131,7 +132,7 @@ def drop_rates(
 
 
 def drops(draws: int, rng: np.random.Generator) -> Rows:
-    """The truth is the limit itself."""
+    """The true drop equals the limit."""
     return [
         {"n": n, "limit": limit, "discordance": discordance, "draws": draws}
         | {
@@ -145,7 +146,7 @@ def drops(draws: int, rng: np.random.Generator) -> Rows:
 
 
 def power(draws: int, rng: np.random.Generator) -> Rows:
-    """With the truth away from the limit; the same with samples of its own for either model, and without mid-p."""
+    """With a true drop away from the limit; also with independent samples for each model, and without mid-p."""
     rows = []
     for n, limit, truth, discordance in (
         (200, 0.0, 0.02, 0.06),
@@ -180,15 +181,15 @@ def unpaired(n: int, truth: float, draws: int, rng: np.random.Generator) -> floa
 
 
 def holm(runs: int, rng: np.random.Generator) -> Rows:
-    """K limits, floors and drops in turn, on 1,000 samples: some truly broken, the others with the truth at the limit.
+    """K limits, alternately floors and drops, on 1,000 samples: some broken, the others exactly at the limit.
 
-    naive: each of the limits is decided as if it were the only one.
+    naive: every limit is tested alone.
     """
     n, rows = 1000, []
     for k in (2, 5, 10, 20):
         for broken in (0, k // 2):
             wrong = naive = right = 0
-            for row in zip(*(drawn(i % 2 == 0, i < broken, n, runs, rng) for i in range(k)), strict=True):
+            for row in zip(*(simulated_limits(i % 2 == 0, i < broken, n, runs, rng) for i in range(k)), strict=True):
                 failed = failing(row, ALPHA)
                 wrong += any(failed[broken:])
                 naive += any(limit.fails(ALPHA) for limit in row[broken:])
@@ -207,28 +208,28 @@ def holm(runs: int, rng: np.random.Generator) -> Rows:
     return rows
 
 
-def drawn(is_floor: bool, broken: bool, n: int, runs: int, rng: np.random.Generator) -> list[Any]:
-    """A limit for each run, which remembers its decisions: the same counts come many times."""
+def simulated_limits(is_floor: bool, broken: bool, n: int, runs: int, rng: np.random.Generator) -> list[Any]:
+    """A limit for each run. Equal counts share one limit, which caches its decisions."""
     if is_floor:
         counts = rng.binomial(n, 0.43 if broken else 0.5, (runs, 1)).tolist()
-        make = cache(lambda correct: remembering(floor(correct, n, 0.5)))
+        make = cache(lambda correct: caching(floor(correct, n, 0.5)))
     else:
         truth, discordance = (0.05 if broken else 0.01), 0.08
         shares = [(discordance + truth) / 2, (discordance - truth) / 2, 1 - discordance]
         counts = rng.multinomial(n, shares, runs)[:, :2].tolist()
-        make = cache(lambda lost, gained: remembering(drop(lost, gained, n, 0.01)))
+        make = cache(lambda lost, gained: caching(drop(lost, gained, n, 0.01)))
     return [make(*each) for each in counts]
 
 
-def remembering(limit: Limit) -> SimpleNamespace:
+def caching(limit: Limit) -> SimpleNamespace:
     return SimpleNamespace(fails=cache(limit.fails))
 
 
-# Looking after every sample.
+# Testing after every sample.
 
 
 def sequential(runs: int, rng: np.random.Generator) -> Rows:
-    """The truth at the limit, one sample below it, and five points off. naive: the fixed bound, after every hundred."""
+    """True accuracies at the limit, one sample below it, and five points off; naive: fixed bounds every 100 samples."""
     rows = []
     for population in (1000, 10_000):
         for limit in SEQUENTIAL_LIMITS:
@@ -255,7 +256,7 @@ def sequential(runs: int, rng: np.random.Generator) -> Rows:
 
 
 def sequential_boundaries(population: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """After 0 … population samples: the fewest correct ones that pass, and the fewest that do not fail.
+    """After 0 … population samples: the fewest correct samples that pass, and the fewest that do not fail.
 
     Both grow by at most one with each sample.
     """
@@ -274,7 +275,7 @@ def sequential_boundaries(population: int, limit: float) -> tuple[np.ndarray, np
 def walk(
     truth: int, population: int, passes: np.ndarray, holds: np.ndarray, runs: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each run passed, and after how many samples it was decided; every run must be."""
+    """Whether each run passed, and after how many samples it was decided."""
     passed, seen = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=int)
     open_runs, correct = np.arange(runs), np.zeros(runs, dtype=int)
     for n in range(1, population + 1):
@@ -290,8 +291,9 @@ def walk(
 
 
 def naive_peeking(truth: int, population: int, limit: float, held: bool, runs: int, rng: np.random.Generator) -> float:
-    """How often the bound of a fixed set decides wrongly when it is looked at after every hundred samples, and the
-    whole set decides in the end.
+    """How often fixed-sample bounds decide wrongly where they are tested after every hundred samples.
+
+    What they leave open is decided by the whole set.
     """
     correct, wrong = np.zeros(runs, dtype=int), 0
     for n in range(100, population, 100):
@@ -301,76 +303,6 @@ def naive_peeking(truth: int, population: int, limit: float, held: bool, runs: i
         wrong += int((failing_now if held else passing).sum())
         correct = correct[~(passing | failing_now)]
     return wrong / runs
-
-
-# The tables.
-
-
-def percent(rate: float) -> str:
-    return f"{100 * rate:.2f} %"
-
-
-def told(content: dict[str, Any]) -> str:
-    """What stands, in Markdown."""
-    lines = ["| what | at worst | naive, at worst | where |", "|---|---|---|---|"]
-
-    def worst(part: str, what: str, key: str, naive: str | None, where: Callable[[dict[str, Any]], str]) -> None:
-        rows = [row for row in content[part] if key in row]
-        row = max(rows, key=lambda each: each[key])
-        beside = percent(max(each[naive] for each in rows)) if naive else "–"
-        lines.append(f"| {what} | {percent(row[key])} | {beside} | {where(row)}, {row['draws']:,} draws |")
-
-    def at_floor(row: dict[str, Any]) -> str:
-        return f"n = {row['n']:,}, limit {row['limit']:.0%}"
-
-    def at_drop(row: dict[str, Any]) -> str:
-        return f"{at_floor(row)}, {row['discordance']:.0%} change sides"
-
-    for how in ("", "exact_"):
-        label = ", summed exactly" if how else ""
-        worst("floors", f"floor wrongly passed{label}", f"{how}wrong_pass", None, at_floor)
-        worst("floors", f"floor wrongly failed{label}", f"{how}wrong_fail", "naive_wrong_fail", at_floor)
-        worst("drops", f"drop wrongly passed{label}", f"{how}wrong_pass", None, at_drop)
-        worst("drops", f"drop wrongly failed{label}", f"{how}wrong_fail", "naive_wrong_fail", at_drop)
-    worst(
-        "holm",
-        "any of several limits wrongly failed",
-        "any_wrong_fail",
-        "naive_any_wrong_fail",
-        lambda row: f"{row['limits']} limits, {row['broken']} truly broken",
-    )
-    worst(
-        "sequential",
-        "sequential, wrong either way",
-        "wrong",
-        "naive_wrong",
-        lambda row: f"{row['correct']:,} of {row['population']:,} correct, limit {row['limit']:.0%}",
-    )
-    lines += [
-        "",
-        "| n | largest drop | true drop | change sides | fails | passes | fails without mid-p | fails unpaired |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in content["power"]:
-        beside = [percent(row[key]) if key in row else "–" for key in ("fail_without_mid_p", "fail_unpaired")]
-        lines.append(
-            f"| {row['n']:,} | {row['limit']:.0%} | {row['drop']:.0%} | {row['discordance']:.0%} | "
-            f"{percent(row['fail'])} | {percent(row['pass'])} | {beside[0]} | {beside[1]} |"
-        )
-    lines += [
-        "",
-        "| set | limit | correct | samples, mean | share | nine in ten within | wrong |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['population']:,} | {row['limit']:.0%} | {row['correct'] / row['population']:.2%} | "
-        f"{row['mean_samples']:,.0f} | {row['mean_share']:.1%} | {row['samples_of_nine_in_ten']:,} | "
-        f"{percent(row['wrong'])} |"
-        for row in content["sequential"]
-    ]
-    draws = content["floors"][0]["draws"]
-    lines += ["", f"At 5 %, {draws:,} draws leave a standard error of {percent(math.sqrt(0.05 * 0.95 / draws))}."]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -399,7 +331,7 @@ def main() -> None:
         print(f"{part.__name__}: {time.process_time() - began:.0f} s of processor time", flush=True)
     content["processor_seconds"] = time.process_time() - began
     write_atomically(RESULTS, json.dumps(content, indent=1) + "\n")
-    print("\n" + told(content))
+    print("\n" + tables(content))
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def _shipped() -> Traversable:
     return importlib.resources.files("robustbench_local.configs").joinpath("gate")
 
 
-def _find(name: str) -> tuple[str, Path, Path | None, dict[str, Any]]:
+def _find(name: str) -> tuple[str, Path, Path | None, dict[str, object]]:
     """How messages name a gate, the directory its paths are relative to, its file, and its settings."""
     shipped = dict(list_gates())
     if name in shipped:
@@ -225,7 +225,7 @@ def _find(name: str) -> tuple[str, Path, Path | None, dict[str, Any]]:
     return name, path.parent, path, read_settings(path, name)
 
 
-def _validated(content: dict[str, Any], where: str) -> GateFile:
+def _validated(content: dict[str, object], where: str) -> GateFile:
     if content.get("schema") == SCHEMA:
         raise UserError(
             f"{where} is a result file, not a gate file: give it as RESULT, and the limits as --gate",
@@ -245,11 +245,11 @@ def _validated(content: dict[str, Any], where: str) -> GateFile:
 
 
 def _sentence(problem: ErrorDetails) -> str:
-    """One of pydantic's problems in the words of the file."""
+    """A validation problem in the words of the file."""
     place = list(problem["loc"]) or ["it"]
     if place[0] == "threat_models" and len(place) > 1:
         place[:2] = [f"threat model {int(place[1]) + 1}"]
-    # Further words of pydantic's say which form of a class's key was tried.
+    # The other parts of pydantic's place name the type that a key was tried as.
     *parents, key = [place[0], *(part for part in place[1:] if part not in ("[key]", "int", "str"))]
     where = "".join(f"{part}, " for part in parents)
     if problem["type"] == "extra_forbidden":
@@ -259,8 +259,8 @@ def _sentence(problem: ErrorDetails) -> str:
     return f"{where}{key}{_shown(problem['input'])}: {plain_reason(problem)}"
 
 
-def _shown(value: Any) -> str:
-    """` is 'x'` for a plain short value. What is none may, through YAML's references, be endless when written out."""
+def _shown(value: object) -> str:
+    """` is 'x'` for a short text or number. Other values may be huge when YAML references are expanded."""
     short = len(value) < 100 if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 1e15
     return f" is {value!r}" if short else ""
 
@@ -275,7 +275,7 @@ def _limits(part: LimitsPart, directory: Path) -> Limits:
         min_class_robust=_floors(part.min_class_robust),
         min_class_clean=_floors(part.min_class_clean),
         baselines=tuple(directory / each for each in part.baseline or []),
-        require_baseline=bool(part.require_baseline),
+        require_baseline=part.require_baseline,
     )
 
 

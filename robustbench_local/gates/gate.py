@@ -64,7 +64,7 @@ class Limits:
 
     threat: None applies to any result. max_drop, max_clean_drop: largest drop since the baseline, on the same samples.
     require: the weakest accepted protocol, as `standard/1`. baselines: result files; the one of the result's threat
-    model is used. require_baseline: whether a missing baseline is an error instead of a warning.
+    model is used. require_baseline: whether a missing baseline is an error; by default it is a warning.
     """
 
     threat: ThreatSelector | None = None
@@ -76,7 +76,7 @@ class Limits:
     max_clean_drop: float | None = None
     require: str | None = None
     baselines: tuple[Path, ...] = ()
-    require_baseline: bool = False
+    require_baseline: bool | None = None
 
     @property
     def has_drops(self) -> bool:

@@ -169,7 +169,7 @@ class Diagnostic(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_check(cls, values: Any) -> Any:
+    def _name_the_check(cls, values: object) -> object:
         """Derive the slug from the sentence of a result without slugs, and the sentence from the slug."""
         if not isinstance(values, dict) or not isinstance(values.get("slug", values.get("check")), str):
             return values

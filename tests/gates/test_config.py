@@ -186,12 +186,12 @@ def test_a_baseline_can_be_required(tmp_path):
     text = "min_robust: 0.4\nmax_drop: 0.02\nbaseline: b.json\nrequire-baseline: true\n"
     gate = read_gate(written(tmp_path, text + "threat_models: [{norm: l2, eps: 1}, {norm: l1, eps: 1}]\n"))
     assert [limits.require_baseline for limits in gate.limits] == [True, True]
-    assert not read_gate(written(tmp_path, text.replace("true", "false"))).limits[0].require_baseline
-    assert (
-        read_gate(written(tmp_path, text.replace("true", "false")), {"require_baseline": True})
-        .limits[0]
-        .require_baseline
-    )
+    own = "threat_models: [{norm: l2, eps: 1, require_baseline: false}, {norm: l1, eps: 1}]\n"
+    gate = read_gate(written(tmp_path, text + own))
+    assert [limits.require_baseline for limits in gate.limits] == [False, True]
+    optional = written(tmp_path, text.replace("true", "false"))
+    assert not read_gate(optional).limits[0].require_baseline
+    assert read_gate(optional, {"require_baseline": True}).limits[0].require_baseline
     for wrong, slug in (
         ("min_robust: 0.4\nrequire_baseline: true", "baseline-not-named"),
         (text.replace("true", "1"), "invalid-setting"),

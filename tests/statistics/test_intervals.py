@@ -255,4 +255,4 @@ def test_gates_err_seldom(bench):
     for row in found["sequential"]:
         if row["population"] == 10_000 and abs(row["correct"] - row["limit"] * 10_000) > 400:
             assert row["mean_share"] <= 0.2, row
-    assert bench.told(found).count("\n|") > 40
+    assert bench.tables(found).count("\n|") > 40
