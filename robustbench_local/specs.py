@@ -1,11 +1,11 @@
-"""How options are written: numbers as fractions, and `name:key=value,key=value` for anything with settings."""
+"""The form `name:key=value,key=value` in which options name anything that has settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from robustbench_local.errors import UserError, nearest
@@ -13,6 +13,7 @@ from robustbench_local.io.safe_read import quoted
 from robustbench_local.numbers import parse_number
 
 T = TypeVar("T")
+_MAX_INTEGER = 2**31
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
@@ -26,10 +27,12 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key or not value.strip():
-            told = "settings are written key=value and separated by commas"
-            raise UserError(f"{quoted(text)}: {told}, not {quoted(part)}")
+            raise UserError(
+                f"{quoted(text)}: write settings as key=value, separated by commas, not {quoted(part)}",
+                slug="setting-without-value",
+            )
         if key in settings:
-            raise UserError(f"{quoted(text)}: {quoted(key)} is given twice")
+            raise UserError(f"{quoted(text)}: {quoted(key)} is given twice", slug="duplicate-setting")
         settings[key] = value.strip()
     return name.strip(), settings
 
@@ -62,26 +65,28 @@ def parse_function_spec(text: str, attacks: Container[str]) -> FunctionSpec | No
     return FunctionSpec(where, function.strip(), parse_spec(f"{function}:{settings}")[1] if settings else {})
 
 
-def build(kind: type[T], settings: dict[str, str], where: str) -> T:
-    """An instance of a dataclass of settings from their texts.
+def build(kind: type[T], settings: Mapping[str, str], where: str) -> T:
+    """An instance of a dataclass from the texts of its fields.
 
-    Raises UserError that names the setting for an unknown key, a text of the wrong type, or a value that the dataclass
-    itself refuses.
+    where: what the settings belong to, for messages. Raises UserError that names the setting for an unknown key, a text
+    of the wrong type, or a value that the dataclass itself refuses with a ValueError.
     """
     hints = typing.get_type_hints(kind)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     for key in settings:
         if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise UserError(f"{where}: there is no setting {quoted(key)} (there are: {known}).{nearest(key, fields)}")
+            known = f"choose one of {', '.join(fields)}" if fields else "it has no settings"
+            raise UserError(
+                f"{where}: there is no setting {quoted(key)}: {known}.{nearest(key, fields)}", slug="unknown-setting"
+            )
     values = {key: _convert(text, fields[key], f"{where}: {key}") for key, text in settings.items()}
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}", slug="invalid-setting") from None
 
 
-def _convert(text: str, kind: Any, where: str) -> Any:
+def _convert(text: str, kind: Any, where: str) -> object:
     """The text as a value of the annotated type."""
     if isinstance(kind, types.UnionType):
         if text.lower() == "none" and type(None) in kind.__args__:
@@ -91,16 +96,16 @@ def _convert(text: str, kind: Any, where: str) -> Any:
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise UserError(f"{where} is {quoted(text)}, but must be true or false")
+            raise UserError(f"{where} is {quoted(text)}, but must be true or false", slug="not-a-boolean")
         return text.lower() == "true"
     try:
         number = parse_number(text)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    if kind is int:
-        if not number.is_integer():
-            raise UserError(f"{where} is {quoted(text)}, but must be a whole number")
-        if abs(number) > 2**31:
-            raise UserError(f"{where} is {text}, far more than makes sense")
-        return int(number)
-    return number
+        raise UserError(f"{where}: {error}", slug="not-a-number") from None
+    if kind is not int:
+        return number
+    if not number.is_integer():
+        raise UserError(f"{where} is {quoted(text)}, but must be a whole number", slug="not-an-integer")
+    if abs(number) > _MAX_INTEGER:
+        raise UserError(f"{where} is {quoted(text)}, but may be at most {_MAX_INTEGER:,}", slug="integer-out-of-range")
+    return int(number)

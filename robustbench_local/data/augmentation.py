@@ -1,11 +1,12 @@
-"""What training images go through on their way to the network, drawn for every image by itself.
+"""Augmentation of training images, drawn for every image separately.
 
-Crop, flip and cutout work on the whole batch where it lies; the rest are torchvision's, image by image. All random
-numbers come from the images' keys, so neither the batch nor the number of workers changes what happens to an image.
+Crop, flip and cutout work on the whole batch, on its device. The others are torchvision's, image by image. All random
+numbers come from the images' keys, so neither the batch nor the number of workers changes the result.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +17,21 @@ from torch import Tensor
 
 from robustbench_local.attacks.randomness import fold_in, uniform
 from robustbench_local.errors import UserError, nearest
+from robustbench_local.io.safe_read import quoted
 from robustbench_local.numbers import parse_number
 
 Transform = Callable[[Tensor, Tensor], Tensor]
+_GENERATOR_LOCK = threading.Lock()
 
 
 def _crop(size: float) -> Transform:
-    """Moved by up to so many pixels; what comes in at the edge is black."""
-    reach = int(size)
+    """Shift by up to this many pixels; the padding is black."""
+    distance = int(size)
 
     def crop(images: Tensor, keys: Tensor) -> Tensor:
         rows, channels, height, width = images.shape
-        down, right = (uniform(keys, (2,)) * (2 * reach + 1)).long().unbind(1)
-        padded = F.pad(images, [reach] * 4)
+        down, right = (uniform(keys, (2,)) * (2 * distance + 1)).long().unbind(1)
+        padded = F.pad(images, [distance] * 4)
         lines = torch.arange(height, device=images.device) + down[:, None]
         columns = torch.arange(width, device=images.device) + right[:, None]
         row, channel = torch.arange(rows, device=images.device), torch.arange(channels, device=images.device)
@@ -40,7 +43,7 @@ def _crop(size: float) -> Transform:
 
 
 def _flip(share: float) -> Transform:
-    """Mirrored left to right, so often."""
+    """Mirror this share of images left to right."""
 
     def flip(images: Tensor, keys: Tensor) -> Tensor:
         return torch.where(uniform(keys, (1, 1, 1)) < share, images.flip(-1), images)
@@ -49,7 +52,7 @@ def _flip(share: float) -> Transform:
 
 
 def _cutout(size: float) -> Transform:
-    """A grey square of so many pixels anywhere (DeVries and Taylor, 2017)."""
+    """Cover a square with this many pixels a side in gray, anywhere (DeVries and Taylor, 2017)."""
     half = size / 2
 
     def cutout(images: Tensor, keys: Tensor) -> Tensor:
@@ -63,17 +66,18 @@ def _cutout(size: float) -> Transform:
     return cutout
 
 
-def _borrowed(make: Callable[[tuple[int, int]], Any]) -> Transform:
-    """A transform of torchvision's, its global random numbers replaced by the image's own."""
+def _per_image(make: Callable[[tuple[int, int]], Any]) -> Transform:
+    """A torchvision transform that draws its random numbers from each image's key, not from the global stream."""
 
     def transform(images: Tensor, keys: Tensor) -> Tensor:
-        each = make((images.shape[-2], images.shape[-1]))
-        seen = []
-        with torch.random.fork_rng(devices=[]):
+        augment = make((images.shape[-2], images.shape[-1]))
+        augmented = []
+        # torchvision draws from the process's generator, so threads take turns.
+        with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             for image, key in zip(images.cpu(), keys.tolist(), strict=True):
                 torch.default_generator.manual_seed(key % 2**63)
-                seen.append(each(image))
-        return torch.stack(seen).to(images.device).clamp(0, 1)
+                augmented.append(augment(image))
+        return torch.stack(augmented).to(images.device).clamp(0, 1)  # interpolation may overshoot
 
     return transform
 
@@ -88,21 +92,21 @@ def _torchvision(name: str, value: float) -> Transform:
         "trivial-augment": lambda _: v2.TrivialAugmentWide(),
         "rand-augment": lambda _: v2.RandAugment(magnitude=int(value)),
     }
-    return _borrowed(kinds[name])
+    return _per_image(kinds[name])
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """default: the number taken where none is written; None where there has to be one. most: the largest."""
+    """default: the number where none is given; None where one is required. most: the largest number."""
 
     default: float | None
     most: float
-    about: str
+    meaning: str
     whole: bool = False
 
 
 KINDS = {
-    "crop": _Kind(None, 512, "pixels to move by", whole=True),
+    "crop": _Kind(None, 512, "pixels to shift by", whole=True),
     "flip": _Kind(0.5, 1, "share of images"),
     "cutout": _Kind(None, 512, "pixels of the square"),
     "resized-crop": _Kind(0.08, 1, "smallest share of the area"),
@@ -114,7 +118,7 @@ KINDS = {
 
 
 class Augmentation:
-    """`crop=4,flip,cutout=8` as one function of images float [rows, C, H, W] in the box and keys int64 [rows]."""
+    """`crop=4,flip,cutout=8` as one function of images float [rows, C, H, W] in [0, 1] and keys int64 [rows]."""
 
     def __init__(self, steps: list[Transform]):
         self._steps = steps
@@ -126,28 +130,38 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str) -> Augmentation:
-        """Raises UserError for an unknown name or a number that it cannot have; `none` does nothing."""
-        return cls([_parsed(part.strip(), text) for part in text.split(",")] if text != "none" else [])
+        """The augmentation for an `--augment` text; `none` does nothing.
+
+        Raises UserError for an unknown name, or a number out of range.
+        """
+        return cls([_parse(part.strip(), text) for part in text.split(",")] if text != "none" else [])
 
 
-def _parsed(part: str, text: str) -> Transform:
+def _parse(part: str, text: str) -> Transform:
     name, equals, number = part.partition("=")
+    where = f"--augment {quoted(text)}"
     if name not in KINDS:
         raise UserError(
-            f"--augment {text}: there is no {name!r}; there are {', '.join(KINDS)} and none.{nearest(name, KINDS)}"
+            f"{where}: there is no {quoted(name)}: choose from {', '.join(KINDS)} and none.{nearest(name, KINDS)}",
+            slug="unknown-augmentation",
         )
     kind = KINDS[name]
     try:
         value = parse_number(number) if equals else kind.default
     except ValueError as error:
-        raise UserError(f"--augment {text}: {name}: {error}") from None
+        raise UserError(f"{where}: {name}: {error}", slug="not-a-number") from None
     if value is None:
-        raise UserError(f"--augment {text}: {name} needs a number ({kind.about}), as in {name}=4")
+        raise UserError(
+            f"{where}: {name} needs a number ({kind.meaning}), as in {name}=4", slug="augmentation-without-number"
+        )
     if not 0 < value <= kind.most:
         raise UserError(
-            f"--augment {text}: {name} is {value:g} ({kind.about}), but must be above 0 and at most {kind.most:g}"
+            f"{where}: {name} is {value:g} ({kind.meaning}), but must be above 0 and at most {kind.most:g}",
+            slug="augmentation-out-of-range",
         )
     if kind.whole and value != int(value):
-        raise UserError(f"--augment {text}: {name} is {value:g} ({kind.about}), but must be a whole number")
+        raise UserError(
+            f"{where}: {name} is {value:g} ({kind.meaning}), but must be a whole number", slug="not-an-integer"
+        )
     own = {"crop": _crop, "flip": _flip, "cutout": _cutout}
     return own[name](value) if name in own else _torchvision(name, value)

@@ -1,4 +1,4 @@
-"""Class folders brought into a model's class order by their names."""
+"""Class directories matched with a model's classes by their names."""
 
 from __future__ import annotations
 
@@ -11,48 +11,49 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 _IMAGENET_CLASSES = 1000
 
 
-def match_class_names(folders: list[str], class_names: list[str], where: str) -> list[int]:
-    """The index among `class_names` (the model's) of every folder, in the order of `folders`.
+def match_class_names(directories: list[str], class_names: list[str], root: str) -> list[int]:
+    """The index in `class_names` (the model's) of every class directory of `root`, in the order of `directories`.
 
-    A name matches exactly, or else after case, spaces and punctuation are set aside (`traffic_light`, `Traffic light`),
-    because not every class name can name a folder. The 1,000 WordNet folders of ImageNet are the exception: sorted,
-    they are the class order of every ImageNet model. Raises UserError naming the nearest class.
+    A name matches exactly, or else without regard to case, spaces and punctuation (`traffic_light`, `Traffic light`),
+    because not every class name can name a directory. The 1,000 WordNet directories of ImageNet are the exception:
+    sorted, they are the class order of every ImageNet model. Raises UserError for a name that matches no class or
+    several, and for two names that match the same class.
     """
-    if len(folders) == len(class_names) == _IMAGENET_CLASSES and all(map(_WORDNET_ID.fullmatch, folders)):
-        return [sorted(folders).index(folder) for folder in folders]
+    if len(directories) == len(class_names) == _IMAGENET_CLASSES and all(map(_WORDNET_ID.fullmatch, directories)):
+        return [sorted(directories).index(directory) for directory in directories]
     exact, folded = defaultdict(list), defaultdict(list)
     for index, name in enumerate(class_names):
         exact[name].append(index)
         folded[_fold(name)].append(index)
-    matched = [
-        _match(folder, exact.get(folder) or folded.get(_fold(folder), []), class_names, where) for folder in folders
-    ]
-    for second, index in enumerate(matched):
-        first = matched.index(index)
+    matches = [_match(name, exact.get(name) or folded.get(_fold(name), []), class_names, root) for name in directories]
+    for second, index in enumerate(matches):
+        first = matches.index(index)
         if first != second:
             raise UserError(
-                f"The folders {folders[first]!r} and {folders[second]!r} in {where} both name the model's class "
-                f"{class_names[index]!r}; merge them."
+                f"the directories {directories[first]!r} and {directories[second]!r} in {root} both match the model's "
+                f"class {class_names[index]!r}: merge them",
+                slug="class-directories-overlap",
             )
-    return matched
+    return matches
 
 
-def _match(folder: str, candidates: list[int], class_names: list[str], where: str) -> int:
+def _match(directory: str, candidates: list[int], class_names: list[str], root: str) -> int:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        listed = ", ".join(str(index) for index in candidates)
         raise UserError(
-            f"The folder {folder!r} in {where} fits several classes of the model (numbers {listed}); "
-            "give the samples as npz:PATH with numbered labels instead."
+            f"the directory {directory!r} in {root} matches several classes of the model (numbers "
+            f"{', '.join(map(str, candidates))}): give the samples as npz:PATH with numbered labels instead",
+            slug="class-name-ambiguous",
         )
     raise UserError(
-        f"The folder {folder!r} in {where} is no class of the model, which knows {len(class_names)} "
-        f"({', '.join(class_names[:8])}{', …' if len(class_names) > 8 else ''}).{nearest(folder, class_names)} "
-        "Rename the folder to the model's class."
+        f"the directory {directory!r} in {root} is no class of the model, which has {len(class_names)} "
+        f"({', '.join(class_names[:8])}{', …' if len(class_names) > 8 else ''}): rename it to the model's class."
+        f"{nearest(directory, class_names)}",
+        slug="class-not-in-model",
     )
 
 
 def _fold(name: str) -> str:
-    # Word characters of any script stay; `_` is a separator here, whatever \w says.
+    # Word characters of any script stay. `_` separates words here, though \w contains it.
     return re.sub(r"[\W_]+", " ", name).strip().casefold()

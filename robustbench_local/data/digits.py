@@ -12,10 +12,10 @@ SPLIT_SEED = 0
 
 
 def load_digits(split: str) -> ArrayDataset:
-    """`"train"` (1,437) or `"test"` (360) of the 1,797 real 8x8 grey digits, values 0 … 16 divided by 16.
+    """`"train"` (1,437) or `"test"` (360) of the 1,797 real 8x8 grayscale digits, values 0 … 16 divided by 16.
 
-    The set is cut once and for ever: the test split is `stratified_subset(labels, 360, seed=0)` of scikit-learn's
-    order, the train split is the rest, both in that order. Source: test part of the UCI set of handwritten digits
+    The splits never change: the test split is `stratified_subset(labels, 360, seed=0)` of scikit-learn's
+    order, the training split is the rest, both in that order. Source: test part of the UCI set of handwritten digits
     (Alpaydin, Kaynak 1998), as scikit-learn ships it.
     """
     from sklearn.datasets import load_digits as sklearn_digits

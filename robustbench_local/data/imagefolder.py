@@ -1,11 +1,12 @@
-"""Images decoded from disk only when they are asked for, and `imagefolder:PATH`."""
+"""Images decoded from disk only when they are requested, and `imagefolder:PATH`."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,23 +21,34 @@ from robustbench_local.io.safe_read import printable, reason, reject_control_cha
 if TYPE_CHECKING:
     from PIL import Image
 
-_GREY = {"1", "L", "LA", "La"}
-# Pillow clips these to 8 bits when it converts them, which would ruin the picture without a word.
+_GRAYSCALE = {"1", "L", "LA", "La"}
+# Pillow clips these to 8 bits when it converts them, which would ruin the image silently.
 _DEEP = {"I", "F"}
 _LOSSY = {".jpg", ".jpeg", ".webp"}
-_MOST_PIXELS = 100_000_000
-# Pillow recognises a file by its content, whatever its name, and for some kinds (EPS) starts other programs.
+_MAX_PIXELS = 100_000_000
+# Pillow recognizes a file by its content, whatever its name, and for some formats (EPS) starts other programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_SPLIT_DIRECTORIES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How image files become arrays of one shape.
+
+    resize: without one all files must have the same size. mode: `"RGB"` or `"L"`; by default grayscale if every file
+    is, else RGB: grayscale files get three channels, and transparency is dropped, as torchvision's loader does.
+    """
+
+    resize: Resize | None = None
+    mode: str | None = None
 
 
 class FolderDataset(Dataset):
     """Image files, decoded at every request and never kept, so memory does not grow with their number.
 
-    paths: one file per sample; labels: int64 [N]; resize: a `Resize`, or None, which requires
-    all files to have one size (their headers are read at once to make sure); mode: `"RGB"` or `"L"`, or None
-    for the rule: grey when every file is grey, else RGB, to which grey files are widened and from which transparency
-    is dropped, as torchvision's loader does. Raises UserError naming the file that cannot be used.
+    paths: one file per sample. labels: int64 [N]. lossy: by default judged by the files' suffixes. Without a size to
+    resize to, the header of every file is read at once.
+    Raises UserError that names the file that cannot be used.
     """
 
     def __init__(
@@ -48,16 +60,15 @@ class FolderDataset(Dataset):
         split: str = "all",
         class_names: list[str] | None = None,
         lossy: bool | None = None,
-        resize: Resize | None = None,
-        mode: str | None = None,
+        decoding: Decoding = Decoding(),
     ) -> None:
         if lossy is None:
             lossy = any(Path(path).suffix.lower() in _LOSSY for path in paths)
         super().__init__(labels, name=name, split=split, class_names=class_names, lossy=lossy)
         self._paths = list(paths)
-        self.resize = resize
-        self._mode = mode or _common_mode(self._paths)
-        self._size = _common_size(self._paths, name) if resize is None else resize.output_size
+        self.resize = decoding.resize
+        self._mode = decoding.mode or _common_mode(self._paths)
+        self._size = _common_size(self._paths, name) if self.resize is None else self.resize.output_size
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -73,48 +84,40 @@ class FolderDataset(Dataset):
         """uint8 [C, H, W] of one file, resized and cropped."""
         from torchvision.transforms.v2 import functional
 
-        with _opened(path) as image:
+        with _open_image(path) as image:
             picture = image.convert(self._mode)
         if self.resize is not None:
             _require_bounded(picture, self.resize, path)
             picture = self.resize.apply(picture)
         elif (picture.height, picture.width) != self._size:
-            raise UserError(f"The image {path} changed its size while the run read it; start the run again.")
-        return functional.pil_to_tensor(picture)
+            raise UserError(
+                f"the image {printable(path)} changed its size while the run read it: start the run again",
+                slug="image-changed",
+            )
+        pixels: torch.Tensor = functional.pil_to_tensor(picture)
+        return pixels
 
 
 def load_imagefolder(
     path: Path, *, resize: Resize | None = None, class_names: list[str] | None = None
 ) -> FolderDataset:
-    """All pictures under `path`, one folder per class, in torchvision's ImageFolder order: folders by name, then files.
+    """All images under `path`, one directory per class, in torchvision's ImageFolder order: directories, then files.
 
-    Labels count the sorted folders (`"10"` sorts before `"2"`), unless `class_names`, the model's, are given: then
-    every folder is looked up among them by name and the labels are the model's. Pictures keep the orientation of their
-    pixels (EXIF is not applied), as in torchvision.
+    Labels count the sorted directories (`"10"` sorts before `"2"`). With `class_names`, the model's, each directory is
+    matched with a class by its name, and the labels are the model's. Images keep the orientation of their pixels (EXIF
+    is not applied), as in torchvision. Raises UserError for directories and images that cannot be used.
     """
     from torchvision.datasets import ImageFolder
 
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"The image folder {path} {what}; imagefolder:PATH names a folder with one folder per class.")
-    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-    if folders and all(folder.lower() in _SPLIT_FOLDERS for folder in folders):
-        raise UserError(
-            f"{path} holds splits ({', '.join(folders)}), not classes; name one of them: "
-            f"imagefolder:{path / folders[-1]}."
-        )
-    try:
-        for folder in folders:
-            reject_control_characters(folder)
-    except ValueError as error:
-        raise UserError(f"the name of a class folder in {path} cannot be shown: {error}; rename it") from None
-    _refuse_loops(path)
+    _check_directories(path)
+    _reject_link_loops(path)
     try:
         listing = ImageFolder(str(path))
     except OSError as error:
         raise UserError(
-            f"{path} is no usable image folder ({reason(error).rstrip('. ')}); it needs one folder per class "
-            "with at least one picture in each."
+            f"{printable(path)} cannot be used ({reason(error).rstrip('. ')}): it needs one directory per class with "
+            "at least one image in each",
+            slug="imagefolder-incomplete",
         ) from error
     labels = torch.tensor(listing.targets, dtype=torch.int64)
     names = listing.classes
@@ -126,35 +129,62 @@ def load_imagefolder(
         labels,
         name=f"imagefolder:{path.resolve().name}",
         class_names=names,
-        resize=resize,
+        decoding=Decoding(resize),
     )
 
 
-def _refuse_loops(path: Path) -> None:
-    """Links that lead back to a folder above them would be followed for ever, each time by more ways."""
-    for folder, inside, _ in os.walk(path, followlinks=True):
-        for link in (Path(folder, name) for name in inside if Path(folder, name).is_symlink()):
-            if link.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+def _check_directories(path: Path) -> None:
+    """Raises UserError where the path is no directory of class directories."""
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise UserError(
+            f"the image directory {printable(path)} {problem}: imagefolder:PATH needs a directory with one directory "
+            "per class",
+            slug="imagefolder-not-a-directory",
+        )
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if names and all(name.lower() in _SPLIT_DIRECTORIES for name in names):
+        raise UserError(
+            f"{printable(path)} has splits ({', '.join(names)}), not classes: name one of them, "
+            f"imagefolder:{printable(path / names[-1])}",
+            slug="imagefolder-has-splits",
+        )
+    try:
+        for name in names:
+            reject_control_characters(name)
+    except ValueError as error:
+        raise UserError(
+            f"the name of a class directory in {printable(path)} cannot be shown ({error}): rename it",
+            slug="class-name-not-printable",
+        ) from None
+
+
+def _reject_link_loops(path: Path) -> None:
+    """Links to a parent directory would be followed forever, by ever more ways."""
+    for directory, inside, _ in os.walk(path, followlinks=True):
+        for link in (Path(directory, name) for name in inside if Path(directory, name).is_symlink()):
+            if link.resolve() in (Path(directory).resolve(), *Path(directory).resolve().parents):
                 raise UserError(
-                    f"the link {printable(link)} leads back to a folder above it, which has no end; remove it"
+                    f"the link {printable(link)} leads back to a directory above it: remove it", slug="link-loop"
                 )
 
 
 def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> None:
-    """Refuse a picture so narrow that, scaled by its shorter side, it would fill the memory."""
-    if isinstance(resize.resize, int) and resize.size_before_crop(*picture.size) > _MOST_PIXELS:
+    """Refuse an image so narrow that, scaled by its shorter side, it would fill the memory."""
+    if isinstance(resize.resize, int) and resize.size_before_crop(*picture.size) > _MAX_PIXELS:
         raise UserError(
-            f"The image {printable(path)} is refused as a possible decompression bomb: of "
-            f"{picture.width}x{picture.height} pixels, it would have more than {_MOST_PIXELS:,} with "
-            f"its shorter side resized to {resize.resize}; crop or remove it."
+            f"the image {printable(path)} is refused as a possible decompression bomb: of "
+            f"{picture.width}x{picture.height} pixels, it would have more than {_MAX_PIXELS:,} with its shorter side "
+            f"resized to {resize.resize}; crop or remove it",
+            slug="decompression-bomb",
         )
 
 
 def _common_mode(paths: Sequence[str | Path]) -> str:
-    """`"L"` when every file is grey, else `"RGB"`; stops at the first colour file."""
+    """`"L"` when every file is grayscale, else `"RGB"`; stops at the first color file."""
     for path in paths:
-        with _opened(path) as image:
-            if image.mode not in _GREY:
+        with _open_image(path) as image:
+            if image.mode not in _GRAYSCALE:
                 return "RGB"
     return "L"
 
@@ -166,19 +196,20 @@ def _common_size(paths: Sequence[str | Path], name: str) -> tuple[int, int]:
     for path, size in zip(paths[1:], sizes, strict=True):
         if size != first:
             raise UserError(
-                f"The images of {name} differ in size: {paths[0]} is {first[1]}x{first[0]} pixels, "
-                f"{path} is {size[1]}x{size[0]}; bring them to one size with --resize."
+                f"the images of {name} differ in size: {printable(paths[0])} has {first[1]}x{first[0]} pixels, "
+                f"{printable(path)} has {size[1]}x{size[0]}: bring them to one size with --resize",
+                slug="images-differ-in-size",
             )
     return first
 
 
 def _header_size(path: str | Path) -> tuple[int, int]:
-    with _opened(path) as image:
+    with _open_image(path) as image:
         return image.height, image.width
 
 
 @contextmanager
-def _opened(path: str | Path):
+def _open_image(path: str | Path) -> Iterator[Image.Image]:
     """A Pillow image whose every failure, at opening or decoding, is a UserError that names the file."""
     from PIL import Image
 
@@ -190,18 +221,25 @@ def _opened(path: str | Path):
             with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
                 if image.mode in _DEEP or image.mode.startswith("I;"):
                     raise UserError(
-                        f"The image {path} has more than 8 bits per value (Pillow mode {image.mode}); "
-                        "save it as an 8-bit picture."
+                        f"the image {printable(path)} has more than 8 bits per value (Pillow mode {image.mode}): save "
+                        "it as an 8-bit image",
+                        slug="image-too-deep",
                     )
                 yield image
     except UserError:
         raise
     except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"The image {path} cannot be opened: {error.strerror}; mend or remove it.") from error
+        raise UserError(
+            f"the image {printable(path)} cannot be opened ({error.strerror}): check or remove it",
+            slug="image-unreadable",
+        ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
-            f"The image {path} is refused as a possible decompression bomb: it has more than "
-            f"{Image.MAX_IMAGE_PIXELS:,} pixels; shrink or remove it."
+            f"the image {printable(path)} is refused as a possible decompression bomb: it has more than "
+            f"{Image.MAX_IMAGE_PIXELS:,} pixels; shrink or remove it",
+            slug="decompression-bomb",
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged bytes
-        raise UserError(f"The image {path} is corrupt ({reason(error)}); mend or remove it.") from error
+        raise UserError(
+            f"the image {printable(path)} is damaged ({reason(error)}): replace or remove it", slug="image-damaged"
+        ) from error

@@ -68,7 +68,7 @@ def resolve_suite(text: str) -> tuple[Protocol, tuple[Step, ...]]:
             f"unknown suite {name!r}: there are {', '.join(SUITES)}.{nearest(name, SUITES)}", slug="unknown-suite"
         )
     versions = SUITES[name]
-    version = max(versions) if not slash else int(number) if number.isdecimal() else -1
+    version = max(versions) if not slash else int(number) if number.isdecimal() and len(number) < 10 else -1
     if version not in versions:
         known = ", ".join(f"{name}/{each}" for each in versions)
         raise UserError(f"there is no {text!r}: the versions of this suite are {known}", slug="unknown-suite-version")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old one or the new one, never half of one."""
+"""Writes files so that a reader finds the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
@@ -13,49 +13,56 @@ from pathlib import Path
 from robustbench_local.errors import UserError
 
 UNFINISHED = ".unfinished"
-"""How the name of a file ends that is to take another's place once it is whole."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The suffix of a temporary file that will replace another once it is complete."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into a sentence for the user."""
+    """Turn the operating system's write errors into a UserError."""
     try:
         yield
     except OSError as error:
-        mend = "make room there, or name" if error.errno in FULL else "name"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {mend} another place with --output") from None
+        fix = "make room there, or name" if error.errno in DISK_FULL else "name"
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; {fix} another path with --output",
+            slug="disk-full" if error.errno in DISK_FULL else "cannot-write",
+        ) from None
 
 
-def _place(path: Path) -> Path:
-    """Where a file of that name is really to be put: what a link points to, and never over a device or a pipe."""
+def _destination(path: Path) -> Path:
+    """The file that is really written: the target of a link, and never a device or a pipe."""
     if path.is_symlink():
-        with contextlib.suppress(FileNotFoundError):  # what it points to may be yet to come
-            path.stat()  # a link that leads to itself is refused here, and not by some versions of resolve
+        with contextlib.suppress(FileNotFoundError):  # the target may not exist yet
+            path.stat()  # refuses a link to itself, which some versions of resolve do not
         path = path.resolve()
     if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; name a file in it with --output")
+        raise UserError(
+            f"cannot write {path}: it is a directory; name a file in it with --output", slug="output-is-a-directory"
+        )
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {path}: it is a device or a pipe; name a file with --output")
+        raise UserError(
+            f"cannot write {path}: it is a device or a pipe; name a file with --output", slug="output-not-a-plain-file"
+        )
     return path
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path` and prove that a file can be made in it, before hours are spent on what goes there.
+    """Create the directory of `path` and a temporary file in it, before hours are spent on what will be written there.
 
-    Raises UserError when it cannot.
+    Raises UserError where that fails.
     """
     with writable(path):
-        path = _place(path)
+        path = _destination(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
 
 
 def lock(handle: int, *, unknown: bool = True) -> bool:
-    """Keep other processes off an open file or folder until it is closed; False where one of them holds it.
+    """Lock an open file or directory until it is closed; False where another process has locked it.
 
-    unknown: the answer where nobody can be kept off, as on Windows and some network file systems.
+    unknown: the answer where locks do not exist, as on Windows and some network file systems.
     """
     try:
         import fcntl
@@ -71,95 +78,103 @@ def lock(handle: int, *, unknown: bool = True) -> bool:
 
 
 @contextlib.contextmanager
-def exclusive_directory(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other trainings out of it; one that was made in vain, and is empty, goes again.
+def exclusive_directory(directory: Path) -> Iterator[None]:
+    """Create a directory and keep other trainings out of it. Where the training is refused, it is removed if empty.
 
-    Raises UserError where another process is in it, or it cannot be made or written to.
+    Raises UserError where another process uses it, or where it cannot be created or written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file, but a training fills a folder: name another")
-    fresh = not folder.exists()
-    with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+    if directory.exists() and not directory.is_dir():
+        raise UserError(
+            f"--output {directory} is a file, but a training needs a directory: name another", slug="output-is-a-file"
+        )
+    is_new = not directory.exists()
+    with writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
             pass
-    with contextlib.ExitStack() as held:
-        if os.name != "nt":  # Windows does not open folders
-            handle = os.open(folder, os.O_RDONLY)
-            held.callback(os.close, handle)
+    with contextlib.ExitStack() as stack:
+        if os.name != "nt":  # Windows does not open directories
+            handle = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, handle)
             if not lock(handle):
-                raise UserError(f"another training is running in {folder}: wait for it, or name another --output")
+                raise UserError(
+                    f"another training is running in {directory}: wait for it, or name another --output",
+                    slug="output-in-use",
+                )
         try:
             yield
         except UserError:
-            if fresh:
-                with contextlib.suppress(OSError):  # it is not empty
-                    folder.rmdir()
+            if is_new:
+                with contextlib.suppress(OSError):  # not empty
+                    directory.rmdir()
             raise
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Replace the file in one move, after its new content has reached the disk.
 
-    Raises UserError when it cannot be written; the old file is intact then.
+    Raises UserError where it cannot be written. The old file is intact then.
     """
     write_all_or_none({path: data})
 
 
 def write_all_or_none(contents: Mapping[Path, str | bytes]) -> None:
-    """Replace files that belong together, none before the new content of all of them has reached the disk.
+    """Replace several files, none before the new content of all of them has reached the disk.
 
-    Raises UserError when one of them cannot be written; the old files are intact then.
+    Raises UserError where one of them cannot be written. The old files are intact then.
     """
-    places: dict[Path, Path] = {}
+    destinations: dict[Path, Path] = {}
     for path in contents:
         with writable(path):
-            places[path] = place = _place(path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(place)
+            destinations[path] = destination = _destination(path)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(destination)
     moves: list[tuple[Path, Path]] = []
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
             for path, data in contents.items():
                 with writable(path):
-                    moves.append((_write_temporary(places[path], data, held), places[path]))
-            for made, place in moves:
-                with writable(place):
-                    made.replace(place)
+                    moves.append((_write_temporary(destinations[path], data, stack), destinations[path]))
+            for temporary, destination in moves:
+                with writable(destination):
+                    temporary.replace(destination)
         finally:
-            for made, _ in moves:
-                with contextlib.suppress(OSError):  # it is in its place, or nothing can be done about it
-                    made.unlink()
+            for temporary, _ in moves:
+                with contextlib.suppress(OSError):  # it was moved, or cannot be removed
+                    temporary.unlink()
 
 
-def _write_temporary(place: Path, data: str | bytes, held: contextlib.ExitStack) -> Path:
-    """The content in a file beside its place, on the disk, and locked until `held` ends: others sweep there too."""
-    handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=UNFINISHED)
-    made = Path(name)
+def _write_temporary(destination: Path, data: str | bytes, stack: contextlib.ExitStack) -> Path:
+    """A file beside the destination with the new content, on the disk, and locked until `stack` closes.
+
+    Without the lock another process would remove it as stale.
+    """
+    handle, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=UNFINISHED)
+    temporary = Path(name)
     try:
-        file = held.enter_context(os.fdopen(handle, "wb"))
+        file = stack.enter_context(os.fdopen(handle, "wb"))
         lock(handle)
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(handle)
-        # mkstemp makes private files; the result is an ordinary one.
+        # mkstemp makes private files; the result has the usual permissions.
         mask = os.umask(0)
         os.umask(mask)
-        made.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~mask)
         if os.name == "nt":  # Windows does not move open files
             file.close()
     except BaseException:
         with contextlib.suppress(OSError):
-            made.unlink()
+            temporary.unlink()
         raise
-    return made
+    return temporary
 
 
-def _remove_stale(place: Path) -> None:
-    """Remove what is left unfinished of the file by processes that were killed while they wrote it."""
-    # Between the name and the ending stand eight letters of mkstemp's, or it is another file's whose name begins alike.
-    unfinished = re.compile(re.escape(f".{place.name}.") + "[a-z0-9_]{8}" + re.escape(UNFINISHED))
-    for path in place.parent.iterdir():
+def _remove_stale(destination: Path) -> None:
+    """Remove temporary files of processes that were killed while they wrote this file."""
+    # Only eight letters of mkstemp's may stand in between: the file may have a longer name that begins alike.
+    unfinished = re.compile(re.escape(f".{destination.name}.") + "[a-z0-9_]{8}" + re.escape(UNFINISHED))
+    for path in destination.parent.iterdir():
         if not unfinished.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:

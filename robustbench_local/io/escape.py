@@ -1,4 +1,4 @@
-"""Text of others – names of models, classes and files – made fit for a line of a terminal or of a CI log."""
+"""Escapes untrusted text, such as names of models, classes and files, for terminals and CI logs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from robustbench_local.io.safe_read import printable
 
 
 def plain(text: str) -> str:
-    """The text on one line, control characters written out, and nothing in it that a CI log takes for a command.
+    """The text on one line, with control characters escaped and nothing that a CI log reads as a command.
 
-    GitHub's runner reads `::error::` at the beginning of a line and `##[error]` anywhere in it; a terminal reads
-    escape sequences.
+    GitHub's runner reads `::error::` at the start of a line and `##[error]` anywhere; a terminal reads escape codes.
     """
     return printable(text).replace("\n", "\\n").replace("##[", "# #[")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.imagefolder import Decoding, FolderDataset
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
@@ -81,8 +81,7 @@ def predict(
             batch,
             torch.zeros(len(batch), dtype=torch.int64),
             name="the images",
-            resize=resize,
-            mode=None if channels is None else MODES[channels],
+            decoding=Decoding(resize, None if channels is None else MODES[channels]),
         )
         probabilities, labels = _probabilities(classifier, dataset).sort(dim=1, descending=True, stable=True)
         predictions += [

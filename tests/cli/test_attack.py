@@ -202,7 +202,7 @@ BAD = {
     "unknown suite": (["--suite", "fats"], "'fast'"),
     "suite and attack": (["--suite", "fast", "--attack", "pgd"], "not both"),
     "unwritable": (["--output", "file/r.json"], "file/r.json"),
-    "output is a folder": (["--output", "photos"], "folder"),
+    "output is a folder": (["--output", "photos"], "directory"),
     "corrupt image": (["f.py:net", "--data", "imagefolder:photos", "--eps", "0.1"], "torn.png"),
     "batch size": (["--batch-size", "0"], "--batch-size"),
     "samples": (["--samples", "1000"], "360"),

@@ -107,7 +107,7 @@ def test_exit_codes_and_nothing_is_written(gate, arguments, code):
         ),
         (["weak.json", "--min-clean", "0.1", "--json", "--format", "junit"], "conflicting-formats"),
         (["weak.json", "--min-clean", "0.1", "--output", "x"], "output-without-format"),
-        (["weak.json", "--min-clean", "0.1", "--format", "junit", "--output", "."], "it is a folder"),
+        (["weak.json", "--min-clean", "0.1", "--format", "junit", "--output", "."], "it is a directory"),
         (["weak.json", "--min-clean", "0.1", "--format", "xml"], "'xml'"),
         (["weak.json", "--min-clean", "0.1", "--update-baseline"], "baseline-not-named"),
         (["weak.json", "--min-clean", "0.1", "--update-baseline", "--baseline", "weak.json"], "result-is-baseline"),

@@ -117,7 +117,7 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
     ("arguments", "said"),
     [
         (("absent.png",), "there is no image absent.png"),
-        (("photos/notes.txt",), "photos/notes.txt is corrupt"),
+        (("photos/notes.txt",), "photos/notes.txt is damaged"),
         (("empty",), "the directory empty has no images"),
         (("deep.png",), "deep.png has more than 8 bits"),
         (("photos/0.png", "--resize", "8:9"), "--resize is '8:9'"),

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from robustbench_local.data import imagefolder as folder_module
 from robustbench_local.data import load_dataset
 from robustbench_local.data.class_names import match_class_names
 from robustbench_local.data.imagefolder import FolderDataset
@@ -67,8 +66,9 @@ def test_labels_are_the_models_when_its_class_names_are_known(tmp_path):
     data = load_dataset(spec, class_names=names)
     assert data.labels.tolist() == [3, 3, 2, 2, 1, 1]
     assert data.class_names == names
-    with pytest.raises(UserError, match=r"'dog' .* is no class of the model.*Did you mean 'dogs'"):
+    with pytest.raises(UserError, match="'dog'.*Did you mean 'dogs'") as caught:
         load_dataset(spec, class_names=["bird", "cat", "dogs"])
+    assert caught.value.slug == "class-not-in-model"
 
 
 def test_class_names_that_cannot_be_folders_match_without_punctuation():
@@ -78,17 +78,20 @@ def test_class_names_that_cannot_be_folders_match_without_punctuation():
 
 
 def test_ambiguous_and_double_class_names_are_refused():
-    with pytest.raises(UserError, match=r"'crane' in x fits several classes of the model \(numbers 0, 2\)"):
+    with pytest.raises(UserError, match=r"'crane'.*0, 2") as caught:
         match_class_names(["crane"], ["crane", "owl", "crane"], "x")
-    with pytest.raises(UserError, match=r"'Owl' and 'owl_' in x both name .* 'owl'"):
+    assert caught.value.slug == "class-name-ambiguous"
+    with pytest.raises(UserError, match="'Owl' and 'owl_'.*'owl'") as caught:
         match_class_names(["Owl", "owl_"], ["crane", "owl"], "x")
+    assert caught.value.slug == "class-directories-overlap"
 
 
 def test_sorted_wordnet_folders_are_imagenets_own_order():
     folders = [f"n{number:08d}" for number in range(1000)]
     assert match_class_names(folders, [f"name {i}" for i in range(1000)], "x") == list(range(1000))
-    with pytest.raises(UserError, match="'n00000000' in x is no class"):
+    with pytest.raises(UserError, match="'n00000000'") as caught:
         match_class_names(folders[:10], [f"name {i}" for i in range(1000)], "x")
+    assert caught.value.slug == "class-not-in-model"
 
 
 def test_resize_and_crop_are_those_of_torchvisions_weights(tmp_path):
@@ -97,10 +100,7 @@ def test_resize_and_crop_are_those_of_torchvisions_weights(tmp_path):
 
     spec, pixels = _tree(tmp_path, size=(40, 31))
 
-    class FromAnotherRoom:
-        resize, crop, interpolation = 20, 16, "bicubic"
-
-    data = load_dataset(spec, resize=FromAnotherRoom())
+    data = load_dataset(spec, resize=Resize(20, 16, "bicubic"))
     assert data.image_shape == (3, 16, 16)
     preset = ImageClassification(
         crop_size=16, resize_size=20, interpolation=InterpolationMode.BICUBIC, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
@@ -119,8 +119,9 @@ def test_a_pair_squeezes_the_whole_picture(tmp_path):
 def test_sizes_that_differ_need_a_resize(tmp_path):
     spec, _ = _tree(tmp_path)
     Image.fromarray(_picture(1, (7, 5))).save(tmp_path / "cat" / "z.png")
-    with pytest.raises(UserError, match=r"differ in size: .*0\.png is 6x5 pixels, .*z\.png is 7x5; .*--resize"):
+    with pytest.raises(UserError, match=r"0\.png.*6x5.*z\.png.*7x5.*--resize") as caught:
         load_dataset(spec)
+    assert caught.value.slug == "images-differ-in-size"
     assert load_dataset(spec, resize=Resize(8, 8)).images(range(7)).shape == (7, 3, 8, 8)
 
 
@@ -155,16 +156,18 @@ def test_a_corrupt_picture_is_named(tmp_path, resize):
     broken.write_bytes(broken.read_bytes()[:900])
     data = load_dataset(spec, resize=resize)
     assert data.images([0, 1, 2, 4, 5]).shape[0] == 5
-    with pytest.raises(UserError, match=r"cat.1\.png is corrupt .*; mend or remove it"):
+    with pytest.raises(UserError, match=r"cat.1\.png") as caught:
         data.images([2, 3])
+    assert caught.value.slug == "image-damaged"
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
 def test_files_that_are_no_pictures_are_named_at_once(tmp_path, content):
     spec, _ = _tree(tmp_path)
     (tmp_path / "dog" / "0.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"dog.0\.png is corrupt"):
+    with pytest.raises(UserError, match=r"dog.0\.png") as caught:
         load_dataset(spec)
+    assert caught.value.slug == "image-damaged"
 
 
 def test_a_picture_that_goes_away_or_changes_is_named(tmp_path):
@@ -172,17 +175,20 @@ def test_a_picture_that_goes_away_or_changes_is_named(tmp_path):
     data = load_dataset(spec)
     Image.fromarray(_picture(1, (9, 9))).save(tmp_path / "bird" / "0.png")
     (tmp_path / "bird" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"bird.0\.png changed its size"):
+    with pytest.raises(UserError, match=r"bird.0\.png") as caught:
         data.images([0])
-    with pytest.raises(UserError, match=r"bird.1\.png cannot be opened: No such file"):
+    assert caught.value.slug == "image-changed"
+    with pytest.raises(UserError, match=r"bird.1\.png.*No such file") as caught:
         data.images([1])
+    assert caught.value.slug == "image-unreadable"
 
 
 def test_deep_pictures_are_refused_not_clipped(tmp_path):
     spec, _ = _tree(tmp_path)
     Image.fromarray(np.full((5, 6), 40000, np.uint16)).save(tmp_path / "bird" / "0.png")
-    with pytest.raises(UserError, match=r"bird.0\.png has more than 8 bits"):
+    with pytest.raises(UserError, match=r"bird.0\.png") as caught:
         load_dataset(spec)
+    assert caught.value.slug == "image-too-deep"
 
 
 @pytest.mark.parametrize("limit", [10, 24])
@@ -190,35 +196,41 @@ def test_decompression_bombs_are_refused_by_name(tmp_path, monkeypatch, limit):
     # For these 30 pixels Pillow only warns at a limit of 24; above twice the limit it raises an error of its own.
     spec, _ = _tree(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UserError, match=r"bird.0\.png is refused as a possible decompression bomb"):
+    with pytest.raises(UserError, match=r"bird.0\.png") as caught:
         load_dataset(spec)
+    assert caught.value.slug == "decompression-bomb"
 
 
 def test_folders_that_are_no_image_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere does not exist"):
+    with pytest.raises(UserError, match="nowhere does not exist") as caught:
         load_dataset(f"imagefolder:{tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match=r"no usable image folder.*one folder per class"):
+    assert caught.value.slug == "imagefolder-not-a-directory"
+    with pytest.raises(UserError) as caught:
         load_dataset(f"imagefolder:{tmp_path}")
+    assert caught.value.slug == "imagefolder-incomplete"
     spec, _ = _tree(tmp_path / "set")
     (tmp_path / "set" / "emu").mkdir()
-    with pytest.raises(UserError, match=r"no usable image folder .*emu"):
+    with pytest.raises(UserError, match="emu") as caught:
         load_dataset(spec)
-    with pytest.raises(UserError, match="is a file"):
+    assert caught.value.slug == "imagefolder-incomplete"
+    with pytest.raises(UserError, match="is a file") as caught:
         load_dataset(f"imagefolder:{tmp_path / 'set' / 'dog' / '0.png'}")
+    assert caught.value.slug == "imagefolder-not-a-directory"
 
 
 def test_a_folder_of_splits_is_not_taken_for_classes(tmp_path):
     _tree(tmp_path, classes=("train/cat", "train/dog", "test/cat", "test/dog"))
-    with pytest.raises(UserError, match=r"holds splits \(test, train\), not classes; name one of them"):
+    with pytest.raises(UserError, match=r"test, train.*imagefolder:.*train") as caught:
         load_dataset(f"imagefolder:{tmp_path}")
+    assert caught.value.slug == "imagefolder-has-splits"
     assert len(load_dataset(f"imagefolder:{tmp_path / 'test'}")) == 4
 
 
 def test_headers_alone_settle_mode_and_size(tmp_path, monkeypatch):
     spec, _ = _tree(tmp_path)
     opened = []
-    original = folder_module._opened
-    monkeypatch.setattr(folder_module, "_opened", lambda path: opened.append(path) or original(path))
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **options: opened.append(file) or original(file, **options))
     load_dataset(spec, resize=Resize(4, 4))
     assert len(opened) == 1  # the first colour file settles the mode; a size is given
     opened.clear()

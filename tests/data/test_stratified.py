@@ -72,10 +72,13 @@ def test_all_samples_are_all_samples():
     assert stratified_subset(torch.tensor([3, 3, 1]), 3, 9).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("samples", "said"), [(0, "from 1 on"), (-5, "from 1 on"), (4, "holds only 3")])
-def test_impossible_sizes_are_refused(samples, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(
+    ("samples", "slug"), [(0, "samples-below-one"), (-5, "samples-below-one"), (4, "samples-exceed-dataset")]
+)
+def test_impossible_sizes_are_refused(samples, slug):
+    with pytest.raises(UserError, match=str(samples)) as caught:
         stratified_subset(torch.tensor([0, 1, 2]), samples, 0)
+    assert caught.value.slug == slug
 
 
 @pytest.mark.parametrize(

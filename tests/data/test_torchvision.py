@@ -38,7 +38,7 @@ def test_idx_files_of_one_split_are_enough(tmp_path, name, folder):
     last = torch.frombuffer(bytearray(raw[-784:]), dtype=torch.uint8).reshape(1, 28, 28)
     assert torch.equal(data.images([9_999])[0], last / 255)
     assert data.class_names[9] == ("9" if name == "mnist" else "Ankle boot")
-    with pytest.raises(UserError, match=f"{name} was not found whole"):
+    with pytest.raises(UserError, match=f"{name} is missing"):
         load_dataset(name, data_dir=tmp_path, split="train")
 
 
@@ -49,7 +49,7 @@ def test_damaged_idx_files_are_a_sentence(tmp_path, monkeypatch):
     images = raw / "t10k-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:5000])
     monkeypatch.setenv("ROBUST_DATA", str(tmp_path))
-    with pytest.raises(UserError, match="fashion-mnist was not found whole"):
+    with pytest.raises(UserError, match="fashion-mnist is missing or incomplete"):
         load_dataset("fashion-mnist")
 
 
@@ -75,7 +75,7 @@ def test_traffic_signs_are_read_lazily_and_squeezed_to_32(tmp_path):
     assert [data.class_names[i] for i in (0, 6, 8)] == ["speed limit 20", "end of speed limit 80", "speed limit 120"]
     assert torch.equal(data.images([2])[0, :, 5, 5], torch.tensor([20, 255, 0]) / 255)
     (tmp_path / "gtsrb" / "GT-final_test.csv").unlink()
-    with pytest.raises(UserError, match="gtsrb was not found whole"):
+    with pytest.raises(UserError, match="gtsrb is missing or incomplete"):
         load_dataset("gtsrb", data_dir=tmp_path)
 
 
@@ -107,12 +107,12 @@ def test_frames_of_one_sign_are_a_group(tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "gtsrb"])
 def test_missing_sets_say_how_to_get_them(tmp_path, name):
-    with pytest.raises(UserError, match=f"{name} was not found whole under .*--download.*--data-dir"):
+    with pytest.raises(UserError, match=f"{name} is missing or incomplete in .*--download.*--data-dir"):
         load_dataset(name, data_dir=tmp_path)
 
 
 def test_missing_imagenet_says_what_to_put_where(tmp_path):
-    with pytest.raises(UserError, match=r"imagenet was not found whole under .*ILSVRC2012_devkit.*--data-dir"):
+    with pytest.raises(UserError, match=r"imagenet is missing or incomplete in .*ILSVRC2012_devkit.*--data-dir"):
         load_dataset("imagenet", data_dir=tmp_path)
 
 

@@ -103,7 +103,7 @@ def folder_is_deleted(scene: Scene) -> None:
 
 def record_in_the_way(scene: Scene) -> None:
     kinds = {"loop": lambda path: path.symlink_to(path.name), "folder": lambda path: path.mkdir(), "pipe": os.mkfifo}
-    words = {"loop": "symbolic links", "folder": "it is a folder", "pipe": "a device or a pipe"}
+    words = {"loop": "symbolic links", "folder": "it is a directory", "pipe": "a device or a pipe"}
     for path in (scene.output, record_path(scene.output), journal_path(scene.output)):
         for kind, make in kinds.items():
             make(path)

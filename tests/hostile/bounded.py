@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from robustbench_local.data import load_dataset
-from robustbench_local.data.imagefolder import FolderDataset
+from robustbench_local.data.imagefolder import Decoding, FolderDataset
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
@@ -28,7 +28,9 @@ def read(path: Path) -> object:
     if path.suffix == ".npz":
         return load_dataset(f"npz:{path}")
     if path.suffix == ".png":
-        return FolderDataset([path], torch.zeros(1, dtype=torch.int64), name="it", resize=Resize(256, 224)).images([0])
+        return FolderDataset(
+            [path], torch.zeros(1, dtype=torch.int64), name="it", decoding=Decoding(Resize(256, 224))
+        ).images([0])
     return load_classifier(str(path), arch=None if path.suffix == ".pt2" else "resnet18")
 
 

@@ -229,10 +229,12 @@ def _onnx(path: Path) -> object:
 def _image(path: Path) -> object:
     import torch
 
-    from robustbench_local.data.imagefolder import FolderDataset
+    from robustbench_local.data.imagefolder import Decoding, FolderDataset
     from robustbench_local.data.resize import Resize
 
-    return FolderDataset([path], torch.zeros(1, dtype=torch.int64), name="it", resize=Resize(8, 8)).images([0])
+    return FolderDataset([path], torch.zeros(1, dtype=torch.int64), name="it", decoding=Decoding(Resize(8, 8))).images(
+        [0]
+    )
 
 
 ARCHIVE = one_of(zip_of(bytes_of), bytes_of)

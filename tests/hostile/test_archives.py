@@ -108,7 +108,7 @@ def test_parts_that_share_their_name_or_their_bytes(tmp_path, read, suffix):
             archive.filelist.append(other)
     for kind in ("names", "bytes"):
         path = (tmp_path / f"{kind}.zip").rename(tmp_path / f"{kind}{suffix}")
-        refused(read, path, "the same name or the same bytes")
+        refused(read, path, "share names or bytes")
 
 
 def test_an_archive_that_torch_would_read_differently(tmp_path):
@@ -149,7 +149,11 @@ def doubled(levels: int):
 )
 @pytest.mark.parametrize("write", [valid_files.torch_zip, valid_files.torch_legacy])
 def test_tensors_that_claim_more_than_there_is(tmp_path, content, said, write):
-    refused(lambda path: load_weights(valid_files.network(), read_checkpoint(path)), put(tmp_path / "w.pt", write(content)), said)
+    refused(
+        lambda path: load_weights(valid_files.network(), read_checkpoint(path)),
+        put(tmp_path / "w.pt", write(content)),
+        said,
+    )
 
 
 def test_a_mapping_within_itself_is_looked_at_once(tmp_path):
@@ -244,18 +248,18 @@ def member(shape: str, descr: str = "'|u1'", body: bytes = b"", version: bytes =
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (member("(1000000, 1000, 1000, 3)"), "says it has 3,000,000,000,000 bytes"),
-        (member("(9223372036854775807, 9223372036854775807, 9)"), "says it has|is not a plain array"),
-        (member("(2, 4, 4, 3)", body=bytes(95)), "says it has 96 bytes .* but 95 are there"),
-        (member("(-2, 4, -4, 3)", body=bytes(96)), "says it has 96 bytes"),
+        (member("(1000000, 1000, 1000, 3)"), "claims 3,000,000,000,000 bytes"),
+        (member("(9223372036854775807, 9223372036854775807, 9)"), "claims|is not a plain array"),
+        (member("(2, 4, 4, 3)", body=bytes(95)), "claims 96 bytes .* but has 95"),
+        (member("(-2, 4, -4, 3)", body=bytes(96)), "claims 96 bytes"),
         (member("(2, 4, 4, 3)", "'|O'", bytes(96)), "pickled objects are never loaded"),
         (member("(" * 3000 + ")" * 3000), "the header of `images` .* is damaged"),
         (member("-" * 9000 + "1"), "the header of `images` .* is damaged"),
         (member("(1,)", "'" + "x" * 20_000 + "'"), "the header of `images` .* is damaged"),
         (member("(1,", "'|u1'"), "the header of `images` .* is damaged"),
         (member("__import__('os').system('touch executed')"), "the header of `images` .* is damaged"),
-        (member("(2, 4, 4, 3)", body=bytes(96), version=b"\x09\x00"), "cannot be read and may be damaged|not a plain"),
-        (b"\x93NUMPY", "cannot be read and may be damaged"),
+        (member("(2, 4, 4, 3)", body=bytes(96), version=b"\x09\x00"), "cannot be read|not a plain"),
+        (b"\x93NUMPY", "cannot be read"),
         (b"", "is not a numpy array"),
     ],
     ids=range(13),

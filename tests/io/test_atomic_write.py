@@ -22,8 +22,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="No space left") as caught:
         write_atomically(path, "new")
+    assert caught.value.slug == "disk-full"
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
@@ -32,5 +33,6 @@ def test_unwritable_places_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output"):
         check_writable(tmp_path / "file" / "x.json")
-    with pytest.raises(UserError, match="folder"):
+    with pytest.raises(UserError) as caught:
         check_writable(tmp_path)
+    assert caught.value.slug == "output-is-a-directory"

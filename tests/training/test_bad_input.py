@@ -76,7 +76,7 @@ def npz(tmp_path):
         (("--arch", "digits-cn"), "'digits-cn'"),
         (("--arch", "cnn-small", "--normalize", "imagenet"), "digits"),
         (("--config", "digits-robust"), "[unknown-recipe]"),
-        (("--samples", "99999"), "only 1,437"),
+        (("--samples", "99999"), "1,437"),
         (("--samples", "30", "--batch-size", "64"), "[fewer-images-than-a-batch]"),
         (("--batch-size", "32", "--accumulate", "5"), "[batch-not-divisible]"),
         (("--batch-size", "0"), "batch-size is '0'"),
@@ -122,7 +122,7 @@ def test_data_that_cannot_teach_anything(refused, npz):
     assert "[one-class-in-data]" in refused(*npz([1] * 40))
     assert "[fewer-images-than-a-batch]" in refused(*npz([0, 1] * 20))
     assert "must be in [0, 1]" in refused(*npz([0, 1] * 20, np.full((40, 1, 8, 8), 9, np.float32)))
-    assert "cannot be cut" in refused(*npz([0, 1]), "--batch-size", "2")
+    assert "hold-out of" in refused(*npz([0, 1]), "--batch-size", "2")
 
 
 def test_models_that_do_not_fit_the_data(refused, tmp_path):

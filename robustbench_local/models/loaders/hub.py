@@ -15,6 +15,7 @@ from robustbench_local.models.loaders.checkpoint import Checkpoint
 from robustbench_local.models.loaders.loaded_model import LoadedModel, LoadOptions
 from robustbench_local.models.loaders.state_dict import infer_size
 from robustbench_local.models.loaders.torchvision_files import published_weights, set_input_transform
+from robustbench_local.numbers import parse_count
 from robustbench_local.specs import parse_spec
 
 IMAGENET_CLASSES = 1000
@@ -107,12 +108,10 @@ def _parse_settings(settings: dict[str, str], where: str, num_classes: int | Non
                 slug="unknown-model-setting",
             )
     if "num_classes" in settings:
-        text = settings["num_classes"]
-        if not text.isdigit() or int(text) < 1:
-            raise UserError(
-                f"{where}: num_classes is {text!r}, but must be a whole number above 0", slug="num-classes-invalid"
-            )
-        num_classes = int(text)
+        try:
+            num_classes = parse_count(settings["num_classes"], least=1)
+        except ValueError as error:
+            raise UserError(f"{where}: num_classes: {error}", slug="num-classes-invalid") from None
     named = settings.get("weights")
     return ("none" if named is not None and named.lower() == "none" else named), num_classes
 

@@ -1,0 +1,22 @@
+"""MNIST (LeCun et al., 1998), read through torchvision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robustbench_local.data.catalog import DatasetEntry, LoadRequest
+
+if TYPE_CHECKING:
+    from robustbench_local.data.dataset import Dataset
+
+
+def load(request: LoadRequest) -> Dataset:
+    """60,000 training or 10,000 test images."""
+    from robustbench_local.data.torchvision import load_mnist
+
+    return load_mnist("mnist", request)
+
+
+DATASET = DatasetEntry(
+    name="mnist", description="70,000 28x28 grayscale digits (torchvision)", load=load, default_eps={"linf": "0.3"}
+)
