@@ -1,7 +1,9 @@
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +40,55 @@ def test_the_text_of_eps_is_kept():
 def test_bad_threat_models_are_refused(arguments, word):
     with pytest.raises(ValueError, match=word):
         ThreatModel(*arguments)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e999999999",
+        "1/1e999999999",
+        "-1e999999999",
+        "1e-999999999",
+        "1e9_9_9_9_9_9_9_9_9",
+        "1e+0000000000999999999",
+        "1e\u0669\u0669\u0669\u0669\u0669\u0669\u0669\u0669\u0669",
+        "1/1e\uff19\uff19\uff19\uff19\uff19\uff19\uff19\uff19\uff19",
+        "9" * 101,
+        10**400,
+        "1e999",
+        "0x1p3",
+        "\u0668/255",
+        "",
+        "True",
+        None,
+    ],
+)
+def test_numbers_that_take_forever_or_are_none_are_refused_at_once(text):
+    before = time.process_time()
+    with pytest.raises(ValueError, match="eps is"):
+        ThreatModel("l2", text)
+    assert time.process_time() - before < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1_0/2_0", 0.5),
+        ("1e-0000000002", 0.01),
+        (" 8/255 ", 8 / 255),
+        ("+0.5", 0.5),
+        (1, 1.0),
+        (np.float64(0.25), 0.25),
+        (np.float32(0.5), 0.5),
+        (np.int64(1), 1.0),
+        ("1e-999", 0.0),
+        (5e-324, 5e-324),
+    ],
+)
+def test_numbers_of_every_kind_are_read(value, expected):
+    threat_model = ThreatModel("linf", value)
+    assert threat_model.eps == expected
+    assert type(threat_model.eps) is float
 
 
 def test_l2_may_be_longer_than_a_pixel_is_wide():
