@@ -1,9 +1,9 @@
-"""The mathematics of finding adversarial examples: one attack, one file. Imported as `robustbench_local.attacks`."""
+"""Adversarial attacks, one file each. Import this package as `robustbench_local.attacks`."""
 
 if __name__ != "robustbench_local.attacks":
     raise ImportError(
-        f"this folder is the package 'robustbench_local.attacks', not {__name__!r}: "
-        "use 'from robustbench_local.attacks import pgd', started from anywhere but inside this checkout's folders"
+        f"this directory is the package 'robustbench_local.attacks', not {__name__!r}: write "
+        "'from robustbench_local.attacks import pgd', and do not start Python inside this checkout's directories"
     )
 
 # The import registers an attack in ATTACKS: a new one needs its file and one line here.

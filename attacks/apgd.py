@@ -1,5 +1,6 @@
-"""APGD: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks" (ICML 2020).
+"""APGD, the paper by Croce and Hein (ICML 2020).
+
+"Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks".
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from robustbench_local.attacks.pgd import projected_step
 from robustbench_local.attacks.threat_model import ThreatModel
 
 MOMENTUM, ENOUGH = 0.75, 0.75
-"""The paper's alpha, and its rho: the share of steps since the last checkpoint that must have raised the loss."""
+"""The paper's alpha, and its rho: the fraction of steps since the last checkpoint that must have raised the loss."""
 
 
 @functools.cache
 def checkpoints(steps: int) -> frozenset[int]:
-    """The steps after which the step size may be halved: 22 % in, then ever closer, never closer than 6 %."""
+    """The steps after which the step size may be halved: at 22 %, then at intervals that shrink to 6 % of all steps."""
     percent, length = [22], 22
     while percent[-1] + length <= 100:
         length = max(length - 3, 6)
@@ -44,12 +45,13 @@ def checkpoints(steps: int) -> frozenset[int]:
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class APGD:
-    """PGD with momentum whose step size, 2 eps at first, is halved where the loss has stopped rising.
+    """PGD with momentum whose step size, initially 2 · eps, is halved when the loss stops rising.
 
-    steps: gradients per run. restarts: independent random starts. loss: a name in `losses.LOSSES`. targets: how many
-    wrong classes to steer to, one in each run; `loss=dlr,targets=9` is the paper's APGD-T. Where a step size is halved
-    the search goes on from the point of the highest loss. The values of scaled-ce are each on a scale of their own, so
-    with it the halving knows less of progress than with the others.
+    After halving, the search continues from the point with the highest loss.
+
+    steps: gradients per run. restarts: independent runs with a random start. loss: a name in `losses.LOSSES`; values of
+    scaled-ce are hard to compare between steps, so with it the halving works less well. targets: number of wrong
+    classes to target, one per run; `loss=dlr,targets=9` is the paper's APGD-T.
     """
 
     name: ClassVar[str] = "apgd"
@@ -66,7 +68,7 @@ class APGD:
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:
         images, labels, keys, _ = rows
         noise = threat_model.geometry.random_start(images, threat_model.eps, keys)
-        # As the authors' code does, every start lies on the ball's surface.
+        # As in the authors' code, every start is on the surface of the ball.
         noise = noise * expand_rows(
             threat_model.eps / nonzero(threat_model.geometry.distance(noise), noise.dtype), noise
         )
@@ -103,7 +105,7 @@ class APGD:
         }
         points, gradient, state = self._halve(state, gradient)
         moved = projected_step(points, gradient, state["step_size"], state["images"], threat_model)
-        # The very first step has no direction to keep.
+        # The first step has no previous direction.
         keep = expand_rows(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
         moved = points + (1 - keep) * (moved - points) + keep * (points - state["before"])
         return {
@@ -114,7 +116,7 @@ class APGD:
         }
 
     def _halve(self, state: State, gradient: Tensor) -> tuple[Tensor, Tensor, State]:
-        """At a checkpoint: half the step where the loss rose too seldom, or is no higher than at the last one."""
+        """Halve the step size at a checkpoint if the loss rose too rarely, or is no higher than at the last one."""
         due = torch.stack([state["step"] == mark for mark in checkpoints(self.steps)]).any(0)
         seldom = state["rises"] < ENOUGH * state["since"]
         stuck = ~state["halved"] & (state["top_loss"] <= state["top_at_checkpoint"])

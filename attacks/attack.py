@@ -1,4 +1,4 @@
-"""What an attack is: something that advances a batch of independent samples, one step at a time."""
+"""The interface of an attack, which advances a batch of independent samples one step at a time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from robustbench_local.attacks.threat_model import ThreatModel
 
 Model = Callable[[Tensor], Tensor]
 State = dict[str, Tensor]
-"""Tensors whose leading dimension is rows: `images`, `labels`, `keys` and `targets` of the `Rows` it began with,
-`points` (where the search stands), `best_points` and `best_margin` (the point nearest to success among those the model
-has seen), `step`, and what the attack adds."""
+"""Tensors whose first dimension is rows: `images`, `labels`, `keys` and `targets` as in `Rows`; `points`, the current
+iterate; `best_points` and `best_margin`, the evaluated point with the smallest margin; `step`; and the attack's own."""
 
 
 class Rows(NamedTuple):
-    """What an attack begins with, a row for every sample.
+    """The input of an attack, one row per sample.
 
-    images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], the random numbers' keys. targets:
-    int64 [rows], the class that an attack with targets steers to; the others do not look at it.
+    images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], keys of the random numbers. targets:
+    int64 [rows], the class to reach, for targeted attacks; others ignore it.
     """
 
     images: Tensor
@@ -36,19 +35,18 @@ class Rows(NamedTuple):
 
 
 class Named(Protocol):
-    """Whatever has a name and, as a frozen dataclass, settings: an attack, a training method."""
+    """A frozen dataclass with a name, whose fields are settings: an attack or a training method."""
 
     @property
     def name(self) -> str: ...
 
 
 class Attack(Named, Protocol):
-    """Hyper-parameters are the fields of a frozen dataclass; all that changes lives in the state.
+    """Hyper-parameters are the fields of a frozen dataclass; everything that changes is in the state.
 
-    `steps` counts calls of `step`. A row may leave after any of them and another may take its place, so `step` treats
-    every row by its own state alone. The point reached by the last step has not been seen by the model: whoever
-    drives the attack evaluates it. `targets` is how many wrong classes the attack steers to, one in each of its runs,
-    from the likeliest on; 0 for an attack that only leads away from the label.
+    `steps` is the number of calls of `step`. After each of them the engine may replace rows, so `step` uses every row's
+    own state only. The model has not evaluated the last step's points: the caller does. `targets` is the number of
+    wrong classes to target, one per run, the most likely first; 0 for an untargeted attack.
     """
 
     @property
@@ -70,7 +68,7 @@ ATTACKS: Registry[Attack] = Registry()
 
 
 def initial_state(rows: Rows, points: Tensor) -> State:
-    """The part of the state that every attack has."""
+    """The entries of the state that every attack has."""
     return {
         **rows._asdict(),
         "points": points,
@@ -81,7 +79,7 @@ def initial_state(rows: Rows, points: Tensor) -> State:
 
 
 def keep_best(state: State, margin: Tensor) -> State:
-    """The state after the model has been asked about `points`: the best point of every row is kept."""
+    """The state after the model has evaluated `points`, whose margin is [rows]: each row keeps its best point."""
     better = margin < state["best_margin"]
     return {
         **state,
@@ -91,7 +89,7 @@ def keep_best(state: State, margin: Tensor) -> State:
 
 
 class ValueAndGrad(NamedTuple):
-    """What one forward and one backward pass tell of `points`: margin and loss [rows], gradient like points."""
+    """The result of one forward and one backward pass at `points`: margin and loss [rows], gradient like points."""
 
     margin: Tensor
     loss: Tensor
@@ -101,10 +99,9 @@ class ValueAndGrad(NamedTuple):
 def value_and_grad(
     model: Model, threat_model: ThreatModel, loss: str, state: State, *, aimed: bool = False
 ) -> ValueAndGrad:
-    """The margin at `points`, the loss to climb and its gradient. aimed: steer to the rows' `targets`.
+    """The margin at `points`, the loss to maximize and its gradient, as `gradient_of` defines it.
 
-    A model whose output does not depend on its input by way of differentiable operations has gradient 0, and so has
-    a pixel whose gradient is not a finite number. Raises RuntimeError in inference mode, where nothing has gradients.
+    loss: a name in `losses.LOSSES`. aimed: use the rows' `targets`. Raises RuntimeError in inference mode.
     """
     aims = state["targets"] if aimed else None
 
@@ -117,7 +114,7 @@ def value_and_grad(
 def value_and_grad_of(
     model: Model, threat_model: ThreatModel, climb: Callable[[Tensor], Tensor], state: State
 ) -> ValueAndGrad:
-    """The same for any loss: climb takes logits [rows, classes] and gives the values to climb, [rows]."""
+    """The same for any loss. climb: logits [rows, classes] -> the values to maximize, [rows]."""
     logits: list[Tensor] = []
 
     def objective(points: Tensor) -> Tensor:
@@ -167,37 +164,42 @@ def run_steps(
 
 
 def require_counts(attack: Attack) -> None:
-    """Raises ValueError where an attack has no step, no restart, or fewer than no targets."""
+    """Raises ValueError for an attack with fewer than 1 step or restart, or a negative number of targets."""
     for name, least in (("steps", 1), ("restarts", 1), ("targets", 0)):
         if getattr(attack, name) < least:
             raise ValueError(f"{name} is {getattr(attack, name)}, but must be at least {least}")
 
 
 def settings(attack: Named | type[Named]) -> dict[str, object]:
-    """Every hyper-parameter of an attack by name."""
+    """All hyper-parameters of an attack, by name."""
     return {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}  # type: ignore[arg-type]
 
 
 def spec_text(attack: Named) -> str:
-    """The attack, or the method, as the command line writes it: its name, then whatever departs from its defaults."""
-    return _written(attack, settings(attack))
+    """The attack or method as the command line writes it: its name, then the settings that differ from the defaults."""
+    return _spec(attack, settings(attack))
 
 
 def random_keys(attack: Attack, seed: int, indices: Tensor, number: int) -> Tensor:
-    """The samples' random keys in the run of that number, int64 [rows]."""
+    """The keys of the samples' random numbers in run `number`, int64 [rows]."""
     return sample_keys(seed, indices, random_stream_name(attack), number)
 
 
 def random_stream_name(attack: Attack) -> str:
-    """The attack but for its restarts and targets, which have no say in random numbers: more begin like fewer."""
-    given = {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}
-    return _written(attack, given)
+    """The attack's spec without restarts and targets.
+
+    Random numbers do not depend on these two: an attack with more restarts begins with the runs of one with fewer.
+    """
+    return _spec(
+        attack, {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}
+    )
 
 
 def top_wrong_classes(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
-    """The classes worth steering to, int64 [rows, rivals], by falling logits; only the target where there is one.
+    """The classes to target, int64 [rows, targets], in descending order of their logits.
 
-    logits: float [rows, classes] of the images themselves. labels: int64 [rows].
+    Only the threat model's target if it has one. logits: float [rows, classes] of the clean images. labels: int64
+    [rows].
     """
     if threat_model.target is not None:
         return torch.full_like(labels, threat_model.target)[:, None]
@@ -208,22 +210,22 @@ def top_wrong_classes(logits: Tensor, labels: Tensor, threat_model: ThreatModel)
 
 
 def number_of_runs(attack: Attack, classes: int) -> int:
-    """How often an attack goes over a sample that stands: every restart steers to every target once.
+    """The number of runs on a sample that is not fooled before: every restart uses every target once.
 
-    classes: how many there are to steer to, at least 1.
+    classes: number of classes to choose targets from, at least 1.
     """
     return attack.restarts * max(1, min(attack.targets, classes))
 
 
 def target_for_run(attack: Attack, number: int, rivals: Tensor) -> Tensor:
-    """The class that the run of that number steers to, int64 [rows]; rivals: as from `likeliest`."""
+    """The target class of run `number`, int64 [rows]. rivals: the result of `top_wrong_classes`."""
     return rivals[:, number % max(1, min(attack.targets, rivals.shape[1]))]
 
 
-def _written(attack: Named, given: dict[str, object]) -> str:
+def _spec(attack: Named, values: dict[str, object]) -> str:
     defaults = settings(type(attack)())
-    departures = [f"{name.replace('_', '-')}={value}" for name, value in given.items() if value != defaults[name]]
-    return ":".join(filter(None, [attack.name, ",".join(departures)]))
+    changes = [f"{name.replace('_', '-')}={value}" for name, value in values.items() if value != defaults[name]]
+    return ":".join(filter(None, [attack.name, ",".join(changes)]))
 
 
 def run(
@@ -236,30 +238,30 @@ def run(
     seed: int = 0,
     indices: Tensor | None = None,
 ) -> Tensor:
-    """Attack one batch and return, for every image, the point nearest to success: a success wherever one was found.
+    """Attack one batch and return for every image the point with the smallest margin of all runs.
 
     model: images -> logits, in eval mode. images: float [rows, ...] in the box. labels: int64 [rows]. indices: int64
-    [rows], the samples' places in their data set, which with the seed decide their random numbers (default 0, 1, …).
-    Returns float [rows, ...], inside ball and box. Restarts go only to images that still stand.
+    [rows], the samples' positions in their dataset, by default 0, 1, ...; with the seed they decide the random numbers.
+    Returns float [rows, ...], inside ball and box. Only images that are not yet fooled get another run.
     """
     indices = torch.arange(len(images), device=images.device) if indices is None else indices
     with torch.no_grad():
         rivals = top_wrong_classes(model(images), labels, threat_model) if attack.targets else labels[:, None]
     best_points, best_margin = images.clone(), images.new_full((len(images),), float("inf"))
-    standing = torch.arange(len(images), device=images.device)
+    robust = torch.arange(len(images), device=images.device)
     for number in range(number_of_runs(attack, rivals.shape[1])):
         keys, targets = (
-            random_keys(attack, seed, indices[standing], number),
-            target_for_run(attack, number, rivals[standing]),
+            random_keys(attack, seed, indices[robust], number),
+            target_for_run(attack, number, rivals[robust]),
         )
-        state = attack.start(threat_model, Rows(images[standing], labels[standing], keys, targets))
+        state = attack.start(threat_model, Rows(images[robust], labels[robust], keys, targets))
         state = run_steps(attack, model, threat_model, state)
         with torch.no_grad():
             state = keep_best(state, threat_model.margin(model(state["points"]), state["labels"]))
-        better = state["best_margin"] < best_margin[standing]
-        best_points[standing[better]] = state["best_points"][better]
-        best_margin[standing[better]] = state["best_margin"][better]
-        standing = standing[best_margin[standing] >= 0]
-        if not len(standing):
+        better = state["best_margin"] < best_margin[robust]
+        best_points[robust[better]] = state["best_points"][better]
+        best_margin[robust[better]] = state["best_margin"][better]
+        robust = robust[best_margin[robust] >= 0]
+        if not len(robust):
             break
     return best_points

@@ -1,5 +1,6 @@
-"""Down instead of up: Chen et al., "Adversarial attack on attackers: post-process to mitigate black-box score-based
-query attacks" (NeurIPS 2022) show how logits can be bent, with no class changed, until their loss leads astray.
+"""Descent on the loss, against the defense of Chen et al., "Adversarial attack on attackers" (NeurIPS 2022).
+
+That defense changes logits, but no predicted class, so that the loss misleads score-based attacks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from robustbench_local.attacks.threat_model import ThreatModel
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class Descent(PGD):
-    """PGD that descends its loss: on an honest model it makes images safer, on one whose loss is turned round it wins.
+    """PGD that minimizes its loss: it succeeds only on models whose loss falls towards adversarial examples.
 
     The settings are PGD's.
     """

@@ -1,5 +1,6 @@
-"""The inner attack of TRADES: Zhang et al., "Theoretically principled trade-off between robustness and accuracy"
-(ICML 2019).
+"""The inner attack of TRADES, the paper by Zhang et al. (ICML 2019).
+
+"Theoretically principled trade-off between robustness and accuracy".
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from robustbench_local.attacks.attack import Model, Rows, State, ValueAndGrad, i
 from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.threat_model import ThreatModel
 
-NEAR = 0.001
-"""The standard deviation of the start around the image, in pixels: at the image the divergence has gradient 0."""
+START_NOISE = 0.001
+"""Standard deviation of the start around the image, in pixel units: at the image the divergence has gradient 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DivergencePGD(PGD):
-    """PGD that leads predictions away from given ones, whatever the labels are: it climbs KL(reference || prediction).
+    """PGD that maximizes KL(reference || prediction): it changes the predictions, whatever the labels are.
 
-    The state holds the `reference`, float [rows, classes] of probabilities, which whoever starts the attack adds to it.
-    What it climbs and where it starts are no settings here: loss, random_start and targets are refused.
+    The caller adds `reference` to the state after `start`: probabilities, float [rows, classes]. Loss and start are
+    fixed, so the settings loss, random_start and targets are refused.
     """
 
     name: ClassVar[str] = "divergence-pgd"
@@ -32,10 +33,10 @@ class DivergencePGD(PGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss != "ce" or not self.random_start or self.targets:
-            raise ValueError(f"{self.name} has one loss and one start: leave out loss, random_start and targets")
+            raise ValueError(f"{self.name} has a fixed loss and start: leave out loss, random_start and targets")
 
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:
-        noise = NEAR * randomness.normal(rows.keys, rows.images.shape[1:])
+        noise = START_NOISE * randomness.normal(rows.keys, rows.images.shape[1:])
         points = threat_model.project(rows.images + noise, rows.images)
         state = initial_state(rows, points)
         return {**state, "before": points} if self.momentum else state

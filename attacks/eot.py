@@ -17,12 +17,12 @@ from robustbench_local.attacks.threat_model import ThreatModel
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class EOT(PGD):
-    """PGD along the mean gradient of several looks, for models that answer at random or whose gradients are shattered.
+    """PGD along the mean gradient of several draws, for random models and for models with shattered gradients.
 
-    draws: looks of every step. radius: how far around the point they are taken, as a share of eps: 0 for a random
-    model, whose looks differ by themselves; more, for one whose gradient changes from point to point without saying
-    where the loss rises. What counts of a random model's point is its mean margin over the draws. The other settings
-    are PGD's.
+    draws: gradients averaged in each step. radius: distance of the draws from the point, as a fraction of eps. Use 0
+    for a random model, whose draws differ by themselves, and more for a model whose gradient changes from point to
+    point without a trend. The margin of a point is the mean over the draws; with a radius, the margin at the point
+    itself. The other settings are PGD's.
     """
 
     name: ClassVar[str] = "eot"
@@ -38,18 +38,16 @@ class EOT(PGD):
         if self.draws < 1:
             raise ValueError(f"draws is {self.draws}, but must be at least 1")
         if not 0 <= self.radius <= 1:
-            raise ValueError(f"radius is {self.radius}, but must be between 0 and 1, a share of eps")
+            raise ValueError(f"radius is {self.radius}, but must be between 0 and 1, as a fraction of eps")
 
     def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
-        looks = [
-            super(EOT, self)._evaluate(model, threat_model, self._moved(threat_model, state, n))
-            for n in range(self.draws)
-        ]
-        margin, loss, gradient = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
-        return ValueAndGrad(looks[0].margin if self.radius else margin, loss, gradient)
+        evaluate = super()._evaluate
+        draws = [evaluate(model, threat_model, self._draw(threat_model, state, draw)) for draw in range(self.draws)]
+        margin, loss, gradient = (torch.stack(parts).mean(0) for parts in zip(*draws, strict=True))
+        return ValueAndGrad(draws[0].margin if self.radius else margin, loss, gradient)
 
-    def _moved(self, threat_model: ThreatModel, state: State, draw: int) -> State:
-        """The first look is at the point itself, the others around it."""
+    def _draw(self, threat_model: ThreatModel, state: State, draw: int) -> State:
+        """The state with the points of one draw: draw 0 is at the points themselves, the others are around them."""
         if not self.radius or not draw:
             return state
         keys = fold_in(fold_in(state["keys"], state["step"]), torch.full_like(state["step"], draw))

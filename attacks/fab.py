@@ -26,7 +26,7 @@ from robustbench_local.attacks.norms import NORMS, Box, Norm, expand_rows, nonze
 from robustbench_local.attacks.threat_model import ThreatModel
 
 SMALLEST = 1e-12
-"""Below this a pixel's share of the largest gradient is rounding."""
+"""Gradients smaller than this fraction of the largest one are treated as rounding errors."""
 
 
 def _least_linf(gain: Tensor, weights: Tensor, room: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def _least_l2(gain: Tensor, weights: Tensor, room: Tensor) -> Tensor:
 
 
 def _least_l1(gain: Tensor, weights: Tensor, room: Tensor) -> Tensor:
-    """The heaviest pixels first, each as far as it can go."""
+    """Pixels in descending order of their weights, each moved as far as its room allows."""
     weights, order = weights.sort(dim=1, descending=True, stable=True)
     room = room.gather(1, order)
     gains = weights * room
@@ -48,10 +48,10 @@ def _least_l1(gain: Tensor, weights: Tensor, room: Tensor) -> Tensor:
 
 
 def _rise(gain: Tensor, weights: Tensor, speeds: Tensor, room: Tensor) -> Tensor:
-    """min(level · speeds, room) with the lowest level that gives the gain, which is piecewise linear in the level."""
+    """min(level · speeds, room) for the lowest level that gives the gain, which is piecewise linear in the level."""
     stops, order = torch.where(speeds > 0, room / speeds.clamp_min(SMALLEST), 0).sort(dim=1)
     gains = (weights * room).gather(1, order)
-    stopped = gains.cumsum(1) - gains  # by the pixels that have reached their room before this one
+    stopped = gains.cumsum(1) - gains  # the gain of the pixels that reach their room before this one
     rates = (weights * speeds).gather(1, order).flip(1).cumsum(1).flip(1)  # of this pixel and those after it
     short = stopped + stops * rates < gain[:, None]
     at = short.sum(1, keepdim=True).clamp_max(weights.shape[1] - 1)
@@ -61,19 +61,19 @@ def _rise(gain: Tensor, weights: Tensor, speeds: Tensor, room: Tensor) -> Tensor
 
 
 LEAST: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"linf": _least_linf, "l2": _least_l2, "l1": _least_l1}
-"""(gain, weights, room) -> moves: those of least norm, each between 0 and its pixel's room, with Σ weights · moves =
-gain. gain: [rows]; the others: [rows, pixels], none negative, the weights at most 1. Where no moves give the gain,
-every pixel that has a weight moves as far as it can."""
+"""(gain, weights, room) -> moves of least norm, each between 0 and its pixel's room, with Σ weights · moves = gain.
+gain: [rows]; the others: [rows, pixels], not negative, weights at most 1. Where no moves give the gain, every pixel
+with a positive weight moves as far as its room allows."""
 
 DUAL: dict[str, Norm] = {"linf": NORMS["l1"], "l2": NORMS["l2"], "l1": NORMS["linf"]}
-"""A linear function's value divided by this length of its gradient is the distance to where it is 0."""
+"""The dual norm: the distance to a hyperplane is the value there divided by the dual norm of the gradient."""
 
 
 def to_hyperplane(norm: str, points: Tensor, values: Tensor, gradient: Tensor, box: Box) -> Tensor:
-    """The shortest perturbation to where values + gradient · perturbation is 0, or, if that is outside the box, to the
-    box's corner nearest to it.
+    """The shortest perturbation inside the box that solves values + gradient · perturbation = 0.
 
-    points, gradient: float [rows, ...], the points in the box. values: float [rows]. Returns float like points.
+    Where the box holds no solution, the perturbation that comes closest to it. points, gradient: float [rows, ...], the
+    points in the box. values: float [rows]. Returns float like points.
     """
     flat, places = gradient.flatten(1), points.flatten(1)
     scale = nonzero(flat.abs().amax(1), flat.dtype)
@@ -86,18 +86,17 @@ def to_hyperplane(norm: str, points: Tensor, values: Tensor, gradient: Tensor, b
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class FAB:
-    """Walks to the decision boundary wherever that is, then along it to where it comes nearest to the image.
+    """A walk to the decision boundary and along it, to the adversarial example nearest to the image.
 
-    Each step takes the boundary for flat, moves past it and a little towards the point where it would be nearest to
-    the image; from an adversarial point the walk first turns back towards the image. It may leave the ball; what counts
-    is an adversarial point inside.
+    Each step linearizes the boundary, moves past it, and moves towards the boundary point nearest to the image. From an
+    adversarial point the walk first goes back towards the image. It may leave the ball; only points inside count.
 
-    steps: of each run. restarts: independent runs; a single one starts at the image, each of several at a random point
-    half as far from it as the ball's edge. targets: how many wrong classes to steer to, one in each run (the paper's
-    FAB-T), with one forward and one backward pass a step; with 0 each step goes to the nearest of all boundaries, with
-    two forward passes and a backward pass for every wrong class. alpha_max: the most that a step may go to the image's
-    nearest point instead of its own. eta: how far past the boundary a step goes, as a multiple of the way to it. beta:
-    how much of the perturbation is left after turning back.
+    steps: steps per run. restarts: independent runs; a single one starts at the image, each of several at a random
+    point of the ball with half the radius. targets: number of wrong classes to target, one per run (the paper's FAB-T),
+    for one forward and one backward pass per step; with 0 each step goes to the nearest of all boundaries, for two
+    forward passes and one backward pass per wrong class. alpha_max: largest weight of the step from the image against
+    the step from the current point. eta: overshoot, as a multiple of the distance to the boundary. beta: fraction of
+    the perturbation that is kept when the walk goes back.
     """
 
     name: ClassVar[str] = "fab"
@@ -128,78 +127,77 @@ class FAB:
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         images, walk = state["images"], state["walk"]
         if self.targets or threat_model.target is not None:
-            # One look serves both: it says whether to turn back, and, as the boundary is near, how it lies there too.
-            seen = walk
-            margin, values, slope = value_and_grad(model, threat_model, "margin", {**state, "points": seen}, aimed=True)
-            state = self._note(threat_model, state, seen, margin)
-            walk = self._turn_back(images, seen, margin)
+            # One evaluation is enough: the boundary is near, so its linearization also holds after going back.
+            origin = walk
+            evaluated = {**state, "points": origin}
+            margin, values, slope = value_and_grad(model, threat_model, "margin", evaluated, aimed=True)
+            state = self._record(threat_model, state, origin, margin)
+            walk = self._go_back(images, origin, margin)
         else:
-            # Which boundary is nearest is not the same before and after turning back, so this needs a look of its own.
+            # Going back can change which boundary is nearest, so this takes two evaluations.
             with torch.no_grad():
                 margin = threat_model.margin(model(walk.clone()), state["labels"])
-            state = self._note(threat_model, state, walk, margin)
-            seen = walk = self._turn_back(images, walk, margin)
-            margin, values, slope = nearest_boundary(model, threat_model, seen, state["labels"])
-            state = self._note(threat_model, state, seen, margin)
-        walk = self._move(threat_model, images, seen, walk, values, slope)
+            state = self._record(threat_model, state, walk, margin)
+            origin = walk = self._go_back(images, walk, margin)
+            margin, values, slope = nearest_boundary(model, threat_model, origin, state["labels"])
+            state = self._record(threat_model, state, origin, margin)
+        # The difference of logits, which is 0 on the linearized boundary, at the walk and at the images.
+        values = values.to(walk.dtype).nan_to_num(0.0)
+        at_walk = values + (slope * (walk - origin)).flatten(1).sum(1)
+        at_images = values + (slope * (images - origin)).flatten(1).sum(1)
+        walk = self._move(threat_model, images, walk, (at_walk, at_images), slope)
         return {**state, "walk": walk, "points": self._last(threat_model, state, walk), "step": state["step"] + 1}
 
-    def _turn_back(self, images: Tensor, walk: Tensor, margin: Tensor) -> Tensor:
+    def _go_back(self, images: Tensor, walk: Tensor, margin: Tensor) -> Tensor:
         return torch.where(expand_rows(margin < 0, walk), images.lerp(walk, self.beta), walk)
 
-    def _note(self, threat_model: ThreatModel, state: State, seen: Tensor, margin: Tensor) -> State:
-        """The state after a look: only points in the ball count, but the nearest success anywhere is remembered."""
-        length = threat_model.geometry.distance(to_float64(seen) - to_float64(state["images"])).to(seen.dtype)
-        inside = _inside(threat_model, seen, state["images"])
-        counted = keep_best({**state, "points": seen}, torch.where(inside, margin, float("inf")))
+    def _record(self, threat_model: ThreatModel, state: State, points: Tensor, margin: Tensor) -> State:
+        """The state after evaluating points: the best point inside the ball, and the nearest success anywhere."""
+        length = threat_model.geometry.distance(to_float64(points) - to_float64(state["images"])).to(points.dtype)
+        inside = _inside(threat_model, points, state["images"])
         nearer = (margin < 0) & (length < state["length"])
         return {
-            **counted,
-            "nearest": torch.where(expand_rows(nearer, seen), seen, state["nearest"]),
+            **keep_best({**state, "points": points}, torch.where(inside, margin, float("inf"))),
+            "nearest": torch.where(expand_rows(nearer, points), points, state["nearest"]),
             "length": torch.where(nearer, length, state["length"]),
         }
 
     def _move(
-        self, threat_model: ThreatModel, images: Tensor, seen: Tensor, walk: Tensor, values: Tensor, slope: Tensor
+        self, threat_model: ThreatModel, images: Tensor, walk: Tensor, values: tuple[Tensor, Tensor], slope: Tensor
     ) -> Tensor:
-        """The walk's next point. values, slope: the difference at the points seen, and its gradient there."""
+        """The next point of the walk. values: the linearized difference of logits at the walk and at the images."""
         norm, box = threat_model.norm, threat_model.box
-        values = values.to(walk.dtype).nan_to_num(0.0)
-        at_walk = values + (slope * (walk - seen)).flatten(1).sum(1)
-        at_images = values + (slope * (images - seen)).flatten(1).sum(1)
-        onward = to_hyperplane(norm, walk, at_walk, slope, box)
-        direct = to_hyperplane(norm, images, at_images, slope, box)
-        far, near = (threat_model.geometry.distance(way).clamp_min(1e-8) for way in (direct, onward))
-        alpha = expand_rows((near / (near + far)).clamp_max(self.alpha_max), walk)
-        moved = (1 - alpha) * (walk + self.eta * onward) + alpha * (images + self.eta * direct)
-        return torch.where(moved.isfinite(), moved, images).clamp(*box)
+        from_walk = to_hyperplane(norm, walk, values[0], slope, box)
+        from_images = to_hyperplane(norm, images, values[1], slope, box)
+        far, near = (threat_model.geometry.distance(step).clamp_min(1e-8) for step in (from_images, from_walk))
+        α = expand_rows((near / (near + far)).clamp_max(self.alpha_max), walk)
+        next_point = (1 - α) * (walk + self.eta * from_walk) + α * (images + self.eta * from_images)
+        return torch.where(next_point.isfinite(), next_point, images).clamp(*box)
 
     def _last(self, threat_model: ThreatModel, state: State, walk: Tensor) -> Tensor:
-        """What to ask the model about if no step follows: the walk if it is in the ball, or else the nearest success
-        brought into it, which the boundary may just allow.
-        """
+        """The point to evaluate if no step follows: the walk if in the ball, else the nearest success, projected."""
         images = state["images"]
-        found = state["length"].isfinite() & ~_inside(threat_model, walk, images)
-        return threat_model.project(torch.where(expand_rows(found, walk), state["nearest"], walk), images)
+        outside = state["length"].isfinite() & ~_inside(threat_model, walk, images)
+        return threat_model.project(torch.where(expand_rows(outside, walk), state["nearest"], walk), images)
 
 
 def _inside(threat_model: ThreatModel, points: Tensor, images: Tensor) -> Tensor:
-    """Which points lie in the ball, bool [rows]."""
+    """Which points are in the ball, bool [rows]."""
     return threat_model.geometry.distance(to_float64(points) - to_float64(images)) <= threat_model.eps
 
 
 def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, labels: Tensor) -> ValueAndGrad:
-    """The margin at the points, and by how much the logit of one other class exceeds the label's, with its gradient.
+    """The margin at the points, and the logit of another class minus the label's, with its gradient.
 
-    It is the class whose boundary is nearest if the model is taken for linear. One forward pass, and a backward pass
-    for every class but one. Raises RuntimeError in inference mode.
+    That class is the one whose boundary is nearest according to the linearized model. Costs one forward pass, and one
+    backward pass per wrong class. Raises RuntimeError in inference mode.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("an attack needs gradients: call it outside torch.inference_mode()")
     points = points.detach().requires_grad_(True)
     with torch.enable_grad():
-        told = model(points.clone())  # a leaf of the graph may not be changed in place, which some models do
-        logits, own = threat_model.without_reject_class(told, labels)
+        all_logits = model(points.clone())  # some models change their input in place, which a leaf must not be
+        logits, own = threat_model.without_reject_class(all_logits, labels)
     values, slope = points.new_zeros(len(points)), torch.zeros_like(points)
     nearest = torch.full_like(values, float("inf"))
     classes = logits.shape[1]
@@ -216,7 +214,7 @@ def nearest_boundary(model: Model, threat_model: ThreatModel, points: Tensor, la
         nearer = distance < nearest
         nearest, values = torch.where(nearer, distance, nearest), torch.where(nearer, ahead, values)
         slope = torch.where(expand_rows(nearer, slope), gradient, slope)
-    return ValueAndGrad(threat_model.margin(told.detach(), labels), values, slope)
+    return ValueAndGrad(threat_model.margin(all_logits.detach(), labels), values, slope)
 
 
 fab = attack_function(FAB)

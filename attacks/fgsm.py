@@ -14,7 +14,7 @@ from robustbench_local.attacks.threat_model import ThreatModel
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class FGSM:
-    """One step of length eps from the image itself, along the steepest direction of the norm.
+    """One step of length eps from the image, along the norm's steepest direction.
 
     loss: a name in `losses.LOSSES`.
     """
@@ -26,7 +26,7 @@ class FGSM:
     loss: str = "ce"
 
     def __post_init__(self) -> None:
-        PGD(loss=self.loss)  # the same losses are allowed
+        PGD(loss=self.loss)  # raises for an unknown loss
 
     def _single_step(self, threat_model: ThreatModel) -> PGD:
         return PGD(steps=1, step_size=threat_model.eps, loss=self.loss, random_start=False)

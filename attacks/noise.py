@@ -1,6 +1,4 @@
-"""Random points of the ball: what no attack may be weaker than (Carlini et al., "On evaluating adversarial robustness",
-arXiv:1902.06705).
-"""
+"""Random noise, the baseline of Carlini et al., "On evaluating adversarial robustness" (arXiv:1902.06705)."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ from robustbench_local.attacks.threat_model import ThreatModel
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Independent random points, one every step: by turns uniform in the ball, and as far out as the ball goes.
+    """Independent random points of the ball, one per step: alternately uniform, and on the surface.
 
-    steps: points of each run, one forward pass each. restarts: further runs.
+    No attack should be weaker. steps: points per run, each for one forward pass. restarts: number of runs.
     """
 
     name: ClassVar[str] = "noise"
@@ -35,20 +33,20 @@ class Noise:
 
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:
         state = initial_state(rows, rows.images)
-        return {**state, "points": self._drawn(threat_model, state)}
+        return {**state, "points": self._random_points(threat_model, state)}
 
     @torch.no_grad()
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         state = keep_best(state, threat_model.margin(model(state["points"]), state["labels"]))
         state = {**state, "step": state["step"] + 1}
-        return {**state, "points": self._drawn(threat_model, state)}
+        return {**state, "points": self._random_points(threat_model, state)}
 
-    def _drawn(self, threat_model: ThreatModel, state: State) -> Tensor:
+    def _random_points(self, threat_model: ThreatModel, state: State) -> Tensor:
         images, keys = state["images"], fold_in(state["keys"], state["step"])
         noise = threat_model.geometry.random_start(images, threat_model.eps, keys).to(images.dtype)
         length = torch.full_like(state["best_margin"], threat_model.eps)
-        far = threat_model.geometry.steepest(noise, images, length, threat_model.box)
-        noise = torch.where(expand_rows(state["step"] % 2 == 1, noise), far, noise)
+        on_surface = threat_model.geometry.steepest(noise, images, length, threat_model.box)
+        noise = torch.where(expand_rows(state["step"] % 2 == 1, noise), on_surface, noise)
         return threat_model.project(images + noise, images)
 
 

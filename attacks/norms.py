@@ -1,4 +1,4 @@
-"""What a norm knows: lengths, projections, steepest directions and random starts. Nothing else asks which norm it is.
+"""Norms: lengths, projections, steepest directions and random starts. All other code is independent of the norm.
 
 Shapes: images, points, perturbations and gradients are float32 [rows, ...] of any image rank; lengths are [rows].
 Units: pixels in the box, so `eps` is in the units of the images.
@@ -23,19 +23,19 @@ def expand_rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def nonzero(lengths: Tensor, dtype: torch.dtype) -> Tensor:
-    """Lengths that can be divided by: zero becomes the smallest positive number."""
+    """Lengths to divide by: zero becomes the smallest positive number."""
     return lengths.clamp_min(torch.finfo(dtype).tiny)
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """The same numbers in float64, where the device has it."""
+    """The same numbers in float64, if the device supports it."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 
 def _inside(images: Tensor, perturbation: Tensor, box: Box) -> Tensor:
-    """Images + perturbation in the box, every pixel rounded towards its image, so that no length ever grows.
+    """Images + perturbation in the box, every pixel rounded towards its image, so that no length grows.
 
-    Rounded to nearest, a perturbation of 150,000 pixels ends up to 1e-5 longer than its ball is wide.
+    Rounded to nearest, a perturbation of 150,000 pixels can become 1e-5 longer than the radius of its ball.
     """
     points = (images + perturbation.to(images.dtype)).clamp(*box)
     outside = (to_float64(points) - to_float64(images)).abs() > perturbation.abs()
@@ -43,28 +43,30 @@ def _inside(images: Tensor, perturbation: Tensor, box: Box) -> Tensor:
 
 
 class Norm(ABC):
-    """One ℓp norm. Every method treats each row by itself."""
+    """An ℓp norm. Every method treats rows independently."""
 
     name: str
 
     @abstractmethod
     def distance(self, perturbation: Tensor) -> Tensor:
-        """Length of every row's perturbation, [rows]."""
+        """The norm of every row's perturbation, [rows]."""
 
     @abstractmethod
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
-        """Points inside the ball of radius eps around images and inside the box; those that are there already stay."""
+        """Points projected into the ball of radius eps around images and into the box; points inside do not change."""
 
     @abstractmethod
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:
-        """The step of every row's length, [rows], along which its loss rises fastest; 0 where the gradient is 0."""
+        """The step of the length of every row, [rows], that increases the loss most; 0 where the gradient is 0."""
 
     @abstractmethod
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
-        """A perturbation drawn uniformly from the ball, one for each key."""
+        """A perturbation drawn uniformly from the ball, one per key."""
 
 
 class Linf(Norm):
+    """The largest absolute change of a pixel."""
+
     name = "linf"
 
     def distance(self, perturbation: Tensor) -> Tensor:
@@ -81,19 +83,21 @@ class Linf(Norm):
 
 
 class L2(Norm):
+    """The Euclidean norm."""
+
     name = "l2"
 
     def distance(self, perturbation: Tensor) -> Tensor:
         return perturbation.flatten(1).norm(dim=1)
 
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
-        """First onto the ball, then into the box: clipping moves every pixel towards its image, so it stays inside."""
+        """First into the ball, then into the box: clipping moves pixels towards their images, inside the ball."""
         perturbation = to_float64(points) - to_float64(images)
         lengths = nonzero(self.distance(perturbation), perturbation.dtype)
         return _inside(images, perturbation * expand_rows((eps / lengths).clamp(max=1), perturbation), box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
-        # Scaled by the largest entry first: the square of a tiny gradient would vanish in float32.
+        # Divided by the largest entry first: the square of a tiny gradient would underflow in float32.
         scaled = gradient / expand_rows(nonzero(gradient.flatten(1).abs().amax(1), gradient.dtype), gradient)
         return scaled * expand_rows(length / nonzero(self.distance(scaled), gradient.dtype), gradient)
 
@@ -105,8 +109,10 @@ class L2(Norm):
 
 
 class L1(Norm):
-    """Steps are sparse, as in Tramèr and Boneh, "Adversarial training and robustness for multiple perturbations"
-    (NeurIPS 2019): spread over at least a hundredth of the pixels, those with the largest gradients.
+    """The sum of absolute changes; its steps are sparse.
+
+    A step changes the pixels with the largest gradients, at least 1 % of all: Tramèr and Boneh, "Adversarial training
+    and robustness for multiple perturbations" (NeurIPS 2019).
     """
 
     name = "l1"
@@ -118,14 +124,14 @@ class L1(Norm):
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """The nearest point of ball and box together (Croce and Hein, "Mind the box", ICML 2021).
 
-        It is sign(δ) · clip(|δ| - λ, 0, room) with the smallest λ >= 0 that keeps the length within eps. One after the
-        other would not do: what the box cuts off would be lost to the pixels that can still use it.
+        It is sign(δ) · clip(|δ| - λ, 0, room) with the smallest λ >= 0 for which the length is at most eps. Projecting
+        into one after the other would waste the length that clipping to the box removes.
         """
         places = to_float64(images).flatten(1)
         perturbation = to_float64(points).flatten(1) - places
         sizes = perturbation.abs()
         room = torch.where(perturbation > 0, box[1] - places, places - box[0])
-        # As λ falls, pixel i grows from λ = |δ_i| on and stops growing at λ = |δ_i| - room_i.
+        # As λ decreases, pixel i grows from λ = |δ_i| on and stops growing at λ = |δ_i| - room_i.
         marks, order = torch.cat([sizes, sizes - room], dim=1).sort(dim=1, descending=True)
         growing = torch.where(order < sizes.shape[1], 1.0, -1.0).to(sizes.dtype).cumsum(1)
         steps = growing[:, :-1] * (marks[:, :-1] - marks[:, 1:])
@@ -133,13 +139,13 @@ class L1(Norm):
         last = ((lengths <= eps).sum(1, keepdim=True) - 1).clamp_min(0)
         slope = growing.gather(1, last).clamp_min(1)
         threshold = (marks.gather(1, last) - (eps - lengths.gather(1, last)) / slope).clamp_min(0)
-        moved = torch.minimum((sizes - threshold).clamp_min(0), room) * perturbation.sign()
-        return _inside(images, moved.view_as(images), box)
+        δ = torch.minimum((sizes - threshold).clamp_min(0), room) * perturbation.sign()
+        return _inside(images, δ.view_as(images), box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:
-        """Pixels in falling order of their gradients, each up to its share of the length or the edge of the box.
+        """Pixels in descending order of their gradients, each up to its share of the length or the edge of the box.
 
-        A pixel that is nearly at the edge would otherwise take its share of the step again and again and not move.
+        Without the edge of the box, a pixel close to it would use its share of every step without moving.
         """
         flat, places = gradient.flatten(1), points.flatten(1)
         room = torch.where(flat > 0, box[1] - places, places - box[0])
@@ -148,8 +154,8 @@ class L1(Norm):
         order = flat.abs().argsort(dim=1, descending=True, stable=True)
         most = most.gather(1, order)
         before = most.cumsum(1) - most
-        taken = torch.minimum(most, (length - before).clamp_min(0))
-        return (torch.zeros_like(flat).scatter(1, order, taken) * flat.sign()).view_as(gradient)
+        sizes = torch.minimum(most, (length - before).clamp_min(0))
+        return (torch.zeros_like(flat).scatter(1, order, sizes) * flat.sign()).view_as(gradient)
 
     def random_start(self, images: Tensor, eps: float, keys: Tensor) -> Tensor:
         shape = images.shape[1:]

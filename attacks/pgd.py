@@ -36,8 +36,8 @@ def projected_step(
     [1, ...] for a common center; the ball is around them. Returns float like points. Where the gradient is 0, the point
     is only projected.
     """
-    moved = points + threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
-    return threat_model.project(moved, images)
+    step = threat_model.geometry.steepest(gradient, points, lengths, threat_model.box)
+    return threat_model.project(points + step, images)
 
 
 def ascend(
@@ -55,7 +55,7 @@ def ascend(
     objective: points float [rows, ...] -> values [rows], each of them a function of its own row alone. It is called
     exactly once a step, with gradients on, so a closure can record what it computes at every iterate. start: float
     [rows, ...] in ball and box. images: float like start, or [1, ...]. step_sizes: in pixel units.
-    Returns the last point, float like start, which the objective has not seen: evaluate it too. Raises RuntimeError in
+    Returns the last point, float like start, which the objective has not evaluated yet. Raises RuntimeError in
     inference mode.
     """
     points = start
@@ -74,13 +74,13 @@ def cosine_step_sizes(first: float, steps: int) -> list[float]:
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Steps along the steepest direction, projected back into ball and box.
+    """Projected gradient ascent: steps along the norm's steepest direction, projected into ball and box.
 
-    steps: gradients per run. restarts: independent random starts. step_size: in pixel units; by default 2.5 · eps /
-    steps, which can cross the ball and come back. loss: a name in `losses.LOSSES`. random_start: begin at a uniform
-    point of the ball instead of the image. schedule: "constant", or "cosine" for step sizes that fall along half a
-    cosine to 0, by default from 2 · eps. momentum: the share of the step before that is taken again (Croce and Hein,
-    ICML 2020, take 0.25 in APGD). targets: how many wrong classes to steer to, one in each run.
+    steps: gradients per run. restarts: independent runs with a random start. step_size: in pixel units; by default
+    2.5 · eps / steps, enough to cross the ball and come back. loss: a name in `losses.LOSSES`. random_start: start at a
+    uniform point of the ball instead of the image. schedule: "constant", or "cosine" for step sizes that fall along
+    half a cosine to 0, by default from 2 · eps. momentum: fraction of the previous step that is added (0.25 in APGD,
+    Croce and Hein, ICML 2020). targets: number of wrong classes to target, one per run; 0 is an untargeted attack.
     """
 
     name: ClassVar[str] = "pgd"
@@ -96,7 +96,7 @@ class PGD:
     def __post_init__(self) -> None:
         require_counts(self)
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"{self.restarts} restarts without a random start would all be the same attack")
+            raise ValueError(f"restarts is {self.restarts}, but without a random start all runs would be the same")
         if self.step_size is not None and not self.step_size >= 0:
             raise ValueError(f"step_size is {self.step_size}, but must be at least 0")
         if self.loss not in LOSSES:
@@ -117,19 +117,19 @@ class PGD:
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         margin, _, gradient = self._evaluate(model, threat_model, state)
         state = keep_best(state, margin)
-        points, lengths = state["points"], self._lengths(threat_model.eps, state["step"])
-        moved = projected_step(points, gradient, lengths, state["images"], threat_model)
+        points, lengths = state["points"], self._step_sizes(threat_model.eps, state["step"])
+        next_points = projected_step(points, gradient, lengths, state["images"], threat_model)
         if self.momentum:
-            ahead = moved.lerp(points, self.momentum).add(points - state["before"], alpha=self.momentum)
-            moved = threat_model.project(ahead, state["images"])
+            with_momentum = next_points.lerp(points, self.momentum).add(points - state["before"], alpha=self.momentum)
+            next_points = threat_model.project(with_momentum, state["images"])
             state = {**state, "before": points}
-        return {**state, "points": moved, "step": state["step"] + 1}
+        return {**state, "points": next_points, "step": state["step"] + 1}
 
     def _evaluate(self, model: Model, threat_model: ThreatModel, state: State) -> ValueAndGrad:
         return value_and_grad(model, threat_model, self.loss, state, aimed=self.targets > 0)
 
-    def _lengths(self, eps: float, step: Tensor) -> Tensor:
-        """The next step's length of every row, float32 [rows]."""
+    def _step_sizes(self, eps: float, step: Tensor) -> Tensor:
+        """The size of every row's next step, float32 [rows]. step: int64 [rows]."""
         if self.schedule == "constant":
             size = 2.5 * eps / self.steps if self.step_size is None else self.step_size
             return torch.full(step.shape, size, device=step.device)

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a sample, not to a batch.
+"""Random numbers per sample, independent of the batch.
 
 Every number is a hash (SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014) of a key and a counter. A key is made from (seed, sample index, attack, restart), so what a sample
-draws does not depend on the batch it sits in, on the order of samples, on the device or on the number of processes.
+OOPSLA 2014) of a key and a counter. The key is computed from (seed, sample index, attack, restart), so a sample's
+random numbers do not depend on its batch, the order of samples, the device or the number of processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """The same 64 bits read as a signed integer, which is what torch's int64 holds."""
+    """The same 64 bits as a signed integer, torch's int64."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -24,12 +24,12 @@ _MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift: int64 shifts drag the sign along, so those bits are masked away."""
+    """Logical right shift: int64 shifts copy the sign bit, so these bits are masked."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's output function: int64 of any shape -> int64, one to one, each bit in reaching each bit out."""
+    """SplitMix64's output function, a bijection of int64; every input bit affects every output bit."""
     z = (z ^ _shift(z, 30)) * _MULTIPLIERS[0]
     z = (z ^ _shift(z, 27)) * _MULTIPLIERS[1]
     return z ^ _shift(z, 31)
@@ -44,14 +44,14 @@ def hash_indices(seed: int, indices: Tensor) -> Tensor:
 def sample_keys(seed: int, indices: Tensor, attack: str, restart: int) -> Tensor:
     """The key of every sample for one restart of one attack.
 
-    indices: int64 [rows], the samples' places in their data set. Returns int64 [rows].
+    indices: int64 [rows], the samples' positions in their dataset. Returns int64 [rows].
     """
     digest = hashlib.sha256(f"{attack}\0{restart}".encode()).digest()
     return _mix(hash_indices(seed, indices) ^ _signed(int.from_bytes(digest[:8], "big")))
 
 
 def fold_in(keys: Tensor, steps: Tensor) -> Tensor:
-    """Other keys, one for every row's own step: int64 [rows], like keys and steps."""
+    """New keys from keys and every row's own step: int64 [rows], like both."""
     return _mix(_mix(keys) + (steps + 1) * _GAMMA)
 
 
@@ -64,6 +64,6 @@ def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], draw: int = 0) ->
 
 
 def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], draw: int = 0) -> Tensor:
-    """Standard normal float32 of shape [rows, *shape] (Box and Muller, 1958); uses up two uniform draws."""
+    """Standard normal float32 of shape [rows, *shape] (Box and Muller, 1958); uses two uniform draws."""
     radius = (-2 * torch.log1p(-uniform(keys, shape, 2 * draw))).sqrt()
     return radius * torch.cos(2 * math.pi * uniform(keys, shape, 2 * draw + 1))

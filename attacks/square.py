@@ -1,5 +1,7 @@
-"""Square: Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack
-via random search" (ECCV 2020); for ℓ1 as in Croce and Hein, "Mind the box" (ICML 2021).
+"""Square, the paper by Andriushchenko, Croce, Flammarion and Hein (ECCV 2020).
+
+"Square Attack: a query-efficient black-box adversarial attack via random search"; its ℓ1 form is that of Croce and
+Hein, "Mind the box" (ICML 2021).
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from robustbench_local.attacks.norms import expand_rows, nonzero
 from robustbench_local.attacks.threat_model import ThreatModel
 
 HALVINGS, SPAN = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), 10_000
-"""Past each of these steps, of so many in all, squares cover half as many pixels."""
-NOTHING = 1e-12
-"""A length that stands for 0 where one is divided by: what is as short stays so."""
+"""After each of these steps, out of `SPAN`, squares cover half as many pixels."""
+TINY = 1e-12
+"""Replaces a length of 0 in a division."""
 
 
 @ATTACKS.register
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Random search in squares: one is changed at a time, and stays changed where that brought success nearer.
+    """Black-box random search: change one square of pixels at a time, and keep the change if it reduces the margin.
 
-    It asks for logits alone, once a step, so missing or misleading gradients do not hinder it. steps: queries per run.
-    restarts: independent runs. share: of the pixels, how many the first squares cover; halved as `HALVINGS` says.
-    reschedule: with those numbers scaled from `SPAN` steps to `steps`.
+    It uses logits only, one query per step, so missing or misleading gradients have no effect. steps: queries per run.
+    restarts: independent runs. share: the fraction of pixels that the first squares cover; halved at `HALVINGS`.
+    reschedule: scale `HALVINGS` from `SPAN` steps to `steps`.
     """
 
     name: ClassVar[str] = "square"
@@ -69,14 +71,15 @@ class Square:
         return {**state, "points": points.reshape(state["points"].shape), "step": step + 1}
 
     def level(self, step: Tensor, halvings: Tensor) -> Tensor:
-        """How often squares have been halved at every row's step, int64 [rows]; halvings: `HALVINGS`."""
+        """The number of halvings at every row's step, int64 [rows]. halvings: `HALVINGS`."""
         return torch.bucketize(step * SPAN // self.steps if self.reschedule else step, halvings)
 
 
 def planes(images: Tensor) -> Tensor:
-    """[rows, channels, height, width] from that, from [rows, height, width] or from [rows, features], a line of pixels.
+    """Images as [rows, channels, height, width].
 
-    Raises ValueError for any other shape.
+    From that shape, [rows, height, width] or [rows, features], which become a single line of pixels. Raises ValueError
+    for any other shape.
     """
     if not 2 <= images.dim() <= 4:
         raise ValueError(
@@ -87,9 +90,9 @@ def planes(images: Tensor) -> Tensor:
 
 
 def sides(area: float, height: int, width: int, *, odd: bool) -> tuple[int, int]:
-    """Height and width of a square of that many pixels; where the image ends, of a rectangle that is longer instead.
+    """Height and width of a square of `area` pixels; a longer rectangle where the image is too small for the square.
 
-    odd: make both odd and at least 3, where the image is no smaller.
+    odd: make both odd and at least 3, unless the image is smaller.
     """
     side = math.sqrt(area)
     exact = (area / width if side > width else side, area / height if side > height else side)
@@ -98,10 +101,10 @@ def sides(area: float, height: int, width: int, *, odd: bool) -> tuple[int, int]
 
 
 class Sizes(NamedTuple):
-    """What depends on the number of halvings alone, for none to all of them.
+    """Tables that depend only on the number of halvings, from 0 to 9.
 
-    halvings: `HALVINGS`. sides: int64 [10, 2], heights and widths. bumps: [10 · 2 · height · width], as they are and
-    turned, at the upper left of an image that is 0 elsewhere; empty for a search without bumps.
+    halvings: `HALVINGS`. sides: int64 [10, 2], heights and widths of squares. bumps: [10 · 2 · height · width], upright
+    and transposed, at the upper left of an image that is 0 elsewhere.
     """
 
     halvings: Tensor
@@ -111,6 +114,7 @@ class Sizes(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def sizes_of(search: Search, share: float, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Sizes:
+    """The tables for images of this size, cached. share: as in `Square`."""
     areas = [share * height * width / 2**number for number in range(len(HALVINGS) + 1)]
     levels = [sides(area, height, width, odd=search.odd) for area in areas]
     bumps = torch.zeros(len(levels), 2, height, width)
@@ -122,7 +126,7 @@ def sizes_of(search: Search, share: float, height: int, width: int, dtype: torch
 
 
 class Windows(NamedTuple):
-    """A rectangle in the image of every row, int64 [rows] each."""
+    """One rectangle per row, int64 [rows] each."""
 
     top: Tensor
     left: Tensor
@@ -131,7 +135,7 @@ class Windows(NamedTuple):
 
     @classmethod
     def drawn(cls, draws: Tensor, sides: Tensor, images: Tensor) -> Windows:
-        """Anywhere in the image. draws: uniform [rows, 2]. sides: int64 [rows, 2], heights and widths."""
+        """Uniform in the image. draws: uniform [rows, 2]. sides: int64 [rows, 2], heights and widths."""
         height, width = images.shape[2:]
         (tall, broad), (down, across) = sides.unbind(1), draws.unbind(1)
         top, left = (down * (height - tall + 1)).long(), (across * (width - broad + 1)).long()
@@ -146,12 +150,12 @@ class Windows(NamedTuple):
         return (lines[:, :, None] * columns[:, None]).unsqueeze(1)
 
     def cut(self, tables: Tensor, choice: Tensor, images: Tensor) -> Tensor:
-        """What a table holds at its upper left, moved here: [rows, 1, height, width].
+        """The content of a table's upper left, moved to the window: [rows, 1, height, width].
 
-        tables: [tables · height · width], 0 beyond the window. choice: int64 [rows], which table.
+        tables: [tables · height · width], 0 outside the upper left. choice: int64 [rows], which table.
         """
         (height, width), device = images.shape[2:], images.device
-        # What comes before the window wraps around to where the table is 0.
+        # Positions before the window wrap around to where the table is 0.
         lines = (torch.arange(height, device=device) - self.top[:, None]) % height
         columns = (torch.arange(width, device=device) - self.left[:, None]) % width
         places = ((choice[:, None] * height + lines) * width)[:, :, None] + columns[:, None]
@@ -159,33 +163,33 @@ class Windows(NamedTuple):
 
 
 def signs(draws: Tensor) -> Tensor:
-    """-1 or 1, of the same shape. draws: uniform numbers."""
+    """-1 or 1, in the shape of draws, uniform numbers in [0, 1)."""
     return torch.where(draws < 0.5, -1.0, 1.0)
 
 
 class Search(ABC):
-    """What is tried in one norm. images, points: [rows, channels, height, width]. Every point is in ball and box."""
+    """The random search of one norm. images, points: [rows, channels, height, width]; all points in ball and box."""
 
     odd: ClassVar[bool]
-    """Whether the sides of squares are odd, so that a bump has a middle."""
+    """Whether the sides of squares are odd, so that a bump has a central pixel."""
 
     @abstractmethod
     def bump(self, tall: int, broad: int, *, turned: bool) -> Tensor:
-        """The shape of a change, [tall, broad]."""
+        """The shape of a change, [tall, broad]. turned: transposed."""
 
     @abstractmethod
     def first(self, threat_model: ThreatModel, images: Tensor, keys: Tensor) -> Tensor:
-        """Where the search begins."""
+        """The first points."""
 
     @abstractmethod
     def next(
         self, threat_model: ThreatModel, images: Tensor, best: Tensor, sizes: Sizes, level: Tensor, keys: Tensor
     ) -> Tensor:
-        """The best points with a change in one place. level: int64 [rows], how often the squares have been halved."""
+        """The best points, changed in one square. level: int64 [rows], the number of halvings."""
 
 
 class Stripes(Search):
-    """ℓ∞: vertical stripes at first, then squares of one colour; always at the edge of ball or box."""
+    """ℓ∞: start with vertical stripes, then squares of one color; every pixel at the edge of the ball or the box."""
 
     odd = False
 
@@ -202,31 +206,31 @@ class Stripes(Search):
         draws, eps = randomness.uniform(keys, (2 + images.shape[1],)), threat_model.eps
         square = Windows.drawn(draws[:, :2], sizes.sides[level], images)
         push = 2 * eps * signs(draws[:, 2:])[:, :, None, None] * square.mask(images)
-        # Not `project`, by which pixels outside of the square could move by a rounding error, time and again.
+        # Not `project`, which could move pixels outside the square by a rounding error in every step.
         return torch.clamp(best + push, images - eps, images + eps).clamp_(*threat_model.box)
 
 
 class Bumps(Search):
-    """ℓ2 and ℓ1: a grid of bumps at first; then one square takes up a bump, and what lay in another square."""
+    """ℓ2 and ℓ1: start with a grid of bumps; then a square gets a bump, with the budget of another square added."""
 
     odd = True
     order: ClassVar[int]
     fall: ClassVar[int]
-    """How fast a bump falls off: the step down from its layer k of pixels to layer k + 1 is 1 / k to this power."""
+    """How fast a bump decreases: from its layer k of pixels to layer k + 1 by 1 / k to this power."""
 
     @abstractmethod
-    def budget(self, whole: Tensor, held: Tensor, eps: float) -> Tensor:
-        """The new length of the square in every channel, [rows, channels].
+    def budget(self, whole: Tensor, both: Tensor, eps: float) -> Tensor:
+        """The new norm of the square in every channel, [rows, channels].
 
-        whole: [rows, 1], the perturbation's length. held: [rows, channels], the length of what lay in both squares.
+        whole: [rows, 1], the norm of the perturbation. both: [rows, channels], its norm inside both squares.
         """
 
     @abstractmethod
     def place(self, threat_model: ThreatModel, images: Tensor, perturbation: Tensor) -> Tensor:
-        """Points in ball and box that the perturbation leads to."""
+        """Images + perturbation, projected into ball and box."""
 
     def bump(self, tall: int, broad: int, *, turned: bool) -> Tensor:
-        """Two hills of opposite signs and equal lengths, one above the other or, turned, side by side; length 1."""
+        """Two hills of opposite signs and equal norms, one above the other or, turned, side by side; of norm 1."""
         if turned:
             return self.bump(broad, tall, turned=False).T
         upper, lower = (self._hill(height, broad) for height in (tall // 2, tall - tall // 2))
@@ -234,7 +238,7 @@ class Bumps(Search):
         return both / torch.linalg.vector_norm(both, self.order)
 
     def _hill(self, tall: int, broad: int) -> Tensor:
-        """Layers of pixels, square and ever higher, around the middle: [tall, broad], of length 1."""
+        """Square layers of pixels around the center, the higher the closer: [tall, broad], of norm 1."""
         down, across = ((torch.arange(size) - size // 2).abs() for size in (tall, broad))
         layer = torch.maximum(down[:, None], across)
         steps = torch.arange(1, max(tall // 2, broad // 2) + 2, dtype=torch.float64) ** -self.fall
@@ -264,42 +268,46 @@ class Bumps(Search):
         giver = Windows.drawn(draws[:, 2:4], sizes.sides[level], images)
 
         def lengths(perturbation: Tensor) -> Tensor:
-            return distance(perturbation.flatten(0, 1)).clamp_min(NOTHING).view(-1, channels, 1, 1)
+            return distance(perturbation.flatten(0, 1)).clamp_min(TINY).view(-1, channels, 1, 1)
 
         perturbation, inside = best - images, square.mask(images)
         old, kept = perturbation * inside, perturbation * ((1 - inside) * (1 - giver.mask(images)))
         bumps = square.cut(sizes.bumps, 2 * level + (draws[:, 4] < 0.5), images)
         whole = distance(perturbation).view(-1, 1, 1, 1)
         budget = self.budget(whole, lengths(perturbation.sub_(kept)), threat_model.eps)
-        # In place, like all that can be: where the model is small, fetching memory takes longer than arithmetic.
+        # In place wherever possible: for small models, allocating memory takes longer than the arithmetic.
         new = old.div_(lengths(old)).addcmul_(bumps, signs(draws[:, 5:])[:, :, None, None].to(old.dtype))
         return self.place(threat_model, images, new.mul_(budget / lengths(new)).add_(kept))
 
 
 class L2Bumps(Bumps):
+    """The search in ℓ2 balls."""
+
     order, fall = 2, 2
 
-    def budget(self, whole: Tensor, held: Tensor, eps: float) -> Tensor:
-        return ((eps**2 - whole**2).clamp_min(0) / held.shape[1] + held**2).sqrt()
+    def budget(self, whole: Tensor, both: Tensor, eps: float) -> Tensor:
+        return ((eps**2 - whole**2).clamp_min(0) / both.shape[1] + both**2).sqrt()
 
     def place(self, threat_model: ThreatModel, images: Tensor, perturbation: Tensor) -> Tensor:
-        # Not `distance`, whose norm adds up large images less exactly than a sum does.
-        lengths = perturbation.square().flatten(1).sum(1).sqrt().clamp_min(NOTHING)
+        # Not `distance`, which is less exact for large images than a sum.
+        lengths = perturbation.square().flatten(1).sum(1).sqrt().clamp_min(TINY)
         scale = radius(threat_model, images, self.order) / lengths
         return torch.addcmul(images, perturbation, expand_rows(scale, perturbation)).clamp_(*threat_model.box)
 
 
 class L1Bumps(Bumps):
+    """The search in ℓ1 balls."""
+
     order, fall = 1, 4
     rounds = 10
-    """How often the bracket around the projection's threshold is narrowed."""
+    """Iterations of the search for the projection's threshold."""
 
-    def budget(self, whole: Tensor, held: Tensor, eps: float) -> Tensor:
-        """More than there is to give wherever there are colours: the projection then makes the perturbation sparse."""
-        return (eps - whole).clamp_min(0) + held.shape[1] * held
+    def budget(self, whole: Tensor, both: Tensor, eps: float) -> Tensor:
+        """More than is available in images with several channels: the projection then makes the perturbation sparse."""
+        return (eps - whole).clamp_min(0) + both.shape[1] * both
 
     def place(self, threat_model: ThreatModel, images: Tensor, perturbation: Tensor) -> Tensor:
-        """Nearly what `project` gives, but without its sorting, which takes longer than a small model."""
+        """Nearly the same as `project`, without sorting, which takes longer than a small model."""
         low, high = threat_model.box
         sizes, sign, most = perturbation.abs(), perturbation.sign(), radius(threat_model, images, self.order)
         room = (sign * ((high - low) / 2)).add_((low + high) / 2).sub_(images).abs_()
@@ -315,9 +323,9 @@ class L1Bumps(Bumps):
             excess = shrunk(threshold).flatten(1).sum(1) - most
             beyond = excess > 0
             less, more = torch.where(beyond, threshold, less), torch.where(beyond, more, threshold)
-            # The secant method, but the end that stays weighs half, lest it stay for ever.
+            # Illinois method: the secant method, with the value at the end that does not change halved.
             over, under = torch.where(beyond, excess, over / 2), torch.where(beyond, under / 2, -excess)
-        # On the straight line between both ends lies a point of exactly the length allowed.
+        # The point of exactly the allowed length is on the line between both ends.
         longer, shorter = shrunk(less), shrunk(more)
         span, short = (longer - shorter).flatten(1).sum(1), most - shorter.flatten(1).sum(1)
         sizes = shorter.lerp_(longer, expand_rows((short / nonzero(span, span.dtype)).clamp(0, 1), images))
@@ -328,7 +336,7 @@ SEARCHES: dict[str, Search] = {"linf": Stripes(), "l2": L2Bumps(), "l1": L1Bumps
 
 
 def radius(threat_model: ThreatModel, images: Tensor, order: int) -> float:
-    """eps, less what the rounding of pixels and sums could add to a perturbation's length."""
+    """The radius eps minus what rounding of pixels and sums could add to the norm of a perturbation."""
     rounding = torch.finfo(images.dtype).eps
     pixels = rounding / 2 * max(map(abs, threat_model.box)) * math.prod(images.shape[1:]) ** (1 / order)
     return max(threat_model.eps * (1 - 8 * rounding) - pixels, 0.0)

@@ -1,6 +1,6 @@
-"""Named cascades. The order is that of successes per cost: each stage sees only what the ones before it left standing.
+"""Named suites of attacks. Each stage runs only on images that are not yet fooled; the most cost-effective run first.
 
-A suite that has been published under a version never changes; a better one gets the next version.
+A published version of a suite never changes; a better suite gets the next version.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ Role = Literal["search", "follow-up", "probe", "tail", "solver", "diagnostic", "
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One attack of a suite and what it is run on.
+    """One attack of a suite, and the samples it runs on.
 
-    attack: as the command line writes it. share: of the standing samples, those whose margin is smallest; the rest is
-    taken to be out of reach. least, most: never fewer or more samples than that. role: a "follow-up" runs only where
-    the stage before it has broken more than `MOVING` of its samples; a "probe" that breaks more than `MASKED` of
-    samples on which the search has failed shows that gradients cannot be trusted; a "tail" runs only where they
-    cannot; a "solver" only on networks that it can take. No suite holds a "diagnostic", which is run after every suite
-    to see how far it can be believed, or an "adaptive" attack, which is run where a diagnostic found a reason to.
+    attack: as the command line writes it. share: the fraction of samples not yet fooled to attack, those with the
+    smallest margins. least, most: bounds on their number. role: a "search" always runs. A "follow-up" runs only if the
+    stage before it fooled more than `MOVING` of its samples. A "probe" that fools more than `MASKED` of its samples,
+    where gradient attacks failed, shows gradient masking; a "tail" runs only then. A "solver" runs only on networks
+    that it supports. No suite contains a "diagnostic", which checks for gradient masking after every suite, or an
+    "adaptive" attack, which runs if a check fails.
     """
 
     attack: str
@@ -31,10 +31,10 @@ class Stage:
 
 
 MOVING = 0.002
-"""The share of its samples that a stage must break for a follow-up to be worth its cost."""
+"""The fraction of its samples that a stage must fool for a follow-up to be worth its cost."""
 MASKED = 0.02
-"""The share of its samples that a probe must break to show that gradients cannot be trusted. Fewer, on a large set, are
-the last few that a cheap search leaves behind on any model."""
+"""The fraction of its samples that a probe must fool to show gradient masking. On a large dataset, a cheap search
+leaves fewer than that on any model."""
 
 _ROUND = (
     "pgd:steps=20,schedule=cosine,momentum=0.25,restarts=10",
@@ -44,7 +44,7 @@ UNTIL_NOTHING_MOVES = (
     *(Stage(attack=attack) for attack in _ROUND),
     *(Stage(attack=attack, role="follow-up") for _ in range(4) for attack in _ROUND),
 )
-"""Rounds of restarts, each begun only where the one before has still broken something."""
+"""Rounds of restarts; each runs only if the one before still fooled samples."""
 
 SUITES: dict[str, dict[int, tuple[Stage, ...]]] = {
     "fast": {

@@ -1,4 +1,4 @@
-"""What the attacker may do."""
+"""The threat model: which perturbations the attacker may use, and what counts as success."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from robustbench_local.numbers import parse_eps
 class ThreatModel:
     """A ball around every image, the box of valid pixels, and what counts as success.
 
-    norm: "linf", "l2" or "l1". eps: the ball's radius in pixel units, a number or a text such as "8/255".
-    box: lowest and highest pixel value. target: the class that images must be taken for; without one, any wrong class
-    will do. source: with a target, the class whose images are attacked; without one, every class but the target.
-    reject: without a target, the class that stands for a refusal, which is no success: the image must be accepted.
+    norm: "linf", "l2" or "l1". eps: the ball's radius in pixel units, a number or a text such as "8/255". box: lowest
+    and highest pixel value. target: the class that the model must predict for success; by default any wrong class.
+    source: with a target, the class whose images are attacked; by default all classes but the target. reject: for
+    untargeted attacks, the class with which the model rejects an image; predicting it is no success.
     Raises ValueError for an unknown norm, an eps that is not a finite number of at least 0, or an L∞ eps wider than the
-    box, which is what 8 written for 8/255 looks like.
+    box, which is usually 8 instead of 8/255.
     """
 
     norm: str
@@ -37,13 +37,13 @@ class ThreatModel:
             raise ValueError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
         eps = parse_eps(self.eps, self.norm, self.box)
         if self.source is not None and self.target is None:
-            raise ValueError("a source class needs a target class: say which class its images must be taken for")
+            raise ValueError("a source class needs a target class: add the class that its images must be predicted as")
         if self.target is not None and self.target == self.source:
-            raise ValueError(f"source and target are both class {self.target}: an image of it is that already")
+            raise ValueError(f"source and target are both class {self.target}, but must be different classes")
         if self.reject is not None and self.reject < 0:
-            raise ValueError(f"the reject class is {self.reject}, but classes count from 0")
+            raise ValueError(f"the reject class is {self.reject}, but must be at least 0")
         if self.reject is not None and self.target is not None:
-            raise ValueError("a target is reached or not, so a reject class changes nothing: leave one of them out")
+            raise ValueError("a reject class has no effect on an attack with a target: leave one of them out")
         object.__setattr__(self, "eps_text", self.eps_text or str(self.eps))
         object.__setattr__(self, "eps", eps)
 
@@ -52,59 +52,57 @@ class ThreatModel:
         return NORMS[self.norm]
 
     def scaled(self, factor: float) -> ThreatModel:
-        """The same with a ball so many times as wide, though in L∞ never wider than the box."""
+        """The same threat model with eps multiplied by factor; in L∞, eps is at most the width of the box."""
         eps = self.eps * factor
         return replace(self, eps=min(eps, self.box[1] - self.box[0]) if self.norm == "linf" else eps, eps_text="")
 
     def project(self, points: Tensor, images: Tensor) -> Tensor:
-        """The points moved into the ball around their images and into the box."""
+        """The points, projected into the ball around their images and into the box."""
         return self.geometry.project(points, images, self.eps, self.box)
 
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """How far the attacker is from success, [rows] in logits: negative exactly where it has succeeded.
+        """The distance to success in logits, [rows]: negative exactly where the attacker has succeeded.
 
-        Success is what the prediction, the first of the highest logits, says: another class than the label and than
-        the reject class, or the target. Logits that are not numbers predict nothing, so they are a success unless there
-        is a target. All margins are finite numbers.
+        Success depends on the prediction, the first of the highest logits: it is the target or, without one, neither
+        the label nor the reject class. NaN logits predict no class: a success, unless there is a target. All margins
+        are finite.
         """
-        predicted, broken = logits.argmax(1), logits.isnan().any(1)
+        predicted, nan = logits.argmax(1), logits.isnan().any(1)
         if self.target is None:
-            margin, reached = (
-                losses.logit_margin(*self.without_reject_class(logits, labels)),
-                (predicted != labels) | broken,
-            )
+            margin = losses.logit_margin(*self.without_reject_class(logits, labels))
+            success = (predicted != labels) | nan
             if self.reject is not None:
-                reached &= (predicted != self.reject) | broken
+                success &= (predicted != self.reject) | nan
         else:
             target = torch.full_like(labels, self.target)
-            margin, reached = -losses.logit_margin(logits, target), (predicted == target) & ~broken
+            margin, success = -losses.logit_margin(logits, target), (predicted == target) & ~nan
         largest, smallest = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
-        margin = torch.where(broken, torch.where(reached, -largest, largest).to(margin.dtype), margin)
-        # Tied logits have margin 0 whichever of them is predicted.
-        return torch.where(reached, margin.clamp(-largest, -smallest), margin.clamp(0, largest))
+        margin = torch.where(nan, torch.where(success, -largest, largest).to(margin.dtype), margin)
+        # Tied logits have margin 0, whichever of them is predicted.
+        return torch.where(success, margin.clamp(-largest, -smallest), margin.clamp(0, largest))
 
     def without_reject_class(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and labels for an attacker whom a refusal does not help: the reject class is gone, and what must be
-        beaten is the higher of its logit and the label's. The same, where there is no reject class.
+        """Logits and labels without the reject class, for which no success is possible by rejection.
 
+        The label's logit becomes the higher of its own and the reject class's. Without a reject class, both unchanged.
         logits: float [rows, classes] -> [rows, classes - 1]. labels: int64 [rows].
         """
         if self.reject is None:
             return logits, labels
-        hurdle = torch.maximum(logits.gather(1, labels[:, None]), logits[:, self.reject, None])
+        highest = torch.maximum(logits.gather(1, labels[:, None]), logits[:, self.reject, None])
         kept = [number for number in range(logits.shape[1]) if number != self.reject]
-        return logits.scatter(1, labels[:, None], hurdle)[:, kept], labels - (labels > self.reject).long()
+        return logits.scatter(1, labels[:, None], highest)[:, kept], labels - (labels > self.reject).long()
 
     def number_of_targets(self, classes: int) -> int:
-        """How many of so many classes an attack can steer to."""
+        """How many of the model's classes an attack can target."""
         if self.target is not None:
             return 1
         return classes - 1 - (self.reject is not None)
 
     def attack_loss(self, loss: str, logits: Tensor, labels: Tensor, aims: Tensor | None = None) -> Tensor:
-        """The loss of that name with the sign that leads to success when it is climbed, [rows].
+        """The loss of that name, [rows], with the sign for which maximizing it leads to success.
 
-        aims: int64 [rows], classes to steer to; where any wrong class will do, the way there is the attack's choice.
+        aims: int64 [rows], classes to target; ignored if the threat model has a target.
         """
         if self.target is None:
             if aims is not None and self.reject is not None:
@@ -116,7 +114,7 @@ class ThreatModel:
         return -losses.LOSSES[loss](logits, torch.full_like(labels, self.target))
 
     def in_scope(self, labels: Tensor) -> Tensor:
-        """Which samples this threat speaks of, bool [rows]."""
+        """Which samples are attacked under this threat model, bool [rows]."""
         if self.target is None:
             return torch.ones_like(labels, dtype=torch.bool)
         return labels == self.source if self.source is not None else labels != self.target

@@ -1,9 +1,9 @@
-"""The mathematics of training robust classifiers: a method, a screenful. Imported as `robustbench_local.defenses`."""
+"""Training methods for robust classifiers, one file each. Import this package as `robustbench_local.defenses`."""
 
 if __name__ != "robustbench_local.defenses":
     raise ImportError(
-        f"this folder is the package 'robustbench_local.defenses', not {__name__!r}: "
-        "use 'from robustbench_local.defenses import PGDAT', started from anywhere but inside this checkout's folders"
+        f"this directory is the package 'robustbench_local.defenses', not {__name__!r}: write "
+        "'from robustbench_local.defenses import PGDAT', and do not start Python inside this checkout's directories"
     )
 
 # The import registers a method in OBJECTIVES or an add-on in ADD_ONS: a new one needs its file and one line here.

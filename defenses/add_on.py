@@ -1,4 +1,4 @@
-"""What an add-on is: a change to a training step that goes with any method, written `method+add-on`."""
+"""The interface of an add-on: a change to training steps that works with any method, as in `trades+awp`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robustbench_local.attacks.registry import Registry
 
 
 class AddOn(ABC):
-    """Hyper-parameters are the fields of a frozen dataclass; nothing is kept from one batch to the next."""
+    """Hyper-parameters are the fields of a frozen dataclass; no state is kept between batches."""
 
     name: ClassVar[str]
 

@@ -18,8 +18,8 @@ from robustbench_local.defenses.add_on import ADD_ONS, AddOn
 class AWP(AddOn):
     """Differentiate the loss at weights moved one step along its gradient, which flattens the loss around them.
 
-    It goes with any method: `trades+awp`. gamma: a layer's step as a multiple of the norm of its weights; 0.01 with
-    pgd-at, 0.005 with trades. warmup: number of first epochs without AWP.
+    It works with any method, as in `trades+awp`. gamma: a layer's step as a multiple of the norm of its weights, 0.01
+    with pgd-at and 0.005 with trades. warmup: number of first epochs without AWP.
     """
 
     name: ClassVar[str] = "awp"

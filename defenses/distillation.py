@@ -1,8 +1,8 @@
-"""Learning from a teacher's probabilities.
+"""Distillation: learning from a teacher's probabilities (Papernot et al., S&P 2016; Zi et al., ICCV 2021).
 
 Defensive distillation: Papernot et al., "Distillation as a defense to adversarial perturbations against deep neural
 networks" (S&P 2016). Broken by Carlini and Wagner, "Towards evaluating the robustness of neural networks" (S&P 2017):
-it hides gradients and moves no boundary. Here as the known-broken control, not as a defense to use.
+it masks gradients without moving the decision boundary. It is included as a broken control, not as a defense to use.
 RSLAD: Zi et al., "Revisiting adversarial robustness distillation: robust soft labels make student better" (ICCV 2021).
 """
 
@@ -22,11 +22,11 @@ from robustbench_local.defenses.standard import Standard
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class DefensiveDistillation(Objective):
-    """Known to be broken: looks robust because its gradients vanish. A control that every attack must see through.
+    """A broken defense, for comparison: its gradients vanish, but attacks that account for this succeed.
 
-    Student and teacher work at the same temperature, which is taken away afterwards: what is left are logits so many
-    times too large. The loss is multiplied by the temperature, so that its gradient to the logits stays as long.
-    Without a teacher given, one is trained first, by cross-entropy at the temperature.
+    Student and teacher are trained at the same temperature and used without it, so the logits are larger by that
+    factor. The loss is multiplied by the temperature, which keeps the size of its gradient with respect to the logits.
+    Without a teacher, one is trained first, with cross-entropy at the temperature.
     """
 
     name: ClassVar[str] = "defensive-distillation"
@@ -39,8 +39,8 @@ class DefensiveDistillation(Objective):
             raise ValueError(f"temperature is {self.temperature:g}, but must be above 0")
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
-        told = (context.teacher_logits(examples.images) / self.temperature).softmax(1)
-        loss = self.temperature * F.cross_entropy(context.logits(examples.images) / self.temperature, told)
+        soft_labels = (context.teacher_logits(examples.images) / self.temperature).softmax(1)
+        loss = self.temperature * F.cross_entropy(context.logits(examples.images) / self.temperature, soft_labels)
         return loss, {"distillation": loss.detach()}
 
     def own_teacher(self) -> Objective | None:
@@ -53,10 +53,10 @@ class DefensiveDistillation(Objective):
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class RSLAD(KLGuided):
-    """A robust teacher's probabilities on the clean images are the labels, on the images and on adversarial points.
+    """Use a robust teacher's probabilities for clean images as labels of these and of adversarial images.
 
-    clean: the share of the loss that looks at the images. steps, step_size: of the inner attack, which leads away from
-    the teacher's probabilities; step_size is in pixel units, by default 2.5 · eps / steps.
+    clean: weight of the clean images' loss, from 0 to 1. steps, step_size: of the inner attack, which maximizes the
+    divergence from the teacher's probabilities; step_size is in pixel units, by default 2.5 · eps / steps.
     """
 
     name: ClassVar[str] = "rslad"
@@ -68,15 +68,15 @@ class RSLAD(KLGuided):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.clean <= 1:
-            raise ValueError(f"clean is {self.clean:g}, but must be a share from 0 to 1")
+            raise ValueError(f"clean is {self.clean:g}, but must be from 0 to 1")
 
     def _reference(self, context: TrainingContext, images: Tensor) -> Tensor:
         return context.teacher_logits(images)
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
-        assert examples.reference_logits is not None, "the examples are this method's own"
-        told = examples.reference_logits.log_softmax(1)
-        clean = divergence(context.logits(examples.images), told).mean()
-        robust = divergence(context.logits(examples.adversarial), told).mean()
+        assert examples.reference_logits is not None, "set by `examples` of the same method"
+        soft_labels = examples.reference_logits.log_softmax(1)
+        clean = divergence(context.logits(examples.images), soft_labels).mean()
+        robust = divergence(context.logits(examples.adversarial), soft_labels).mean()
         parts = {"clean": clean.detach(), "adversarial": robust.detach()}
         return self.clean * clean + (1 - self.clean) * robust, parts

@@ -1,5 +1,6 @@
-"""HAT: Rade and Moosavi-Dezfooli, "Reducing excessive margin to achieve a better accuracy vs. robustness trade-off"
-(ICLR 2022).
+"""HAT, the paper by Rade and Moosavi-Dezfooli (ICLR 2022).
+
+"Reducing excessive margin to achieve a better accuracy vs. robustness trade-off".
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from robustbench_local.defenses.standard import Standard
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class HAT(KLGuided):
-    """TRADES with helper examples: points further out are taught to be what an ordinary network takes them for.
+    """TRADES with helper examples: more distant points labeled by a network without adversarial training.
 
-    That keeps the margin from growing beyond what robustness needs, which costs clean accuracy. The teacher is an
-    ordinary network; without one it is trained first. beta: what a moved prediction costs. gamma: what a helper costs.
-    reach: how far out helpers lie, in multiples of the perturbation. steps, step_size: of the inner attack; step_size
-    is in pixel units, by default 2.5 · eps / steps.
+    Helpers limit the margin to what robustness needs; a larger one costs clean accuracy. The teacher is a network from
+    standard training; without one it is trained first. beta: weight of the divergence. gamma: weight of the helpers'
+    loss. reach: distance of the helpers, as a multiple of the perturbation. steps, step_size: of the inner attack;
+    step_size is in pixel units, by default 2.5 · eps / steps.
     """
 
     name: ClassVar[str] = "hat"
@@ -45,9 +46,9 @@ class HAT(KLGuided):
         logits = context.logits(images)
         clean = context.cross_entropy(logits, examples.labels)
         drift = divergence(context.logits(points), logits.log_softmax(1)).mean()
-        helped = context.cross_entropy(context.logits(helpers), context.teacher_logits(points).argmax(1))
-        parts = {"clean": clean.detach(), "divergence": drift.detach(), "helpers": helped.detach()}
-        return clean + self.beta * drift + self.gamma * helped, parts
+        helper_loss = context.cross_entropy(context.logits(helpers), context.teacher_logits(points).argmax(1))
+        parts = {"clean": clean.detach(), "divergence": drift.detach(), "helpers": helper_loss.detach()}
+        return clean + self.beta * drift + self.gamma * helper_loss, parts
 
     def own_teacher(self) -> Objective | None:
         return Standard()

@@ -14,10 +14,10 @@ from robustbench_local.defenses.objective import OBJECTIVES, Examples, Parts, Tr
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class MART(MultiStep):
-    """A boosted cross-entropy at the adversarial point, and a drift that counts more the less the image is recognised.
+    """Boosted cross-entropy at the adversarial point, plus a divergence weighted by the clean image's error.
 
-    beta: what the drift of the prediction costs. steps, step_size: of the inner attack on the cross-entropy; step_size
-    is in pixel units, by default 2.5 · eps / steps.
+    beta: weight of the divergence. steps, step_size: of the inner attack on the cross-entropy; step_size is in pixel
+    units, by default 2.5 · eps / steps.
     """
 
     name: ClassVar[str] = "mart"
@@ -35,10 +35,11 @@ class MART(MultiStep):
         return {"clip_norm": 1.0}
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
-        labels, logits, moved = examples.labels, context.logits(examples.images), context.logits(examples.adversarial)
-        rivals = moved.softmax(1).scatter(1, labels[:, None], 0).amax(1)
-        # 1.0001 as in the authors' code: a rival that is certain still costs a finite amount.
-        boosted = context.cross_entropy(moved, labels) - (1.0001 - rivals).log().mean()
-        doubt = 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
-        drift = (divergence(moved, logits.log_softmax(1)) * doubt).mean()
-        return boosted + self.beta * drift, {"boosted": boosted.detach(), "divergence": drift.detach()}
+        labels, logits = examples.labels, context.logits(examples.images)
+        adversarial_logits = context.logits(examples.adversarial)
+        highest_wrong = adversarial_logits.softmax(1).scatter(1, labels[:, None], 0).amax(1)
+        # 1.0001 as in the authors' code: the loss stays finite for a wrong probability of 1.
+        boosted_loss = context.cross_entropy(adversarial_logits, labels) - (1.0001 - highest_wrong).log().mean()
+        error = 1 - logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+        drift = (divergence(adversarial_logits, logits.log_softmax(1)) * error).mean()
+        return boosted_loss + self.beta * drift, {"boosted": boosted_loss.detach(), "divergence": drift.detach()}

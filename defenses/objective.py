@@ -1,4 +1,4 @@
-"""What a training method is: a batch in, a loss and its named parts out."""
+"""The interface of a training method: from a batch to a loss and its named parts."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ Parts = dict[str, Tensor]
 
 @contextlib.contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode with frozen parameters, for an attack on it; afterwards every part is as it was.
+    """The model in eval mode with frozen parameters, for an attack; afterwards every module is as before.
 
-    Batch norm in eval mode lets an attack neither depend on the batch nor move the running statistics, and frozen
-    parameters spare it the gradients that nobody asks for.
+    With batch norm in eval mode, an attack neither depends on the batch nor changes the running statistics. Frozen
+    parameters save the computation of their gradients.
     """
     modes = [(module, module.training) for module in model.modules()]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield model
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """Who learns, and from whom.
+    """The model being trained and everything else that a loss depends on.
 
-    model: float [rows, ...] in the box -> logits [rows, classes], in train mode, its parameters to be differentiated
-    by. frozen_model: a context in which the same function stands still, in eval mode and with frozen parameters, for inner
-    attacks. teacher: a fixed classifier, for the methods that learn from one. label_smoothing: the share of a label's
-    mass that cross-entropies spread over all classes.
+    model: float [rows, ...] in the box -> logits [rows, classes], in train mode, with trainable parameters.
+    frozen_model: a context with the same function in eval mode and with frozen parameters, for inner attacks. teacher:
+    a fixed classifier, for distillation methods. label_smoothing: the fraction of a label's probability that
+    cross-entropies distribute over all classes.
     """
 
     model: Model
@@ -59,30 +59,31 @@ class TrainingContext:
 
     @classmethod
     def of(cls, network: nn.Module, threat_model: ThreatModel, *, teacher: Model | None = None) -> TrainingContext:
-        """A network as it is, attacked in its own arithmetic."""
+        """The context of a network that is trained and attacked in its own precision."""
         return cls(network, threat_model, lambda: frozen_eval(network), teacher)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def logits(self, images: Tensor) -> Tensor:
-        """The context's logits, float32: on CPUs autocast would leave the softmax of a loss in bfloat16."""
+        """The model's logits, float32: on CPUs autocast would compute the softmax of a loss in bfloat16."""
         return self.model(images).float()
 
     def teacher_logits(self, images: Tensor) -> Tensor:
         """The teacher's logits, float32."""
-        assert self.teacher is not None, "recipes give a teacher to every method that needs one"
+        assert self.teacher is not None, "recipes require a teacher for every method that needs one"
         with torch.no_grad():
             return self.teacher(images).float()
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A batch to be learnt from. adversarial: float like images, where an inner attack has led them, else the images.
+    """A batch after the inner attack.
 
     images: float [rows, ...] in the box. labels: int64 [rows]. keys: int64 [rows], the only source of random numbers.
-    replay: how often the weights have been updated with this batch before. reference_logits: float [rows, classes], the logits on
-    the images that the inner attack led away from, where it is one that does.
+    adversarial: float like images, the result of the inner attack; without one, the images. replay: number of previous
+    weight updates with this batch. reference_logits: float [rows, classes], the clean images' logits from which the
+    inner attack maximized the divergence, if it did.
     """
 
     images: Tensor
@@ -94,9 +95,9 @@ class Examples:
 
 
 class Objective(ABC):
-    """Hyper-parameters are the fields of a frozen dataclass; nothing is kept from one batch to the next.
+    """Hyper-parameters are the fields of a frozen dataclass; no state is kept between batches.
 
-    validation_metric: which accuracy on held-out images says that one epoch's weights are better than another's. needs_teacher: the
+    validation_metric: the accuracy on the hold-out by which the best epoch is selected. needs_teacher: whether the
     method learns from a teacher.
     """
 
@@ -105,23 +106,23 @@ class Objective(ABC):
     needs_teacher: ClassVar[bool] = False
 
     def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:  # noqa: ARG002
-        """The batch after the inner attack; without one, as it is. No gradient flows through this."""
+        """The batch after the inner attack, if the method has one. No gradient flows through it."""
         return Examples(images, labels, keys, images)
 
     @abstractmethod
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
-        """The mean loss of a batch, to be differentiated by the parameters, and its parts, detached scalars."""
+        """The mean loss of a batch, differentiable with respect to the parameters, and its parts, detached scalars."""
 
     def next_replay(self, context: TrainingContext, examples: Examples) -> Examples | None:  # noqa: ARG002
-        """What to learn from next with the same images, after the loss has been differentiated; None: fresh images."""
+        """The examples for another step with the same images, after the backward pass; None for the next batch."""
         return None
 
     def fallback(self) -> Objective | None:
-        """The method to go on with when this one has overfitted to its own single step; None: there is none."""
+        """The method to continue with after catastrophic overfitting; None if there is none."""
         return None
 
     def own_teacher(self) -> Objective | None:
-        """How the teacher is trained where none is given; None: one has to be given."""
+        """The method that trains a missing teacher; None if the user must provide one."""
         return None
 
     def training_defaults(self) -> dict[str, Any]:
@@ -146,7 +147,7 @@ OBJECTIVES: Registry[Objective] = Registry()
 
 
 class AdversarialCrossEntropy(Objective):
-    """The loss is cross-entropy at the points."""
+    """Cross-entropy at the adversarial points."""
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
         loss = context.cross_entropy(context.logits(examples.adversarial), examples.labels)
@@ -161,16 +162,16 @@ def inner_attack(
     keys: Tensor,
     *,
     reference: Tensor | None = None,
-    seen_as: Callable[[Model], Model] | None = None,
+    surrogate: Callable[[Model], Model] | None = None,
 ) -> Tensor:
-    """Where one run of the attack ends, float like images: `attack.steps` forward and backward passes, no more.
+    """The last iterate of one run of the attack, float like images: `attack.steps` forward and backward passes.
 
-    The last point and not the best one, because training pays for its forward pass anyway. reference: probabilities
-    [rows, classes] that the attack leads away from, where it is one that does. seen_as: what the attack is to be led by
-    instead of the network itself.
+    The last iterate, not the best one: evaluating it would cost another forward pass. reference: probabilities
+    [rows, classes] for an attack that maximizes the divergence from them. surrogate: turns the network into the model
+    to attack, such as a smoothed one.
     """
-    with context.frozen_model() as still:
-        model = seen_as(still) if seen_as else still
+    with context.frozen_model() as network:
+        model = surrogate(network) if surrogate else network
         state = attack.start(context.threat_model, Rows(images, labels, keys, labels))
         if reference is not None:
             state["reference"] = reference

@@ -10,15 +10,15 @@ from robustbench_local.defenses.multi_step import MultiStep
 from robustbench_local.defenses.objective import OBJECTIVES, Objective
 
 FEW_STEPS = 3
-"""Attacks of so few steps can still be overfitted to (Wong, Rice and Kolter, ICLR 2020)."""
+"""Up to this number of steps, catastrophic overfitting occurs (Wong, Rice and Kolter, ICLR 2020)."""
 
 
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(MultiStep):
-    """Cross-entropy at the point where PGD ends: the minimum over weights of the maximum over the ball.
+    """Cross-entropy at the last iterate of PGD: the minimum over weights of the maximum over the ball.
 
-    steps: gradients of the inner attack. step_size: in pixel units; by default 2.5 · eps / steps. random_start: begin
+    steps: gradients of the inner attack. step_size: in pixel units; by default 2.5 · eps / steps. random_start: start
     at a uniform point of the ball instead of the image.
     """
 

@@ -1,4 +1,4 @@
-"""Adversarial training with a single gradient: as fast as it gets, and liable to catastrophic overfitting.
+"""Single-step adversarial training (Wong, Rice and Kolter, ICLR 2020): fast, prone to catastrophic overfitting.
 
 FGSM-RS: Wong, Rice and Kolter, "Fast is better than free: revisiting adversarial training" (ICLR 2020).
 N-FGSM: de Jorge et al., "Make some noise: reliable and efficient single-step adversarial training" (NeurIPS 2022).
@@ -27,9 +27,9 @@ from robustbench_local.defenses.pgd_at import PGDAT
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class FGSMRS(AdversarialCrossEntropy):
-    """Cross-entropy after one step from a uniform point of the ball, projected back into it.
+    """Cross-entropy after one gradient step from a uniform point of the ball, projected into the ball.
 
-    step: the step's length in multiples of eps.
+    step: step size as a multiple of eps.
     """
 
     name: ClassVar[str] = "fgsm-rs"
@@ -49,9 +49,9 @@ class FGSMRS(AdversarialCrossEntropy):
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(AdversarialCrossEntropy):
-    """Cross-entropy after one step from strong noise, which is not taken back: the points lie outside the ball.
+    """Cross-entropy after one gradient step from strong noise, without projection: points may be outside the ball.
 
-    noise: how far the uniform noise reaches, in multiples of eps. step: the step's length, likewise.
+    noise: radius of the uniform noise as a multiple of eps. step: step size as a multiple of eps.
     """
 
     name: ClassVar[str] = "n-fgsm"
@@ -66,11 +66,11 @@ class NFGSM(AdversarialCrossEntropy):
         threat_model = context.threat_model
         noise = threat_model.geometry.random_start(images, self.noise * threat_model.eps, keys)
         noisy = (images + noise).clamp(*threat_model.box)
-        # The ball around the noisy image is wide enough for the step, so that nothing but the box cuts it.
+        # The ball around the noisy image contains the whole step, so only the box limits it.
         attack = PGD(steps=1, step_size=self.step * threat_model.eps, random_start=False)
-        wide = max(self.step, 1.0)
-        unbound = TrainingContext(context.model, threat_model.scaled(wide), context.frozen_model)
-        return Examples(images, labels, keys, inner_attack(attack, unbound, noisy, labels, keys))
+        wide = threat_model.scaled(max(self.step, 1.0))
+        inner_context = TrainingContext(context.model, wide, context.frozen_model)
+        return Examples(images, labels, keys, inner_attack(attack, inner_context, noisy, labels, keys))
 
     def fallback(self) -> Objective | None:
         return PGDAT(steps=2)
@@ -79,10 +79,10 @@ class NFGSM(AdversarialCrossEntropy):
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class FreeAT(AdversarialCrossEntropy):
-    """Every batch is learnt from several times; the gradient that moves the weights moves the points as well.
+    """Train on every batch several times; each backward pass updates both the weights and the points.
 
-    Shafahi et al., "Adversarial training for free!" (NeurIPS 2019). replays: how often. The points start afresh, at
-    random in the ball, with every batch; in the paper the perturbation is handed on to the next images.
+    Shafahi et al., "Adversarial training for free!" (NeurIPS 2019). replays: steps per batch. The points of every batch
+    start at random in the ball; in the paper they start from the perturbation of the previous batch.
     """
 
     name: ClassVar[str] = "free"
@@ -90,7 +90,7 @@ class FreeAT(AdversarialCrossEntropy):
 
     def __post_init__(self) -> None:
         if self.replays < 2:
-            raise ValueError(f"replays is {self.replays}, but must be at least 2: the first only finds a direction")
+            raise ValueError(f"replays is {self.replays}, but must be at least 2")
 
     def examples(self, context: TrainingContext, images: Tensor, labels: Tensor, keys: Tensor) -> Examples:
         threat_model = context.threat_model
@@ -101,11 +101,11 @@ class FreeAT(AdversarialCrossEntropy):
         if examples.replay + 1 >= self.replays:
             return None
         threat_model, points = context.threat_model, examples.adversarial.detach()
-        assert examples.adversarial.grad is not None, "the loss has been differentiated"
+        assert examples.adversarial.grad is not None, "set by the backward pass of the loss"
         gradient = examples.adversarial.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         lengths = torch.full((len(points),), threat_model.eps, device=points.device)
-        moved = projected_step(points, gradient, lengths, examples.images, threat_model).requires_grad_(True)
-        return Examples(examples.images, examples.labels, examples.keys, moved, examples.replay + 1)
+        points = projected_step(points, gradient, lengths, examples.images, threat_model).requires_grad_(True)
+        return Examples(examples.images, examples.labels, examples.keys, points, examples.replay + 1)
 
     def fallback(self) -> Objective | None:
         return NFGSM()

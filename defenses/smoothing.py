@@ -1,4 +1,4 @@
-"""Training for randomized smoothing, whose classifier is the network under Gaussian noise.
+"""Training for randomized smoothing (Cohen, Rosenfeld and Kolter, ICML 2019; Salman et al., NeurIPS 2019).
 
 Gaussian augmentation: Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized smoothing" (ICML
 2019). SmoothAdv: Salman et al., "Provably robust deep learning via adversarially trained smoothed classifiers"
@@ -24,7 +24,10 @@ from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Objective):
-    """Cross-entropy on the images under Gaussian noise of standard deviation sigma, in pixel units."""
+    """Cross-entropy on images with Gaussian noise.
+
+    sigma: standard deviation of the noise, in pixel units.
+    """
 
     name: ClassVar[str] = "gaussian"
     validation_metric: ClassVar[Literal["clean", "robust", "noisy"]] = "noisy"
@@ -44,10 +47,10 @@ class Gaussian(Objective):
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class SmoothAdv(MultiStep):
-    """Cross-entropy under noise at points that fool the smoothed classifier, estimated with a few draws of noise.
+    """Cross-entropy under noise at adversarial points of the smoothed classifier, estimated with a few draws.
 
-    sigma: of the noise, in pixel units. draws: of noise for every image, the same ones in attack and loss. steps,
-    step_size: of the inner attack; step_size is in pixel units, by default 2.5 · eps / steps.
+    sigma: standard deviation of the noise, in pixel units. draws: noise samples per image, the same in attack and loss.
+    steps, step_size: of the inner attack; step_size is in pixel units, by default 2.5 · eps / steps.
     """
 
     name: ClassVar[str] = "smooth-adv"
@@ -71,12 +74,12 @@ class SmoothAdv(MultiStep):
 
         def smoothed(model: Model) -> Model:
             def log_probabilities(points: Tensor) -> Tensor:
-                each = torch.stack([model(points + part).log_softmax(1) for part in noise])
-                return each.logsumexp(0) - math.log(self.draws)
+                draws = torch.stack([model(points + part).log_softmax(1) for part in noise])
+                return draws.logsumexp(0) - math.log(self.draws)
 
             return log_probabilities
 
-        points = inner_attack(self._attack(), context, images, labels, keys, seen_as=smoothed)
+        points = inner_attack(self._attack(), context, images, labels, keys, surrogate=smoothed)
         return Examples(images, labels, keys, points)
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
@@ -90,7 +93,7 @@ class SmoothAdv(MultiStep):
 
 
 def noisy(images: Tensor, sigma: float, keys: Tensor, draw: int) -> Tensor:
-    """The images under the noise of that draw: outside the box too, as the certificate has it."""
+    """The images plus noise of one draw. Not clipped to the box, like the noise of the certificate."""
     return images + sigma * randomness.normal(keys, images.shape[1:], draw)
 
 

@@ -1,4 +1,4 @@
-"""Standard training: cross-entropy on the images as they are. The baseline that every defense is measured against."""
+"""Standard training: cross-entropy on clean images. The baseline for every defense."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from robustbench_local.defenses.objective import OBJECTIVES, Examples, Objective
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class Standard(Objective):
-    """Cross-entropy on the images as they are; the threat model plays no part in it.
+    """Cross-entropy on clean images, independent of the threat model.
 
-    temperature: what the logits are divided by while training, and the loss multiplied by, so that its gradient to the
-    logits stays as long. Above 1 the logits of the finished network are as many times larger, which is how teachers of
-    defensive distillation are trained.
+    temperature: divides the logits during training. It also multiplies the loss, which keeps the size of its gradient
+    with respect to the logits. With a temperature above 1 the trained network has larger logits by that factor;
+    teachers of defensive distillation are trained like this.
     """
 
     name: ClassVar[str] = "standard"

@@ -14,9 +14,9 @@ from robustbench_local.defenses.objective import OBJECTIVES, Examples, Parts, Tr
 @OBJECTIVES.register
 @dataclass(frozen=True, kw_only=True)
 class TRADES(KLGuided):
-    """Cross-entropy on the images plus beta times how far the prediction moves: KL(f(x) || f(x')).
+    """Cross-entropy on clean images plus beta times the divergence KL(f(x) || f(x')) at adversarial points x'.
 
-    beta: what a moved prediction costs, against a wrong one. steps, step_size: of the inner attack on that divergence;
+    beta: weight of the divergence. steps, step_size: of the inner attack on that divergence;
     step_size is in pixel units, by default 2.5 · eps / steps.
     """
 
@@ -31,7 +31,7 @@ class TRADES(KLGuided):
             raise ValueError(f"beta is {self.beta:g}, but must be at least 0")
 
     def loss(self, context: TrainingContext, examples: Examples) -> tuple[Tensor, Parts]:
-        logits, moved = context.logits(examples.images), context.logits(examples.adversarial)
+        logits, adversarial_logits = context.logits(examples.images), context.logits(examples.adversarial)
         clean = context.cross_entropy(logits, examples.labels)
-        drift = divergence(moved, logits.log_softmax(1)).mean()
+        drift = divergence(adversarial_logits, logits.log_softmax(1)).mean()
         return clean + self.beta * drift, {"clean": clean.detach(), "divergence": drift.detach()}

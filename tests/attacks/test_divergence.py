@@ -11,7 +11,7 @@ from torch import nn
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.attack import Rows
-from robustbench_local.attacks.divergence import NEAR, DivergencePGD
+from robustbench_local.attacks.divergence import START_NOISE, DivergencePGD
 from robustbench_local.attacks.randomness import normal, sample_keys
 
 ROWS, SHAPE = 10, (3, 4, 4)
@@ -57,7 +57,7 @@ def test_it_ends_at_the_corner_on_the_side_where_it_begins(settings):
     zeros = torch.zeros(ROWS, dtype=torch.int64)
     ball = ThreatModel("linf", 0.08)
     weight = (linear[1].weight[1] - linear[1].weight[0]).detach()
-    noise = NEAR * normal(keys, SHAPE)
+    noise = START_NOISE * normal(keys, SHAPE)
     sides = (noise.flatten(1) @ weight).sign()
     assert set(sides.tolist()) == {-1.0, 1.0}
     reference = linear(images).softmax(1).detach()
@@ -162,7 +162,7 @@ def test_it_costs_a_forward_and_a_backward_pass_a_step(rows):
         ({"steps": 0}, "steps is 0"),
         ({"step_size": -1.0}, "step_size is -1"),
         ({"momentum": 1.0}, "momentum is 1"),
-        ({"loss": "margin"}, "has one loss and one start"),
+        ({"loss": "margin"}, "has a fixed loss and start"),
         ({"random_start": False}, "leave out loss, random_start"),
         ({"targets": 2}, "and targets"),
     ],

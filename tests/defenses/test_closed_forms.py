@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.attacks.divergence import NEAR
+from robustbench_local.attacks.divergence import START_NOISE
 from robustbench_local.attacks.randomness import normal
 from robustbench_local.defenses import (
     FGSMRS,
@@ -89,7 +89,7 @@ def test_pgd_at_is_cross_entropy_at_the_worst_corner(linear, inner, smoothing):
 def test_divergence_is_highest_at_the_corner_on_the_side_where_the_attack_begins(linear, inner, objective):
     """It is convex in the score and 0 at the image, so that either way leads uphill as far as the ball goes."""
     images, _, keys = inner
-    sides = score(linear, images + NEAR * normal(keys, images.shape[1:])) - score(linear, images)
+    sides = score(linear, images + START_NOISE * normal(keys, images.shape[1:])) - score(linear, images)
     assert (sides > 0).any()
     assert (sides < 0).any()
     found = points_of(objective, linear, inner)
@@ -101,7 +101,7 @@ def test_rslad_leads_away_from_what_the_teacher_says_and_not_from_the_student(li
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with torch.no_grad():
         teacher[1].bias += torch.tensor([0.2, 0.0])
-    sides = score(linear, images + NEAR * normal(keys, images.shape[1:])) - score(teacher, images)
+    sides = score(linear, images + START_NOISE * normal(keys, images.shape[1:])) - score(teacher, images)
     assert (sides > 0.05).any()
     assert (sides < -0.05).any()
     found = points_of(RSLAD(), linear, inner, teacher=teacher)

@@ -273,7 +273,7 @@ def _refuses_nonsense(kind: type) -> None:
         ("pgd-at", {"steps": 0}, "steps is 0"),
         ("smooth-adv", {"draws": 0}, "draws is 0"),
         ("free", {"replays": 1}, "replays is 1, but must be at least 2"),
-        ("rslad", {"clean": 1.01}, "a share from 0 to 1"),
+        ("rslad", {"clean": 1.01}, "must be from 0 to 1"),
         ("standard", {"temperature": 0}, "temperature is 0"),
         ("defensive-distillation", {"temperature": 0}, "temperature is 0"),
         ("gaussian", {"sigma": 0}, "sigma is 0"),
@@ -283,7 +283,7 @@ def _refuses_nonsense(kind: type) -> None:
         ("n-fgsm", {"noise": 0}, "noise is 0"),
         *[(name, {"steps": 0}, "steps is 0") for name in ("trades", "mart", "hat", "rslad", "smooth-adv")],
         *[
-            (name, {"step_size": 0.0}, "step_size is 0, which would train on noise")
+            (name, {"step_size": 0.0}, "step_size is 0, but must be above 0")
             for name in ("pgd-at", "trades", "mart", "hat", "rslad", "smooth-adv")
         ],
     ],
