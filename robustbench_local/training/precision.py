@@ -34,7 +34,7 @@ def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
         isinstance(part, nn.Conv2d) and part.in_channels >= CHANNELS_LAST_FROM for part in network.modules()
     )
     if device.type == "cuda" or many_channels:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
     return network
 
 

@@ -68,7 +68,7 @@ def setting(
     metavar: of the option's value. shown: the default as help shows it, where the value itself does not say it.
     limits: pydantic's, such as ge=0.
     """
-    extra = {key: text for key, text in (("metavar", metavar), ("shown", shown)) if text is not None}
+    extra: dict[str, Any] = {key: text for key, text in (("metavar", metavar), ("shown", shown)) if text is not None}
     return Field(default, description=help_text, json_schema_extra=extra, **limits)
 
 
