@@ -21,7 +21,7 @@ class ClassifierInfo:
     """What is known of a classifier beside its function.
 
     resize: how image files are brought to its input size. probabilities: the module ends in a softmax. weights: the
-    key in the checkpoint file that the weights were read from; "" stands for the whole file, None for no file. notes:
+    key in the checkpoint file that the weights were read from; "" for the top level, None without a file. notes:
     decisions made while loading that a reader of the result should know, one sentence each.
     """
 

@@ -108,6 +108,7 @@ def from_checkpoint(recipe: Recipe) -> InitialModel:
     classifier = load_classifier(
         recipe.model,
         checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None,
+        checkpoint_key=recipe.checkpoint_key,
         arch=recipe.arch,
         normalize=recipe.normalize,
     )
@@ -164,7 +165,10 @@ def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
     classes = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
     if recipe.pretrained:
         checkpoint = Path(recipe.checkpoint) if recipe.checkpoint else None
-        classifier = load_classifier(architecture, checkpoint=checkpoint, normalize=recipe.normalize)
+        key = recipe.checkpoint_key
+        classifier = load_classifier(
+            architecture, checkpoint=checkpoint, checkpoint_key=key, normalize=recipe.normalize
+        )
         module, normalization = classifier.module, classifier.normalization
         with seeded(recipe.seed, torch.device("cpu")):
             replace_head(module, classes)

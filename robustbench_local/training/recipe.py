@@ -87,6 +87,7 @@ class Recipe(BaseModel):
     )
     model: str | None = setting(None, "Classifier to fine-tune.")
     checkpoint: str | None = setting(None, "File with MODEL's weights, or with --pretrained those of --arch.")
+    checkpoint_key: str | None = setting(None, "Where in that file the weights are.", metavar="KEY")
     arch: str | None = setting(None, "Architecture to train from scratch, or that of MODEL's file.")
     normalize: str | None = setting(None, "Normalization that the model expects.", metavar="NAME|MEAN:STD")
     pretrained: bool = setting(False, "Start from --arch's published weights, with a new last layer.")
@@ -254,7 +255,7 @@ def resolve_recipe(config: str | None, options: Mapping[str, Any]) -> Recipe:
         return _validated(settings, here)
     where, base = read_config(config)
     base = _lift(base, where)
-    start = ("model", "checkpoint", "arch", "pretrained", "normalize", "resize")
+    start = ("model", "checkpoint", "checkpoint_key", "arch", "pretrained", "normalize", "resize")
     if any(key in settings for key in start):
         # The initial model is one choice: half of the file's would not fit half of the command line's.
         base = {key: value for key, value in base.items() if key not in start}

@@ -113,6 +113,23 @@ def test_a_folder_of_defend_names_its_classes_and_resizes_as_in_training(robust,
     assert framed == whole
 
 
+def test_the_weights_of_a_file_are_chosen_by_key_and_said(robust, digits, tmp_path):
+    plain, robust_one = (load_classifier(name).module.state_dict() for name in ("digits-cnn", "digits-cnn-robust"))
+    torch.save({"raw": {"module": plain}, "ema": robust_one}, tmp_path / "w.pt")
+    command = "predict", "digits-cnn", "photos/0.png", "--checkpoint", "w.pt", "--json", "--device", "cpu"
+    refused = robust(*command)
+    assert refused.code == 2
+    assert "[ambiguous-checkpoint]" in refused.err
+    assert "'raw.module'" in refused.err
+    assert "'ema' (averaged)" in refused.err
+    chosen = robust(*command, "--checkpoint-key", "raw")
+    assert chosen.code == 0
+    assert chosen.err == "weights: w.pt, key 'raw.module'\n"
+    assert json.loads(chosen.out)[0]["guesses"][0]["probability"] == pytest.approx(float(digits[0].max()), abs=1e-6)
+    unknown = robust(*command, "--checkpoint-key", "swa")
+    assert "[unknown-checkpoint-key]" in unknown.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

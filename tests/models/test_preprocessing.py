@@ -240,5 +240,5 @@ def test_the_command_line_lists_defenses_examines_them_and_refuses_bad_ones(robu
     for command in ("attack", "doctor"):
         code, _, err = robust(command, "--defense", "jpeg:quality=0")
         assert code == 2
-        assert err.startswith("robust: jpeg: quality is 0, but must lie between 1 and 100")
+        assert err.startswith("robust: jpeg: quality is 0, but must be between 1 and 100")
         assert err.count("\n") == 1

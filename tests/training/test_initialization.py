@@ -285,7 +285,7 @@ def test_cards_keep_every_kind_of_resize_and_may_have_none(tmp_path):
     del content["resize"]
     assert read_card(json.dumps(content)).resize is None
     (tmp_path / CARD).write_text(json.dumps({**content, "resize": "much"}))
-    with pytest.raises(UserError, match="has a resize that is none"):
+    with pytest.raises(UserError, match="has an invalid resize"):
         load_classifier(str(tmp_path))
 
 

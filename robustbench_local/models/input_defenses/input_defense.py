@@ -45,4 +45,4 @@ class StraightThrough:
 def require_between(name: str, value: float, low: float, high: float) -> None:
     """Raise ValueError for a setting below low or above high."""
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, but must lie between {low} and {high}")
+        raise ValueError(f"{name} is {value}, but must be between {low} and {high}")

@@ -109,7 +109,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path) -> object:
     """What `torch.save` wrote, read by the restricted unpickler."""
     if zipfile.is_zipfile(path):
         _check_zip(path)

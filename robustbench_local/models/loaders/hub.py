@@ -8,6 +8,7 @@ from typing import Any
 
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError, nearest
@@ -116,7 +117,7 @@ def _parse_settings(settings: dict[str, str], where: str, num_classes: int | Non
     return ("none" if named is not None and named.lower() == "none" else named), num_classes
 
 
-def _weights(name: str, named: str | None, where: str) -> Any:
+def _weights(name: str, named: str | None, where: str) -> WeightsEnum:
     """Torchvision's entry for the named weights, or its DEFAULT."""
     known = torchvision.models.get_model_weights(name)
     if named is None:
@@ -146,7 +147,7 @@ def _untrained(name: str, num_classes: int) -> nn.Module:
     return module
 
 
-def _download(name: str, weights: Any, where: str) -> nn.Module:
+def _download(name: str, weights: WeightsEnum, where: str) -> nn.Module:
     try:
         module: nn.Module = torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -154,7 +155,7 @@ def _download(name: str, weights: Any, where: str) -> nn.Module:
     return module
 
 
-def _apply_metadata(loaded: LoadedModel, weights: Any) -> None:
+def _apply_metadata(loaded: LoadedModel, weights: WeightsEnum) -> None:
     """Set normalization, sizes and class names as the weights state them."""
     transform = weights.transforms()
     loaded.normalization = (tuple(transform.mean), tuple(transform.std))
@@ -163,7 +164,7 @@ def _apply_metadata(loaded: LoadedModel, weights: Any) -> None:
     loaded.class_names = list(weights.meta["categories"])
 
 
-def _torchvision_resize(weights: Any) -> Resize:
+def _torchvision_resize(weights: WeightsEnum) -> Resize:
     transform = weights.transforms()
     return Resize(transform.resize_size[0], transform.crop_size[0], transform.interpolation.value)
 

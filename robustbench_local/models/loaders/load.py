@@ -105,7 +105,7 @@ def _named_tensors(loaded: LoadedModel) -> list[tuple[str, torch.Tensor]]:
 
 
 def _load(model: str, options: LoadOptions) -> LoadedModel:
-    """MODEL by its form; a directory that `defend` wrote stands for the weights in it."""
+    """MODEL by its form; a directory that `defend` wrote means the weights in it."""
     # Names win over directories of the same name; ./NAME is the directory.
     if not is_own_name(model) and (Path(model) / "model.safetensors").is_file():
         model = str(Path(model) / "model.safetensors")
@@ -327,7 +327,7 @@ def _fill(loaded: LoadedModel, checkpoint: Checkpoint, options: LoadOptions) -> 
 
 
 def _same(one: Normalization, other: Normalization | None) -> bool:
-    """Whether two normalizations agree up to rounding; one value stands for any number of channels."""
+    """Whether two normalizations agree up to rounding; one value applies to all channels."""
     if other is None:
         return False
     for left, right in zip(one, other, strict=True):

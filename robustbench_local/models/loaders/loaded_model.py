@@ -1,4 +1,4 @@
-"""What loaders are asked for, and what they hand over before it becomes a `Classifier`."""
+"""Options of the loaders, and what they return before it becomes a `Classifier`."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+Attributes = dict[str, Any]
 MOST_VALUES = 1_000
 """Values of an integer tensor that may be folded: shapes are short, and folding must not allocate much."""
 Value = npt.NDArray[np.object_]
@@ -110,7 +111,7 @@ def _value(node: NodeProto, values: dict[str, Value], shapes: dict[str, list[int
         return None
 
 
-def _slice(inputs: Sequence[Value], attributes: dict[str, Any]) -> Value | None:
+def _slice(inputs: Sequence[Value], attributes: Attributes) -> Value | None:
     """One axis, which is all that a vector has. Until opset 9 the bounds are attributes."""
     data = inputs[0]
     starts, ends = (inputs[1], inputs[2]) if len(inputs) > 2 else (attributes.get("starts"), attributes.get("ends"))
@@ -120,20 +121,20 @@ def _slice(inputs: Sequence[Value], attributes: dict[str, Any]) -> Value | None:
     return data[int(starts[0]) : int(ends[0]) : step]
 
 
-def _gather(inputs: Sequence[Value], attributes: dict[str, Any]) -> Value:
+def _gather(inputs: Sequence[Value], attributes: Attributes) -> Value:
     return np.array(inputs[0], dtype=object).take(inputs[1].astype(int), axis=attributes.get("axis", 0))
 
 
-def _axes(inputs: Sequence[Value], attributes: dict[str, Any]) -> tuple[int, ...] | None:
+def _axes(inputs: Sequence[Value], attributes: Attributes) -> tuple[int, ...] | None:
     axes = inputs[1] if len(inputs) > 1 else attributes.get("axes")
     return None if axes is None else tuple(int(axis) for axis in axes)
 
 
-def _cast(inputs: Sequence[Value], attributes: dict[str, Any]) -> Value | None:
+def _cast(inputs: Sequence[Value], attributes: Attributes) -> Value | None:
     return inputs[0] if attributes["to"] in (TensorProto.INT32, TensorProto.INT64) else None
 
 
-FOLDS: dict[str, Callable[[Sequence[Value], dict[str, Any]], Value | None]] = {
+FOLDS: dict[str, Callable[[Sequence[Value], Attributes], Value | None]] = {
     "Slice": _slice,
     "Gather": _gather,
     "Concat": lambda inputs, _: np.concatenate(inputs),

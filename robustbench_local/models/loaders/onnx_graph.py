@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from robustbench_local.models.loaders.fixed_batch import FixedBatch
 from robustbench_local.models.loaders.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 MOST_ONNX = 2**31
 """Bytes of an ONNX file: the format allows no more, larger weights are in a file beside it."""
@@ -82,7 +82,7 @@ def _read(path: Path) -> ModelProto:
     return model
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor that the graph holds, those of its nodes and of graphs inside them too."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
@@ -90,7 +90,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
     yield from _tensors_of(graph.node)
 
 
-def _tensors_of(nodes: Any) -> Iterator[Any]:
+def _tensors_of(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for attribute in (attribute for node in nodes for attribute in node.attribute):
         yield from (attribute.t, *attribute.tensors)
         for inner in (attribute.g, *attribute.graphs):

@@ -3,7 +3,7 @@
 The rule: a key of the file fits when every weight of the module is found under it with its shape. Candidates with equal
 tensors are copies of each other, and the first is used. Different candidates are never chosen between: the user names
 one with `--checkpoint-key`, averaged weights (EMA, SWA) against raw ones included. Whatever else is in the file is no
-reason to refuse it, unless it lies among the network's own weights and cannot be explained.
+reason to refuse it, unless it is under the network's own key and cannot be explained.
 """
 
 from __future__ import annotations

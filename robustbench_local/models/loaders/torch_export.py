@@ -19,10 +19,10 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import open_archive, quoted, reason
@@ -99,7 +99,7 @@ def _silent() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _input(program: Any, path: Path) -> tuple[int | None, tuple[int, int, int] | None]:
+def _input(program: ExportedProgram, path: Path) -> tuple[int | None, tuple[int, int, int] | None]:
     """(batch size or None when free, (C, H, W) or None when free) of the program's one input."""
     names = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
@@ -220,7 +220,7 @@ def _check_text(path: Path, key: str, text: str) -> None:
         )
 
 
-def _tree_types(spec: Any) -> Iterator[Any]:
+def _tree_types(spec: object) -> Iterator[object]:
     """The types of containers that a description of inputs or outputs names."""
     if isinstance(spec, dict):
         yield spec.get("type")
@@ -230,7 +230,7 @@ def _tree_types(spec: Any) -> Iterator[Any]:
             yield from _tree_types(item)
 
 
-def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
+def _strings(value: object, key: str) -> Iterator[tuple[str, str]]:
     """Every string with its key; keys themselves, which are names of tensors and modules, too."""
     if isinstance(value, str):
         yield key, value

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from robustbench_local.io.safe_read import quoted
 from robustbench_local.models.loaders.loaded_model import LoadedModel
 
 
-def published_weights(name: str, path: Path) -> Any:
+def published_weights(name: str, path: Path) -> WeightsEnum | None:
     """The torchvision weights of architecture `name` that the file holds, or None where it is not torchvision's own.
 
     torchvision writes the start of a file's SHA-256 into its name, as in `resnet50-0676ba61.pth`; both must agree.
@@ -29,7 +29,9 @@ def published_weights(name: str, path: Path) -> Any:
     return None
 
 
-def set_input_transform(loaded: LoadedModel, name: str, path: Path, *, weights: Any, named: bool) -> None:
+def set_input_transform(
+    loaded: LoadedModel, name: str, path: Path, *, weights: WeightsEnum | None, named: bool
+) -> None:
     """Switch on torchvision's own input transform where the weights were trained with it, and note the decision.
 
     GoogLeNet and Inception v3 rescale their input inside (`transform_input`) with published weights. weights: the

@@ -7,6 +7,8 @@ import torch
 from tiny_networks import tiny
 from torch import nn
 
+from robustbench_local import ThreatModel, evaluate, load_dataset
+from robustbench_local.attacks import PGD
 from robustbench_local.errors import UserError
 from robustbench_local.models import Classifier, build_architecture, load_classifier
 from robustbench_local.models.loaders.checkpoint import Checkpoint
@@ -119,6 +121,18 @@ def test_the_classifier_records_the_key(tmp_path):
         assert torch.equal(classifier.module.linear2.bias, states[1]["linear2.bias"])
         assert any("key 'student'" in note for note in classifier.notes)
     assert load_classifier("digits-cnn").weights is None
+
+
+def test_the_result_records_the_key_and_what_was_decided(tmp_path):
+    classifier = load_classifier("digits-cnn")
+    torch.save({"net": classifier.module.state_dict()}, tmp_path / "w.pt")
+    options = {"samples": 10, "attacks": [PGD(steps=1)], "diagnostics": False}
+    data, threat_model = load_dataset("digits"), ThreatModel("linf", 0.1)
+    loaded = load_classifier("digits-cnn", checkpoint=tmp_path / "w.pt")
+    result = evaluate(loaded, data, threat_model, **options).result
+    assert result.config["checkpoint_key"] == "net"
+    assert result.config["loading"] == list(loaded.notes)
+    assert "checkpoint_key" not in evaluate(classifier, data, threat_model, **options).result.config
 
 
 def madrylab(prefix=""):
