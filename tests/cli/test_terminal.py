@@ -16,15 +16,16 @@ NOISY = """
 import warnings
 import numpy, torch
 from torch import nn
-def net():
-    warnings.warn("my own words")
-    torch.range(0, 3)  # deprecated: compiled code warns, and names this line
-    numpy.float64(1) / numpy.float64(0)
-    torch.from_numpy(numpy.broadcast_to(numpy.zeros(1, numpy.float32), (3,)))  # not writable
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+    def forward(self, images):
+        warnings.warn("my own words")
+        torch.range(0, 3)  # deprecated: compiled code complains, and names this line
+        numpy.float64(1) / numpy.float64(0)
+        torch.from_numpy(numpy.broadcast_to(numpy.zeros(1, numpy.float32), (3,)))  # not writable
+        return super().forward(images)
 """
-
-
 REFUSAL = """
 import sys
 from robustbench_local.cli.terminal import show_error
@@ -99,8 +100,8 @@ def test_a_refusal_in_a_group_of_processes_is_printed_once(tmp_path):
 
 def test_warnings_of_libraries_are_dropped_and_those_of_user_code_are_shown(robust, tmp_path, shown):
     (tmp_path / "f.py").write_text(NOISY)
-    assert robust("doctor", "f.py:net", "--data", "digits").code == 0
-    assert [str(warning.message) for warning in shown] == ["my own words"]
+    assert robust("doctor", "f.py:Net", "--data", "digits").code == 0
+    assert {str(warning.message) for warning in shown} == {"my own words"}
 
 
 def test_warnings_of_this_package_are_one_line_with_a_slug(capsys, shown):
