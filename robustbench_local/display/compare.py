@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_local.display.fitted_table import Row, fitted_table
 from robustbench_local.io.escape import plain
 from robustbench_local.results.compare import Change, Comparison, Pair
 from robustbench_local.results.pairing import Flip
@@ -14,6 +15,8 @@ from robustbench_local.results.schema import Accuracy
 
 SHOWN = 10
 """How many samples are listed for each direction; the JSON has all."""
+PAIR_LAYOUTS = (((0,), (1,), (2,), (3,), (4,), (5,), (6,)), ((0, 1), (2,), (3, 4), (5, 6)), ((0, 1, 2, 3, 4, 5, 6),))
+"""Which numbers of a change share a column."""
 MANY, NARROW = 4, 80
 """So many results are numbered instead of named; in fewer columns an interval is under its value."""
 
@@ -61,7 +64,7 @@ def _models(screen: Console, comparison: Comparison) -> None:
     """A row for each model. Many models are numbered in the order of the files, and named below the table."""
     many, between = _many(comparison), "\n" if screen.width < NARROW else " "
     table = _table("" if many else "model", "clean", "robust", first=3 if many else 12)
-    table.add_column("group", no_wrap=True, min_width=max(len(each.groups) for each in comparison.ranked))
+    table.add_column("group", no_wrap=True, min_width=max(5, *(len(each.groups) for each in comparison.ranked)))
     numbers = {path: number for number, path in enumerate(comparison.paths, start=1)}
     for each in comparison.ranked:
         name = str(numbers[each.path]) if many else f"{each.model} ({each.path})"
@@ -94,36 +97,29 @@ def _many(comparison: Comparison) -> bool:
 def _pair(screen: Console, comparison: Comparison, pair: Pair) -> None:
     first, second = comparison.paths
     screen.print(plain(f"from {first} to {second}"), style="bold", markup=False, soft_wrap=True)
-    change = f"change [{100 * comparison.level:.4g} %]"
-    table = _table("", "before", "now", change, "lost", "gained", "p exact", "p mid")
-    _row(table, "clean", pair.clean)
-    _row(table, "robust", pair.robust)
-    table.add_section()
-    for each in pair.classes:
-        _row(table, f"class {each.name}", each.robust)
-    screen.print(table)
+    interval = f"change [{100 * comparison.level:.4g} %]"
+    heading = Row("", ("before", "now", interval, "lost", "gained", "p exact", "p mid"))
+    rows = [_change("clean", pair.clean), _change("robust", pair.robust)]
+    rows += [_change(f"class {each.name}", each.robust) for each in pair.classes]
+    screen.print(fitted_table(heading, rows, PAIR_LAYOUTS, screen.width, name=12))
 
 
-def _row(table: Table, name: str, change: Change) -> None:
+def _change(name: str, change: Change) -> Row:
     interval = f"{100 * change.change:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
-    table.add_row(
-        Text(plain(name)),
-        f"{change.before:.1%}",
-        f"{change.now:.1%}",
-        interval,
-        str(change.lost),
-        str(change.gained),
-        f"{change.p:.3g}",
-        f"{change.p_mid:.3g}",
-    )
+    p_values = (f"{change.p:.3g}", f"{change.p_mid:.3g}")
+    counts = (str(change.lost), str(change.gained))
+    return Row(name, (f"{change.before:.1%}", f"{change.now:.1%}", interval, *counts, *p_values))
 
 
 def _attacks(screen: Console, comparison: Comparison) -> None:
     names = [str(number) if _many(comparison) else path.name for number, path in enumerate(comparison.paths, start=1)]
-    table = _table("robust after", *names)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("robust after", min_width=12, overflow="fold")
+    for name in names:
+        table.add_column(Text(plain(name)), justify="right", min_width=6, overflow="fold")
     for each in comparison.attacks:
-        name = each.attack.replace(",", ", ").replace(":", ": ")
-        table.add_row(Text(plain(name)), *("–" if left is None else f"{left:.1%}" for left in each.left))
+        attack = each.attack.replace(",", ", ").replace(":", ": ")
+        table.add_row(Text(plain(attack)), *("–" if left is None else f"{left:.1%}" for left in each.left))
     screen.print(table)
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 
@@ -82,3 +83,31 @@ def test_every_verdict_is_shown(make_result, tmp_path, capsys):
     models = comparison.to_dict()["models"]
     assert [each["verdict"] for each in models] == ["trusted", "doubtful", "not-assessed"]
     assert [bool(each["doubts"]) for each in models] == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [200, 80, 60])
+def test_every_number_of_a_pair_is_there(make_result, tmp_path, width):
+    names = ["a-class-with-a-very-long-name-indeed", "b"]
+    before = make_result(tmp_path / "a-long-name-of-a-result-before.json", 5000, n=10_000, clean=9000, classes=names)
+    flipped = [*range(1234), *range(5000, 5321)]
+    now = make_result(tmp_path / "now.json", 5000, n=10_000, clean=9000, classes=names, flipped=flipped)
+    comparison = compare([before, now])
+    screen = Console(file=io.StringIO(), width=width)
+    show_comparison(screen, comparison)
+    lines = screen.file.getvalue().partition("from ")[2].splitlines()
+    table = lines[1 : next(number for number, line in enumerate(lines) if "robust after" in line or "gained:" in line)]
+    text = "\n".join(table)
+    assert max(map(len, table)) <= width
+    assert "…" not in screen.file.getvalue()
+    for heading in ("before", "now", "change [95 %]", "lost", "gained", "p exact", "p mid"):
+        assert heading in text
+    for change in (comparison.pair.clean, comparison.pair.robust, *(each.robust for each in comparison.pair.classes)):
+        for number in (
+            f"{change.before:.1%}",
+            f"{100 * change.change:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]",
+            str(change.lost),
+            str(change.gained),
+            f"{change.p:.3g}",
+            f"{change.p_mid:.3g}",
+        ):
+            assert number in text
