@@ -188,12 +188,12 @@ def holm(runs: int, rng: np.random.Generator) -> Rows:
     n, rows = 1000, []
     for k in (2, 5, 10, 20):
         for broken in (0, k // 2):
-            wrong = naive = right = 0
+            wrong = naive = detected = 0
             for row in zip(*(simulated_limits(i % 2 == 0, i < broken, n, runs, rng) for i in range(k)), strict=True):
                 failed = failing(row, ALPHA)
                 wrong += any(failed[broken:])
                 naive += any(limit.fails(ALPHA) for limit in row[broken:])
-                right += all(failed[:broken])
+                detected += all(failed[:broken])
             rows.append(
                 {
                     "limits": k,
@@ -202,7 +202,7 @@ def holm(runs: int, rng: np.random.Generator) -> Rows:
                     "draws": runs,
                     "any_wrong_fail": wrong / runs,
                     "naive_any_wrong_fail": naive / runs,
-                    "all_broken_failed": right / runs if broken else None,
+                    "all_broken_failed": detected / runs if broken else None,
                 }
             )
     return rows
@@ -237,19 +237,19 @@ def sequential(runs: int, rng: np.random.Generator) -> Rows:
             boundaries = sequential_boundaries(population, limit)
             off = population // 20
             for truth in (needed, needed - 1, needed + off, needed - off):
-                held = truth >= needed
-                passed, seen = walk(truth, population, *boundaries, runs, rng)
+                holds = truth >= needed
+                passed, samples = walk(truth, population, *boundaries, runs, rng)
                 rows.append(
                     {
                         "population": population,
                         "limit": limit,
                         "correct": truth,
                         "draws": runs,
-                        "wrong": float((passed != held).mean()),
-                        "mean_samples": float(seen.mean()),
-                        "mean_share": float(seen.mean() / population),
-                        "samples_of_nine_in_ten": int(np.quantile(seen, 0.9)),
-                        "naive_wrong": naive_peeking(truth, population, limit, held, runs, rng),
+                        "wrong": float((passed != holds).mean()),
+                        "mean_samples": float(samples.mean()),
+                        "mean_share": float(samples.mean() / population),
+                        "samples_of_nine_in_ten": int(np.quantile(samples, 0.9)),
+                        "naive_wrong": naive_peeking(truth, population, limit, holds, runs, rng),
                     }
                 )
     return rows
@@ -276,21 +276,21 @@ def walk(
     truth: int, population: int, passes: np.ndarray, holds: np.ndarray, runs: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each run passed, and after how many samples it was decided."""
-    passed, seen = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=int)
+    passed, samples = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=int)
     open_runs, correct = np.arange(runs), np.zeros(runs, dtype=int)
     for n in range(1, population + 1):
         correct += rng.random(len(correct)) * (population - n + 1) < truth - correct
         passing, failing_now = correct >= passes[n], correct < holds[n]
         done = passing | failing_now
         passed[open_runs[passing]] = True
-        seen[open_runs[done]] = n
+        samples[open_runs[done]] = n
         open_runs, correct = open_runs[~done], correct[~done]
         if not len(open_runs):
-            return passed, seen
+            return passed, samples
     raise AssertionError(f"{len(open_runs)} runs were not decided by the whole set")
 
 
-def naive_peeking(truth: int, population: int, limit: float, held: bool, runs: int, rng: np.random.Generator) -> float:
+def naive_peeking(truth: int, population: int, limit: float, holds: bool, runs: int, rng: np.random.Generator) -> float:
     """How often fixed-sample bounds decide wrongly where they are tested after every hundred samples.
 
     What they leave open is decided by the whole set.
@@ -300,7 +300,7 @@ def naive_peeking(truth: int, population: int, limit: float, held: bool, runs: i
         left = population - (n - 100)
         correct += rng.hypergeometric(truth - correct, left - (truth - correct), 100)
         passing, failing_now = correct >= correct_to_pass(n, limit), correct < correct_to_hold(n, limit)
-        wrong += int((failing_now if held else passing).sum())
+        wrong += int((failing_now if holds else passing).sum())
         correct = correct[~(passing | failing_now)]
     return wrong / runs
 

@@ -163,9 +163,9 @@ def test_each_format_goes_to_stdout_or_whole_into_a_file(gate, monkeypatch):
         in_file = gate("weak.json", "--gate", "digits", "--format", style, "--output", f"out/gate.{style}")
         assert in_file.code == 3
         assert in_file.out == ""
-        written = Path(f"out/gate.{style}").read_text()
+        content = Path(f"out/gate.{style}").read_text()
         if style != "junit":  # which has the time in it
-            assert written == ended.out
+            assert content == ended.out
     assert Path("out/gate.json").read_text() == gate("weak.json", "--gate", "digits", "--json").out
     assert ElementTree.parse("out/gate.junit").getroot().tag == "testsuites"
     assert len(list(Path("out").iterdir())) == 4, "and nothing half-written beside them"

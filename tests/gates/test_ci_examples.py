@@ -80,8 +80,8 @@ def test_the_action_gives_inputs_to_its_scripts_as_variables_alone():
     used = {value for step in action["runs"]["steps"] for value in step.get("env", {}).values()}
     assert {f"${{{{ inputs.{name} }}}}" for name in action["inputs"]} == used
     workflow = parsed(example(".github/workflows/robust.yml"))
-    (given,) = [step["with"] for step in workflow["jobs"]["gate"]["steps"] if step["uses"] == "./robust"]
-    assert given.keys() <= action["inputs"].keys()
+    (inputs,) = [step["with"] for step in workflow["jobs"]["gate"]["steps"] if step["uses"] == "./robust"]
+    assert inputs.keys() <= action["inputs"].keys()
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,13 @@ def run(script, folder, **variables):
     return ran
 
 
-def run_action(folder, **given):
+def run_action(folder, **settings):
     """The steps of action.yml after the installation; returns the code of the last, its stdout and the outputs."""
     action = parsed((ROOT / "action.yml").read_text())
-    inputs = {name: given.pop(name.replace("-", "_"), each.get("default")) for name, each in action["inputs"].items()}
-    assert not given
+    inputs = {
+        name: settings.pop(name.replace("-", "_"), each.get("default")) for name, each in action["inputs"].items()
+    }
+    assert not settings
     install, *steps = action["runs"]["steps"]
     assert install["run"] == 'python -m pip install --quiet "$GITHUB_ACTION_PATH"'
     files = {name: str(folder / name.lower()) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
@@ -145,8 +147,8 @@ def run_action(folder, **given):
         ran = run(step["run"], folder, **variables, **files)
         if ran.returncode:
             break
-    written = folder / "github_output"
-    outputs = dict(line.split("=") for line in written.read_text().splitlines()) if written.exists() else {}
+    outputs_file = folder / "github_output"
+    outputs = dict(line.split("=") for line in outputs_file.read_text().splitlines()) if outputs_file.exists() else {}
     return ran, outputs
 
 
@@ -155,8 +157,8 @@ ATTACK = "--data npz:test.npz --eps 0.1"
 
 def test_the_documented_workflow(repository):
     workflow = parsed(example(".github/workflows/robust.yml"))
-    (given,) = [step["with"] for step in workflow["jobs"]["gate"]["steps"] if step["uses"] == "./robust"]
-    ran, outputs = run_action(repository, **given)
+    (inputs,) = [step["with"] for step in workflow["jobs"]["gate"]["steps"] if step["uses"] == "./robust"]
+    ran, outputs = run_action(repository, **inputs)
     assert ran.returncode == 0, ran.stderr
     assert outputs == {"outcome": "pass", "exit-code": "0"}
     assert ran.stdout == "::notice title=robust gate::pass: 4 of 4 limits passed\n"
@@ -175,8 +177,8 @@ def test_a_model_that_got_worse_stops_the_action(repository):
 @pytest.mark.parametrize(("allow", "code"), [("false", 4), ("true", 0)])
 def test_undecided_is_as_the_input_says(repository, allow, code):
     value = json.loads((repository / "result.json").read_text())["robust_accuracy"]["value"]
-    given = {"attack": ATTACK, "limits": f"--min-robust {value}", "allow_undecided": allow}
-    ran, outputs = run_action(repository, model="net.py:make", **given)
+    inputs = {"attack": ATTACK, "limits": f"--min-robust {value}", "allow_undecided": allow}
+    ran, outputs = run_action(repository, model="net.py:make", **inputs)
     assert ran.returncode == code
     assert outputs["outcome"] == "undecided"
     assert outputs["exit-code"] == "4"

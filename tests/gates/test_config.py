@@ -27,14 +27,14 @@ threat_models:
 """
 
 
-def written(folder, text):
+def gate_file(folder, text):
     path = folder / "gate.yaml"
     path.write_text(text)
     return str(path)
 
 
 def test_a_gate_file(tmp_path):
-    gate = read_gate(written(tmp_path, WHOLE))
+    gate = read_gate(gate_file(tmp_path, WHOLE))
     linf, l2 = gate.limits
     assert (gate.alpha, gate.source) == (0.02, tmp_path / "gate.yaml")
     assert (linf.threat.norm, linf.threat.eps, linf.threat.eps_text) == ("linf", 8 / 255, "8/255")
@@ -49,17 +49,17 @@ def test_a_gate_file(tmp_path):
 
 def test_flags_win_over_the_file(tmp_path):
     flags = {"min_clean": 0.1, "min_robust": None, "alpha": 0.01, "baselines": (Path("b.json"),), "require": "fast/1"}
-    for limits in (gate := read_gate(written(tmp_path, WHOLE), flags)).limits:
+    for limits in (gate := read_gate(gate_file(tmp_path, WHOLE), flags)).limits:
         assert limits.min_clean == 0.1
         assert limits.baselines == (Path("b.json"),)
         assert limits.require == "fast/1"
     assert gate.limits[0].min_robust == 0.4
     assert gate.alpha == 0.01
-    assert read_gate(written(tmp_path, WHOLE), {"baselines": ()}).limits[1].baselines == (tmp_path / "own.json",)
+    assert read_gate(gate_file(tmp_path, WHOLE), {"baselines": ()}).limits[1].baselines == (tmp_path / "own.json",)
 
 
 def test_limits_without_threat_models_hold_for_any_result(make_result, tmp_path):
-    gate = read_gate(written(tmp_path, "min_robust: 1/2\n"))
+    gate = read_gate(gate_file(tmp_path, "min_robust: 1/2\n"))
     paths = [make_result(tmp_path / f"{norm}.json", 600, changes={"threat_model.norm": norm}) for norm in ("l1", "l2")]
     assert [check.outcome for check in decide(gate, paths).checks] == [Outcome.PASS] * 2
 
@@ -118,7 +118,7 @@ def test_limits_without_threat_models_hold_for_any_result(make_result, tmp_path)
 )
 def test_bad_gate_files_are_refused_in_one_sentence(tmp_path, text, words):
     with pytest.raises(UserError) as refused:
-        read_gate(written(tmp_path, text))
+        read_gate(gate_file(tmp_path, text))
     message = str(refused.value)
     assert [word for word in words if word not in message] == []
     assert "\n" not in message
@@ -129,7 +129,7 @@ def test_references_that_multiply_do_not_multiply_the_message(tmp_path):
     lines = [f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in itertools.pairwise("abcdefghij")]
     bomb = "a: &a [x, x]\n" + "".join(lines)
     with pytest.raises(UserError) as refused:
-        read_gate(written(tmp_path, bomb + "min_robust: *j\nmin_class_robust: *j\n"))
+        read_gate(gate_file(tmp_path, bomb + "min_robust: *j\nmin_class_robust: *j\n"))
     assert len(str(refused.value)) < 2000
 
 
@@ -163,10 +163,10 @@ def test_shipped_gates_begin_with_their_command_and_can_be_read():
 
 
 def test_the_example_in_the_docstring_can_be_read(tmp_path):
-    from robustbench_local.gates import config as gate_file
+    from robustbench_local.gates import config
 
-    text = gate_file.__doc__.partition("\n\n")[2].rpartition("\n\n")[0]
-    (limits,) = read_gate(written(tmp_path, text)).limits
+    text = config.__doc__.partition("\n\n")[2].rpartition("\n\n")[0]
+    (limits,) = read_gate(gate_file(tmp_path, text)).limits
     assert limits.min_clean == 0.8
     assert limits.min_class_robust.single == {"stop": 0.6, 14: 0.6}
 
@@ -177,19 +177,19 @@ def test_another_kind_of_file_is_told_as_such(make_result, tmp_path):
         read_gate(str(path))
     assert refused.value.slug == "result-file-as-gate"
     with pytest.raises(UserError) as refused:
-        read_gate(written(tmp_path, "".join(f"setting_{number}: 1\n" for number in range(20))))
+        read_gate(gate_file(tmp_path, "".join(f"setting_{number}: 1\n" for number in range(20))))
     assert str(refused.value).count("no setting") == 10
     assert "and 10 more" in str(refused.value)
 
 
 def test_a_baseline_can_be_required(tmp_path):
     text = "min_robust: 0.4\nmax_drop: 0.02\nbaseline: b.json\nrequire-baseline: true\n"
-    gate = read_gate(written(tmp_path, text + "threat_models: [{norm: l2, eps: 1}, {norm: l1, eps: 1}]\n"))
+    gate = read_gate(gate_file(tmp_path, text + "threat_models: [{norm: l2, eps: 1}, {norm: l1, eps: 1}]\n"))
     assert [limits.require_baseline for limits in gate.limits] == [True, True]
     own = "threat_models: [{norm: l2, eps: 1, require_baseline: false}, {norm: l1, eps: 1}]\n"
-    gate = read_gate(written(tmp_path, text + own))
+    gate = read_gate(gate_file(tmp_path, text + own))
     assert [limits.require_baseline for limits in gate.limits] == [False, True]
-    optional = written(tmp_path, text.replace("true", "false"))
+    optional = gate_file(tmp_path, text.replace("true", "false"))
     assert not read_gate(optional).limits[0].require_baseline
     assert read_gate(optional, {"require_baseline": True}).limits[0].require_baseline
     for wrong, slug in (
@@ -197,7 +197,7 @@ def test_a_baseline_can_be_required(tmp_path):
         (text.replace("true", "1"), "invalid-setting"),
     ):
         with pytest.raises(UserError, match="require_baseline") as refused:
-            read_gate(written(tmp_path, wrong))
+            read_gate(gate_file(tmp_path, wrong))
         assert refused.value.slug == slug
 
 
@@ -210,12 +210,12 @@ def test_gate_files_and_configs_are_not_mistaken_for_each_other(tmp_path):
     for text in texts:
         assert not is_gate_file(parse_settings(text, "c.yaml"))
         with pytest.raises(UserError, match="--config") as refused:
-            read_gate(written(tmp_path, text))
+            read_gate(gate_file(tmp_path, text))
         assert refused.value.slug == "config-as-gate"
     for gate in (file for file in configs.joinpath("gate").iterdir() if file.name.endswith(".yaml")):
         assert is_gate_file(parse_settings(gate.read_text(encoding="utf-8"), gate.name))
     assert is_gate_file(["min-clean"])
     # A threat model that is not under threat_models is a mistake in a gate file.
     with pytest.raises(UserError, match="'norm'") as refused:
-        read_gate(written(tmp_path, "norm: linf\neps: 0.1\nmin_robust: 0.4\n"))
+        read_gate(gate_file(tmp_path, "norm: linf\neps: 0.1\nmin_robust: 0.4\n"))
     assert refused.value.slug == "unknown-setting"

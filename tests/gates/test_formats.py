@@ -176,9 +176,9 @@ def test_locations_outside_the_folder_and_odd_names(make_result, tmp_path, monke
     monkeypatch.chdir(tmp_path / "work")
     for path, uri in ((tmp_path / "out side.json", "file:///"), (Path("a b%#?.json"), "a%20b%25%23%3F.json")):
         run = checked_sarif(sarif(decide(Gate((Limits(min_robust=0.9),)), [make_result(path, 100)])))
-        found = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
-        assert found.startswith(uri)
-        assert " " not in found
+        uri_of_result = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        assert uri_of_result.startswith(uri)
+        assert " " not in uri_of_result
 
 
 def test_github_workflow_commands(decision):
@@ -293,12 +293,12 @@ def test_hostile_names_stay_text_on_the_terminal(hostile, capsys):
     _, decision = hostile
     screen = Console(stderr=True, highlight=False, width=100, force_terminal=False)
     show_decision(screen, decision)
-    told = capsys.readouterr().err
-    lines = told.splitlines()
-    assert len(lines) == told.count("\n") == len(decision.checks) + len(decision.results[0].warnings) + 2
+    output = capsys.readouterr().err
+    lines = output.splitlines()
+    assert len(lines) == output.count("\n") == len(decision.checks) + len(decision.results[0].warnings) + 2
     assert all(re.match(r"(PASS|FAIL|UNDECIDED|NOT COMPARABLE|WARN|gate:) ", line) for line in lines[1:])
-    assert "##[" not in told
-    assert "\x1b" not in told
+    assert "##[" not in output
+    assert "\x1b" not in output
 
 
 def test_eps_is_a_number_and_nothing_else(make_result, tmp_path):
