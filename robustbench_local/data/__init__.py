@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbench_local.data.catalog import LoadRequest, catalog, default_eps, find_dataset, list_datasets
+from robustbench_local.data.catalog import LoadRequest, default_eps, find_dataset, list_datasets, registered_datasets
 from robustbench_local.errors import UserError, nearest
-from robustbench_local.io.safe_read import quoted
+from robustbench_local.io.safe_read import printable, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,10 @@ def load_dataset(
     entry = require_known(spec)
     _, _, path = spec.partition(":")
     if entry.takes_path and not path:
-        raise UserError(f"--data {spec} has no path: write {entry.spec}", slug="dataset-without-path")
+        raise UserError(f"--data {printable(spec)} has no path: write {entry.spec}", slug="dataset-without-path")
     if entry.splits and split not in entry.splits:
         raise UserError(
-            f"{spec} has no split {quoted(split)}: choose {' or '.join(entry.splits)} with --split."
+            f"{printable(spec)} has no split {quoted(split)}: choose {' or '.join(entry.splits)} with --split."
             f"{nearest(split, entry.splits)}",
             slug="unknown-split",
         )
@@ -67,7 +67,7 @@ def require_known(spec: str) -> DatasetEntry:
     # A path without its colon gets the advice of a known name too.
     if entry is not None:
         return entry
-    names = ", ".join(entry.spec for entry in catalog().values())
+    names = ", ".join(entry.spec for entry in registered_datasets().values())
     raise UserError(f"there is no data set {quoted(spec)}: choose one of {names}.{_hint(spec)}", slug="unknown-dataset")
 
 
@@ -76,7 +76,8 @@ def require_files(spec: str) -> None:
     entry = find_dataset(spec)
     if entry is None or not entry.image_files:
         raise UserError(
-            f"--resize is for image files, but {spec} has arrays: leave --resize out", slug="resize-without-files"
+            f"--resize is for image files, but {printable(spec)} has arrays: leave --resize out",
+            slug="resize-without-files",
         )
 
 
@@ -93,4 +94,4 @@ def _hint(spec: str) -> str:
         return f" For the directory of that name write imagefolder:{spec}."
     if path.suffix == ".npz":
         return f" For the file of that name write npz:{spec}."
-    return nearest(spec.lower(), [entry.spec for entry in catalog().values()])
+    return nearest(spec.lower(), [entry.spec for entry in registered_datasets().values()])

@@ -66,7 +66,7 @@ class DatasetEntry:
 
 
 @cache
-def catalog() -> dict[str, DatasetEntry]:
+def registered_datasets() -> dict[str, DatasetEntry]:
     """Every data set by its name."""
     modules = (importlib.import_module(f"robustbench_local.data.sets.{module}") for module in MODULES)
     return {module.DATASET.name: module.DATASET for module in modules}
@@ -75,7 +75,7 @@ def catalog() -> dict[str, DatasetEntry]:
 def find_dataset(spec: str) -> DatasetEntry | None:
     """The entry for a `--data` text, or None where there is none."""
     name, colon, _ = spec.partition(":")
-    entry = catalog().get(name)
+    entry = registered_datasets().get(name)
     return entry if entry is not None and (entry.takes_path or not colon) else None
 
 
@@ -87,4 +87,4 @@ def default_eps(spec: str, norm: str) -> str | None:
 
 def list_datasets() -> list[tuple[str, str]]:
     """Every text that `--data` accepts, with a description."""
-    return [(entry.spec, entry.description) for entry in catalog().values()]
+    return [(entry.spec, entry.description) for entry in registered_datasets().values()]

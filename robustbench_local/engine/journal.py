@@ -79,7 +79,7 @@ class Journal:
         try:
             length = self._look(output, self._path, binding, resume)
         except UserError as error:
-            refusal = str(error)
+            refusal = error
         try:
             raise_on_all_ranks(refusal)  # before anybody changes a file
             if rank == 0 and not resume:

@@ -1,4 +1,4 @@
-"""Several processes on one evaluation: each searches its share, and all know what each has found."""
+"""Several processes on one run, started by torchrun: each works on its share and learns the results of all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -14,23 +15,41 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from robustbench_local.errors import UserError
+from robustbench_local.numbers import parse_count
 from robustbench_local.runtime.device import choose_device
 
 T = TypeVar("T")
+_GLOO = re.compile(r"\bgloo\b")
+"""Gloo raises a plain RuntimeError that names its source file when another process closes its connection."""
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) outside torchrun."""
+    """This process's rank and the number of processes; (0, 1) outside torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def require_process_group(what: str) -> None:
-    """Raises UserError where torchrun has started several processes that each believe to be alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank_and_world()[1] == 1:
+    """Raises UserError where torchrun has started several processes that have not joined a group."""
+    if _environment_number("WORLD_SIZE", 1) > 1 and rank_and_world()[1] == 1:
         raise UserError(
-            f"torchrun has started several processes, but they have not met: call {what} inside "
-            "'with robustbench_local.runtime.distributed.process_group()'"
+            f"torchrun has started several processes, but they have not joined a group: call {what} inside "
+            "'with robustbench_local.runtime.distributed.process_group()'",
+            slug="process-group-missing",
         )
+
+
+def _environment_number(name: str, default: int) -> int:
+    """A number that torchrun sets in the environment.
+
+    Raises UserError for anything else.
+    """
+    text = os.environ.get(name, str(default))
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise UserError(
+            f"the environment variable {name}: {error}; unset it, or start with torchrun", slug="invalid-environment"
+        ) from None
 
 
 def gather(mine: list[T]) -> list[list[T]]:
@@ -39,47 +58,48 @@ def gather(mine: list[T]) -> list[list[T]]:
     if world == 1:
         return [mine]
     gathered: list[list[T]] = [[] for _ in range(world)]
-    with _in_company():
+    with _report_lost_process():
         dist.all_gather_object(gathered, mine)
     return gathered
 
 
 @contextlib.contextmanager
-def _in_company() -> Iterator[None]:
-    """Turns the end of another process into a sentence for the user."""
+def _report_lost_process() -> Iterator[None]:
+    """Turn the error that the end of another process causes into a UserError."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and _GLOO.search(str(error)) is None:
             raise
         raise UserError(
-            "another process of this run has ended, and this one cannot go on without it: start the same command with "
-            "--resume, with as many processes as you like"
+            "another process of this run has ended, and this one cannot continue without it: start the same command "
+            "with --resume, with any number of processes",
+            slug="process-lost",
         ) from None
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, for all of them."""
+    """The first process's value, in every process."""
     return gather([value])[0][0]
 
 
-def raise_on_all_ranks(refusal: str | None) -> None:
-    """Raises UserError in every process where any of them has a reason to refuse."""
-    for (each,) in gather([refusal]):
+def raise_on_all_ranks(error: UserError | None) -> None:
+    """Raise the error of the first process that has one, in every process."""
+    for (each,) in gather([error]):
         if each is not None:
-            raise UserError(each)
+            raise each
 
 
 @contextlib.contextmanager
 def on_rank_zero(context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
-    """The context in the first process alone; what refuses that one refuses all of them."""
-    with contextlib.ExitStack() as held:
+    """Enter the context in the first process alone. Its UserError is raised in every process."""
+    with contextlib.ExitStack() as stack:
         refusal = None
         if rank_and_world()[0] == 0:
             try:
-                held.enter_context(context)
+                stack.enter_context(context)
             except UserError as error:
-                refusal = str(error)
+                refusal = error
         raise_on_all_ranks(refusal)
         yield
 
@@ -97,20 +117,20 @@ def _first_to_report(count: Callable[[str, int], int], message: str) -> bool:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[int]:
-    """Join the group that torchrun has set up, if it has; gives this process's number.
+    """Join the group that torchrun has set up, if any, and yield this process's rank.
 
-    An evaluation's events travel as small objects, by gloo on every device; gradients between GPUs by nccl.
+    An evaluation's events are small objects, sent by gloo on every device; gradients go between GPUs by nccl.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if _environment_number("WORLD_SIZE", 1) < 2:
         yield 0
         return
-    # Processes wait for each other at the end of every stage, which can take as long as a stage; torchrun itself ends
-    # those whose fellows have died.
+    # Processes wait for each other at the end of every stage, for as long as a stage takes. torchrun itself ends the
+    # others when one has died.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     store, rank, world = next(rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=datetime.timedelta(days=30))
     try:
-        with _in_company():
+        with _report_lost_process():
             yield rank
     except UserError as error:
         error.reported_elsewhere = not _first_to_report(store.add, str(error))
@@ -120,10 +140,10 @@ def process_group() -> Iterator[int]:
 
 
 def device_for(name: str | None) -> torch.device:
-    """The device of that name; without one the GPU that torchrun means for this process, else the best there is.
+    """The device of that name; without a name the GPU that torchrun assigns to this process, else the best one.
 
     Raises UserError for a device that this machine does not have.
     """
     if name is None and rank_and_world()[1] > 1 and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("cuda", _environment_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     return choose_device(name)

@@ -66,7 +66,7 @@ def test_labels_are_the_models_when_its_class_names_are_known(tmp_path):
     data = load_dataset(spec, class_names=names)
     assert data.labels.tolist() == [3, 3, 2, 2, 1, 1]
     assert data.class_names == names
-    with pytest.raises(UserError, match="'dog'.*Did you mean 'dogs'") as caught:
+    with pytest.raises(UserError, match=r"'dog'.*Did you mean 'dogs'") as caught:
         load_dataset(spec, class_names=["bird", "cat", "dogs"])
     assert caught.value.slug == "class-not-in-model"
 
@@ -81,7 +81,7 @@ def test_ambiguous_and_double_class_names_are_refused():
     with pytest.raises(UserError, match=r"'crane'.*0, 2") as caught:
         match_class_names(["crane"], ["crane", "owl", "crane"], "x")
     assert caught.value.slug == "class-name-ambiguous"
-    with pytest.raises(UserError, match="'Owl' and 'owl_'.*'owl'") as caught:
+    with pytest.raises(UserError, match=r"'Owl' and 'owl_'.*'owl'") as caught:
         match_class_names(["Owl", "owl_"], ["crane", "owl"], "x")
     assert caught.value.slug == "class-directories-overlap"
 

@@ -105,7 +105,7 @@ def test_a_zip_of_other_things_is_refused(tmp_path):
     path = tmp_path / "set.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(UserError, match="readme.txt") as caught:
+    with pytest.raises(UserError, match=r"readme\.txt") as caught:
         load_dataset(f"npz:{path}")
     assert caught.value.slug == "npz-array-missing"
     with zipfile.ZipFile(path, "w") as archive:

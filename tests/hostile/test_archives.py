@@ -53,6 +53,15 @@ def refused(read, path, said) -> str:
     return told
 
 
+def refusal(read, path) -> str | None:
+    """The message, where the file is refused."""
+    try:
+        read(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def put(path, content: bytes):
     path.write_bytes(content)
     return path
@@ -300,10 +309,8 @@ def test_archives_of_unknown_compression_encryption_and_version(tmp_path, field,
             changed[found.start() + 2 + field] = value
         path = put(tmp_path / name, bytes(changed))
         readers = {"w.npz": lambda path: load_dataset(f"npz:{path}"), "w.pt": read_checkpoint, "w.pt2": load_exported}
-        try:
-            readers[name](path)
-        except UserError as error:
-            assert str(path) in str(error)
+        message = refusal(readers[name], path)
+        assert message is None or str(path) in message
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
@@ -416,10 +423,8 @@ def patched_end(hidden: bytes, shown: bytes) -> bytes:
 def test_torch_reads_what_was_checked_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = put(tmp_path / "m.pt2", two_directories(valid_files.exported(), exported_with(operator("torch.os.system"))))
-    try:
-        load_exported(path)
-    except UserError as error:
-        assert "damaged" in str(error)
+    message = refusal(load_exported, path)
+    assert message is None or "damaged" in message
     assert not (tmp_path / "executed").exists()
 
 

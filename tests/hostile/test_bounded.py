@@ -53,4 +53,5 @@ def test_claims_of_gigabytes_are_refused_within_little_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == len(list(folder.iterdir())) and all(": refused: " in line for line in lines), done.stdout
+    assert len(lines) == len(list(folder.iterdir())), done.stdout
+    assert all(": refused: " in line for line in lines), done.stdout

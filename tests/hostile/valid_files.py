@@ -161,8 +161,9 @@ def exported() -> bytes:
 
 
 def rezipped(content: bytes, change: dict[str, Any], *, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """The archive again, with the parts of these names (without the root) changed: by a function of their bytes, or to
-    the bytes given.
+    """The archive again, with the parts of these names (without the root) changed.
+
+    A change is a function of the part's bytes, or the new bytes.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer := io.BytesIO(), "w") as new:
         root = old.namelist()[0].partition("/")[0]

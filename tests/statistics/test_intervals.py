@@ -13,7 +13,7 @@ from robustbench_local.statistics.intervals import drop_bounds, drop_p_value, ex
 
 @st.composite
 def paired_counts(draw, least=1, most=400):
-    """lost, gained, n"""
+    """lost, gained, n."""
     n = draw(st.integers(least, most))
     lost = draw(st.integers(0, n))
     return lost, draw(st.integers(0, n - lost)), n

@@ -14,15 +14,16 @@ from robustbench_local.statistics.sequential import finite_bounds
 
 @st.composite
 def draws(draw, most=300):
-    """correct, n, population"""
+    """correct, n, population."""
     population = draw(st.integers(1, most))
     n = draw(st.integers(0, population))
     return draw(st.integers(0, n)), n, population
 
 
 def by_definition(correct, n, population, alpha):
-    """In exact fractions: a total is kept while the mean likelihood of all larger (smaller) ones is at most 1 / alpha
-    times its own.
+    """In exact fractions.
+
+    A total is kept while the mean likelihood of all larger (smaller) ones is at most 1 / alpha times its own.
     """
 
     def likelihood(total):
