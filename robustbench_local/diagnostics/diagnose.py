@@ -18,6 +18,7 @@ from robustbench_local.diagnostics.indicators import ProbeSet
 from robustbench_local.diagnostics.preflight import Preflight
 from robustbench_local.diagnostics.verdict import finding_of
 from robustbench_local.engine.cascade import Cascade, StageRun
+from robustbench_local.engine.events import DIAGNOSTIC_STAGES
 from robustbench_local.engine.protocol import Step, resolve_attack
 from robustbench_local.results.checks import ADAPTED, CONVERGED, DESCENT, MORE_STEPS, NOISE, SQUARE
 from robustbench_local.results.schema import Diagnostic
@@ -38,7 +39,7 @@ PROBES = {
 """Attacks on the robust samples with the smallest margins. What they fool no longer counts as robust."""
 MOST_PLANTED_STEPS = 200
 """Steps of an adaptive attack that searches for planted adversarial examples."""
-FIRST_PROBE, FIRST_ADAPTIVE, SECOND_PROBE = 100, 200, 300
+FIRST_PROBE, FIRST_ADAPTIVE, SECOND_PROBE = DIAGNOSTIC_STAGES, 200, 300
 """Stage numbers, which must differ from those of a suite."""
 
 

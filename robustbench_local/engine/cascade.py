@@ -19,7 +19,7 @@ from robustbench_local.attacks.attack import number_of_runs, random_stream_name,
 from robustbench_local.attacks.suites import MASKED, MOVING, Stage
 from robustbench_local.data.dataset import sample_sha256
 from robustbench_local.engine.batch import RunContext
-from robustbench_local.engine.events import CleanEvent, SearchEvent, seconds_of
+from robustbench_local.engine.events import STAGES_PER_BLOCK, CleanEvent, SearchEvent, seconds_of
 from robustbench_local.engine.journal import Journal
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.precision import untouched_model
@@ -31,8 +31,6 @@ from robustbench_local.results.schema import AttackReport, Diagnostic
 from robustbench_local.runtime.distributed import gather, rank_and_world
 from robustbench_local.runtime.resources import seconds_since
 
-STAGES_PER_BLOCK = 1000
-"""Stage numbers of a block of samples; more than a block has stages, so that every block's stages have their own."""
 E = TypeVar("E", CleanEvent, SearchEvent)
 
 

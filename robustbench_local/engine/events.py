@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from robustbench_local.results.schema import Distance
 from robustbench_local.runtime.distributed import rank_and_world
 
+STAGES_PER_BLOCK = 1000
+"""Stage numbers of a block of samples; more than a block has stages, so that every block's stages have their own."""
+DIAGNOSTIC_STAGES = 100
+"""The first stage number, within a block, of the attacks that diagnostics run; those of a suite are below."""
+
 
 class Event(BaseModel):
     """Something that happened to some samples.

@@ -6,7 +6,7 @@ import re
 
 from fault_scene import Scene
 
-from robustbench_local.engine.journal import _parsed, journal_path
+from robustbench_local.engine.journal import journal_path
 
 
 def cut_off(scene: Scene) -> None:
@@ -40,7 +40,8 @@ def garbled(scene: Scene) -> None:
     assert path.read_bytes() == content
     assert not scene.output.exists()
     if "that line" in command.err:
-        path.write_bytes(b"".join(line + b"\n" for line in content.split(b"\n") if _parsed(line) is not None))
+        lines = content.splitlines(keepends=True)
+        path.write_bytes(b"".join([*lines[: number - 1], *lines[number:]]))
     else:
         path.unlink()
     scene.require_resumed()
@@ -50,7 +51,7 @@ def foreign(scene: Scene) -> None:
     scene.interrupted("--seed", 1)
     content = journal_path(scene.output).read_bytes()
     scene.require_refused(scene.run("--resume"), "another seed", "delete the file")
-    scene.require_refused(scene.run(), "what an interrupted run has found", "--resume")
+    scene.require_refused(scene.run(), "the results of an interrupted run", "--resume")
     assert journal_path(scene.output).read_bytes() == content
     journal_path(scene.output).unlink()
     assert scene.run().process.exitcode == 0
@@ -62,7 +63,7 @@ def found_by_another_worker(scene: Scene) -> None:
     scene.interrupted()
     journal_path(scene.output).rename(journal_path(scene.output, 1))
     content = journal_path(scene.output, 1).read_bytes()
-    scene.require_refused(scene.run(), "what an interrupted run has found")
+    scene.require_refused(scene.run(), "the results of an interrupted run")
     assert journal_path(scene.output, 1).read_bytes() == content
     scene.require_resumed()
 
