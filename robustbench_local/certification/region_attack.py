@@ -1,4 +1,4 @@
-"""The search over activation regions as an attack of this engine: `regions`."""
+"""The search over activation regions as an attack of the engine: `regions`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from robustbench_local.models.metered import Metered
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSearch:
-    """Branch and bound over the activation regions of a ReLU network, L∞ only, one sample after the other.
+    """Branch and bound over the activation regions of a ReLU network, for L∞ only, one sample at a time.
 
-    programs: most linear programs for a sample. starts: PGD restarts whose best point it begins with. neurons: the most
-    ReLUs that a network may have. For the last samples that gradients leave standing; see `region_search`.
+    programs: the most linear programs for a sample. starts: PGD restarts; the search begins at their best point.
+    neurons: the most ReLUs that a network may have. Meant for the few samples on which gradient attacks have failed;
+    see `region_search`.
     """
 
     name: ClassVar[str] = "regions"
@@ -39,15 +40,19 @@ class RegionSearch:
         for name in ("programs", "starts", "neurons"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        object.__setattr__(self, "_networks", _NetworkCache())
 
     def unsupported_reason(self, classifier: Classifier, shape: tuple[int, ...], threat_model: ThreatModel) -> str:
-        """Why this network cannot be searched in this ball; empty where it can."""
+        """Why this network cannot be searched in this ball; empty where it can.
+
+        shape: that of one image, (channels, height, width).
+        """
         if threat_model.norm != "linf":
             return "its linear programs are for L∞ balls"
         if threat_model.reject is not None:
-            return "its linear programs know of no reject class"
+            return "its linear programs do not model a reject class"
         try:
-            _network(classifier, shape, self.neurons)
+            self._network(classifier, shape)
         except ValueError as error:
             return str(error)
         return ""
@@ -58,9 +63,10 @@ class RegionSearch:
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
         assert isinstance(model, Metered)
         images, labels = state["images"], state["labels"]
-        if reason := self.unsupported_reason(model.model, tuple(images.shape[1:]), threat_model):
-            raise UserError(f"regions cannot be used here: {reason}")
-        network = _network(model.model, tuple(images.shape[1:]), self.neurons)
+        shape = tuple(images.shape[1:])
+        if reason := self.unsupported_reason(model.model, shape, threat_model):
+            raise UserError(f"regions cannot be used here: {reason}", slug="regions-unsupported")
+        network = self._network(model.model, shape)
         starts = pgd(
             model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce", indices=state["keys"]
         )
@@ -70,19 +76,25 @@ class RegionSearch:
         ]
         return {**state, "points": torch.stack(points), "step": state["step"] + 1}
 
+    def _network(self, classifier: Classifier, shape: tuple[int, ...]) -> PiecewiseLinear:
+        cache: _NetworkCache = self.__dict__["_networks"]
+        return cache.get(classifier, shape, self.neurons)
 
-_READ: WeakKeyDictionary[Classifier, tuple[str, tuple[int, ...], PiecewiseLinear]] = WeakKeyDictionary()
-"""The network that was read last from a classifier, with what it had been read from."""
 
+class _NetworkCache:
+    """The network that was read last from every classifier."""
 
-def _network(classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
-    """The classifier's layers, read once for as long as its weights stay.
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Classifier, tuple[str, tuple[int, ...], PiecewiseLinear]] = WeakKeyDictionary()
 
-    Raises ValueError where it is not piecewise linear in at most so many ReLUs.
-    """
-    weights = fingerprint(classifier)
-    if (known := _READ.get(classifier)) is None or known[:2] != (weights, shape):
-        _READ[classifier] = known = weights, shape, PiecewiseLinear(classifier, shape, most_neurons=neurons)
-    if sum(known[2].neurons) > neurons:
-        raise ValueError(f"the network has {sum(known[2].neurons)} ReLUs, more than the {neurons} that were allowed")
-    return known[2]
+    def get(self, classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
+        """The classifier's layers, read again only when its weights have changed.
+
+        Raises ValueError where it is not piecewise linear in at most so many ReLUs.
+        """
+        weights = fingerprint(classifier)
+        known = self._known.get(classifier)
+        if known is None or known[:2] != (weights, shape):
+            known = weights, shape, PiecewiseLinear(classifier, shape, most_neurons=neurons)
+            self._known[classifier] = known
+        return known[2]

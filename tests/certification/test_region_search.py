@@ -130,7 +130,7 @@ def test_bounds_hold_at_random_points(seed, eps):
         assert (value >= least - 1e-9).all()
         assert (value <= most + 1e-9).all()
     rows = np.random.default_rng(seed).standard_normal((5, 4))
-    assert (logits @ rows.T <= network.highest(rows, 3, bounds, (low, high)) + 1e-9).all()
+    assert (logits @ rows.T <= network.upper_bounds(rows, 3, bounds, (low, high)) + 1e-9).all()
 
 
 class Residual(nn.Module):
