@@ -152,10 +152,12 @@ def _write_temporary(destination: Path, data: str | bytes, stack: contextlib.Exi
     handle, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=UNFINISHED)
     temporary = Path(name)
     try:
-        file = stack.enter_context(os.fdopen(handle, "wb"))
+        # Unbuffered: closing a buffered file on a full disk would fail a second time.
+        file = stack.enter_context(os.fdopen(handle, "wb", buffering=0))
         lock(handle)
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
+        rest = memoryview(data.encode() if isinstance(data, str) else data)
+        while rest:  # a disk that is almost full accepts only a part at first
+            rest = rest[file.write(rest) :]
         os.fsync(handle)
         # mkstemp makes private files; the result has the usual permissions.
         mask = os.umask(0)

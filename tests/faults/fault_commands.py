@@ -40,7 +40,7 @@ TRAINING = [
     "--suite",
     "fast",
     "--eval-samples",
-    "20",
+    "8",
     "--device",
     "cpu",
     "--output",
@@ -131,7 +131,8 @@ def ended(folder: Path, *arguments: object, **options) -> Command:
 def require_refusal(command: Command, *words: str) -> None:
     """It has ended as a fault should end: exit code 2 and one sentence, no traceback."""
     assert command.process.exitcode == 2, command.err
-    assert "Traceback" not in command.err and "Error:" not in command.err, command.err
+    assert "Traceback" not in command.err, command.err
+    assert "Error:" not in command.err, command.err
     told = [line for line in command.err.splitlines() if line.startswith("robust: ")]
     assert len(told) == 1, command.err
     for word in words:

@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+from fault_injections import may_mount, small_disk
 
 from robustbench_local.errors import UserError
 from robustbench_local.io.atomic_write import write_all_or_none
@@ -69,3 +70,20 @@ def test_an_output_without_json_in_its_name(robust, tmp_path, name):
         assert ended.code == 0, ended.err
     assert robust("gate", name, "--min-clean", "0.1").code == 0
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not may_mount(), reason="may not make disks of its own")
+@pytest.mark.parametrize("kilobytes", [4, 8, 12])
+def test_a_disk_that_fills_up_inside_a_file_is_one_sentence(tmp_path, kilobytes):
+    """What a file had buffered was written again when it was closed, and failed there outside of every sentence."""
+    child = os.fork()
+    if child == 0:  # the disk vanishes with the process
+        code = 1
+        try:
+            with small_disk(tmp_path, kilobytes):
+                write_all_or_none({tmp_path / "a": "x" * 3000, tmp_path / "b": "y" * 20_000})
+        except UserError as error:
+            code = 0 if "make room there" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
