@@ -120,7 +120,7 @@ def check_model_name(model: str, arch: str | None = None) -> None:
     """
     if _is_file_name(model):
         if not Path(model).expanduser().exists():
-            raise UserError(f"there is no file {model}: check the path", slug="file-not-found")
+            raise UserError(f"there is no file {model}: check the path", slug="no-such-file")
         if arch is not None and ":" not in arch and not is_collection_name(arch) and not _is_file_name(arch):
             require_own_name(arch)
     elif arch is None and not is_collection_name(model):

@@ -280,7 +280,7 @@ def test_the_command_line_takes_a_function_with_settings(robust, code, tmp_path)
     [
         ("mine.py", "function-not-named", "mine.py"),
         ("mine.py:", "function-not-named", "FUNCTION"),
-        ("other.py:push", "file-not-found", "other.py"),
+        ("other.py:push", "no-such-file", "other.py"),
         ("mine.py:pusch", "function-not-found", "'push'"),
         ("mine.py:constant", "not-a-function", "int"),
         ("mine.py:push:scalle=1", "user-error", "'scale'"),

@@ -78,7 +78,7 @@ def test_torchvisions_names_are_read_without_importing_it():
         ("digit-cnn", None, "unknown-model", "'digits-cnn'"),
         ("resnet50", None, "unknown-model", "torchvision/resnet50"),
         ("resnet18:depth=3", None, "model-takes-no-settings", "--num-classes"),
-        ("absent.pt", "resnet18", "file-not-found", "absent.pt"),
+        ("absent.pt", "resnet18", "no-such-file", "absent.pt"),
         ("net.py", None, "unknown-model", "net.py:FACTORY"),
     ],
 )

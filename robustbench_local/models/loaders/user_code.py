@@ -93,7 +93,7 @@ def _importable(folder: Path) -> Iterator[None]:
 def _run_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         raise UserError(
-            f"there is no file {path}; the model {spec!r} is written path/file.py:FACTORY", slug="file-not-found"
+            f"there is no file {path}; the model {spec!r} is written path/file.py:FACTORY", slug="no-such-file"
         )
     # The whole path in the name: two files called models.py must not be confused.
     unique = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
@@ -182,7 +182,7 @@ def load_function(where: str, name: str) -> Callable[..., Any]:
     spec, path = f"{where}:{name}", Path(where).expanduser()
     is_file = where.endswith(".py")
     if is_file and not path.is_file():
-        raise UserError(f"there is no file {path}, which {spec!r} names", slug="file-not-found")
+        raise UserError(f"there is no file {path}, which {spec!r} names", slug="no-such-file")
     with _importable(path.resolve().parent if is_file else Path.cwd()):
         code = _run_file(path, spec) if is_file else _import(where, spec)
         function = getattr(code, name, None)

@@ -83,13 +83,13 @@ def test_other_files_are_told_of_the_option(googlenet):
 
 
 def test_the_files_own_version_decides_the_resize(monkeypatch, tmp_path):
-    """The first ResNet-50 weights were trained for a resize to 256, the default ones for 232."""
-    kind = torchvision.models.ResNet50_Weights
-    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "w.pth")
-    plain = load_classifier("torchvision/resnet50", checkpoint=tmp_path / "w.pth")
+    """The first MobileNet v2 weights were trained for a resize to 256, the default ones for 232."""
+    kind = torchvision.models.MobileNet_V2_Weights
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), tmp_path / "w.pth")
+    plain = load_classifier("torchvision/mobilenet_v2", checkpoint=tmp_path / "w.pth")
     start = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
     publish(monkeypatch, kind, start)
-    (tmp_path / "w.pth").rename(tmp_path / f"resnet50-{start}.pth")
-    own = load_classifier("torchvision/resnet50", checkpoint=tmp_path / f"resnet50-{start}.pth")
+    (tmp_path / "w.pth").rename(tmp_path / f"mobilenet_v2-{start}.pth")
+    own = load_classifier("torchvision/mobilenet_v2", checkpoint=tmp_path / f"mobilenet_v2-{start}.pth")
     assert (plain.resize.resize, own.resize.resize) == (232, 256)
     assert any("IMAGENET1K_V1" in note for note in own.notes)
