@@ -52,7 +52,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         elif path.exists():
             files.append(path)
         else:
-            raise UserError(f"there is no image {path}: check the path", slug="no-such-file")
+            raise UserError(f"there is no image {path}: check the path", slug="image-missing")
     return files
 
 
