@@ -54,6 +54,6 @@ def parse_eps(text: str | float, norm: str, box: tuple[float, float] = (0.0, 1.0
     if norm == "linf" and eps > box[1] - box[0]:
         raise ValueError(
             f"L∞ eps is {text}, wider than the whole range of a pixel ({box[1] - box[0]:g}): eps is in pixel units of "
-            f"[{box[0]:g}, {box[1]:g}], so write {text}/255 for grey levels"
+            f"[{box[0]:g}, {box[1]:g}], so write {text}/255 for gray levels"
         )
     return eps

@@ -60,7 +60,8 @@ def check_suite(text: str) -> None:
     if slash and f"{name}/{version}" not in versions:
         known = ", ".join(each for each in versions if each.startswith(f"{name}/"))
         raise UserError(
-            f"--suite: there is no version {text!r}: the versions of this suite are {known}", slug="unknown-suite"
+            f"--suite: there is no version {text!r}: the versions of this suite are {known}",
+            slug="unknown-suite-version",
         )
 
 
@@ -126,7 +127,7 @@ def check_defense(text: str) -> None:
 
 def check_data(spec: str) -> None:
     """`--data SPEC`: the name of the data set, or the file or directory after `npz:` or `imagefolder:`."""
-    from robustbench_local.io.safe_read import printable, require_plain_file
+    from robustbench_local.io.safe_read import printable
 
     require_known(spec)
     kind, _, rest = spec.partition(":")
@@ -134,12 +135,16 @@ def check_data(spec: str) -> None:
         return
     path = Path(rest).expanduser()
     if kind == "npz":
-        require_plain_file(path)
-    elif not path.is_dir():
+        if not path.is_file():
+            what = "is a directory" if path.is_dir() else "does not exist"
+            raise UserError(
+                f"the data file {printable(path)} {what}: npz:PATH needs an .npz file", slug="npz-not-a-file"
+            )
+    elif kind == "imagefolder" and not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(
             f"the directory {printable(path)} {what}; imagefolder:PATH names a directory with one directory per class",
-            slug="imagefolder-missing",
+            slug="imagefolder-not-a-directory",
         )
 
 
@@ -172,7 +177,7 @@ def check_image(text: str) -> None:
     from robustbench_local.io.safe_read import printable
 
     if not Path(text).expanduser().exists():
-        raise UserError(f"there is no image {printable(text)}: check the path", slug="image-missing")
+        raise UserError(f"there is no image {printable(text)}: check the path", slug="file-not-found")
 
 
 def check_normalize(text: str) -> None:
@@ -242,7 +247,7 @@ def _check_combinations(options: Mapping[str, Any]) -> None:
     if "suite" in values and "attacks" in values:
         raise UserError(
             "give --suite or --attack, not both: with other attacks in it, a protocol cannot keep its name",
-            slug="suite-with-attacks",
+            slug="suite-and-attacks",
         )
     if "resume" in values and "output" not in values:
         raise UserError(
@@ -252,16 +257,14 @@ def _check_combinations(options: Mapping[str, Any]) -> None:
     if "until_gate" in values and "samples" in values:
         raise UserError(
             "with --until-gate the evaluation chooses the number of samples: leave out --samples or --until-gate",
-            slug="until-gate-with-samples",
+            slug="samples-and-stopping-rule",
         )
     if "source" in values and "target" not in values:
         raise UserError(
             "--source needs --target: the class that its images are to be classified as", slug="source-without-target"
         )
     if values.get("precision") == "tf32" and values.get("device") in ("cpu", "mps"):
-        raise UserError(
-            "--precision tf32 needs an NVIDIA GPU: choose auto, fp32 or bf16", slug="precision-not-supported"
-        )
+        raise UserError("--precision tf32 needs an NVIDIA GPU: choose auto, fp32 or bf16", slug="precision-needs-cuda")
 
 
 def _check_code(file: str, name: str, text: str) -> None:

@@ -250,4 +250,4 @@ def load_threat_model(options: Mapping[str, Any]) -> ThreatModel:
             reject=options["reject"],
         )
     except ValueError as error:
-        raise UserError(str(error), slug="invalid-threat-model") from None
+        raise UserError(str(error), slug="bad-threat-model") from None

@@ -77,6 +77,6 @@ def tensorboard_writer() -> Any:
     except ImportError:
         raise UserError(
             "--tensorboard needs the tensorboard package: pip install 'robustbench-local[tensorboard]'",
-            slug="extra-not-installed",
+            slug="missing-extra",
         ) from None
     return SummaryWriter
