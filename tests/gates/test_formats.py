@@ -94,12 +94,12 @@ def hostile(make_result, tmp_path, request, monkeypatch):
     return name, decide(Gate((limits,)), [now])
 
 
-def checked_junit(text):
+def validated_junit(text):
     xmlschema.XMLSchema(HERE / "junit.xsd").validate(text)
     return ElementTree.fromstring(text)
 
 
-def checked_sarif(text):
+def validated_sarif(text):
     log = json.loads(text)
     schema = json.loads((HERE / "sarif-2.1.0.schema.json").read_text())
     jsonschema.Draft7Validator(schema, format_checker=jsonschema.FormatChecker()).validate(log)
@@ -111,7 +111,7 @@ def checked_sarif(text):
 
 
 def test_junit(decision):
-    root = checked_junit(junit(decision))
+    root = validated_junit(junit(decision))
     linf, l2 = root
     assert linf.get("name") == "L∞ 0.1"
     assert l2.get("name") == "L2 0.5"
@@ -136,7 +136,7 @@ def test_junit(decision):
 
 
 def test_sarif(decision):
-    run = checked_sarif(sarif(decision))
+    run = validated_sarif(sarif(decision))
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == [
         "min_robust/linf-0.1",
         "min_clean/linf-0.1",
@@ -161,7 +161,7 @@ def test_sarif(decision):
 def test_fingerprints_are_of_limit_threat_model_and_model(make_result, tmp_path):
     def prints(robust, **changes):
         path = make_result(tmp_path / f"{robust}.json", robust, changes=changes)
-        run = checked_sarif(sarif(decide(Gate((Limits(min_robust=0.9, min_clean=0.95),)), [path])))
+        run = validated_sarif(sarif(decide(Gate((Limits(min_robust=0.9, min_clean=0.95),)), [path])))
         return [result["partialFingerprints"]["robustGate/v1"] for result in run["results"]]
 
     one, other = prints(100), prints(200)
@@ -175,7 +175,7 @@ def test_locations_outside_the_folder_and_odd_names(make_result, tmp_path, monke
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     for path, uri in ((tmp_path / "out side.json", "file:///"), (Path("a b%#?.json"), "a%20b%25%23%3F.json")):
-        run = checked_sarif(sarif(decide(Gate((Limits(min_robust=0.9),)), [make_result(path, 100)])))
+        run = validated_sarif(sarif(decide(Gate((Limits(min_robust=0.9),)), [make_result(path, 100)])))
         uri_of_result = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
         assert uri_of_result.startswith(uri)
         assert " " not in uri_of_result
@@ -230,7 +230,7 @@ def test_no_summary_without_its_variable_and_a_sentence_where_it_cannot_be_writt
 
 def test_hostile_names_stay_text_in_junit(hostile):
     name, decision = hostile
-    root = checked_junit(junit(decision))
+    root = validated_junit(junit(decision))
     assert [suite.tag for suite in root] == ["testsuite"]
     assert root.find("testsuite/properties/property[@name='model']").get("value") == plain(name)
     assert {element.tag for element in root.iter()} <= {
@@ -248,7 +248,7 @@ def test_hostile_names_stay_text_in_junit(hostile):
 
 def test_hostile_names_stay_text_in_sarif_and_json(hostile):
     name, decision = hostile
-    run = checked_sarif(sarif(decision))
+    run = validated_sarif(sarif(decision))
     assert plain(name) in run["results"][0]["message"]["text"]
     assert json.loads(json.dumps(decision.to_dict()))["results"][0]["model"] == name
 
@@ -305,3 +305,14 @@ def test_eps_is_a_number_and_nothing_else(make_result, tmp_path):
     for text in ("0.1\n::error::", "0.1 [red]"):
         with pytest.raises(UserError, match="not a valid result file: threat_model"):
             read_result(make_result(tmp_path / "r.json", 500, changes={"threat_model.eps_text": text}))
+
+
+def test_ids_of_alerts_do_not_depend_on_sentences(make_result, tmp_path):
+    changes = {"threat_model.goal": {"source": None, "target": 5}, "threat_model.reject": 10}
+    path = make_result(tmp_path / "r.json", 100, changes=changes)
+    (result,) = validated_sarif(sarif(decide(Gate((Limits(min_robust=0.9),)), [path])))["results"]
+    # As the first version wrote them: an alert that is open stays the same alert.
+    assert result["ruleId"] == "min_robust/linf-0.1, any → 5, class 10 rejects"
+    identity = "L∞ 0.1, any → 5, class 10 rejects\0m\0min_robust"
+    assert result["partialFingerprints"]["robustGate/v1"] == hashlib.sha256(identity.encode()).hexdigest()
+    assert result["properties"]["slug"] == "min-robust"
