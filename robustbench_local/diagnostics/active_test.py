@@ -53,7 +53,7 @@ class Features:
     """The input of a model's last linear layer, float [rows, features]; its logits where it has no such layer."""
 
     def __init__(self, model: nn.Module):
-        self._model = model
+        self._model: Model = model
         layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         self._last = layers[-1] if layers else None
 

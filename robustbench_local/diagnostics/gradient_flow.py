@@ -139,7 +139,7 @@ def _recording_calls(trace: GradientTrace, layer: Callable[[], str]) -> Iterator
 
 def _differentiating_functions() -> dict[CodeType, str]:
     """Python functions of torch that differentiate, by their code objects."""
-    functions = {
+    functions: dict[str, Callable[..., Any]] = {
         "torch.autograd.grad": torch.autograd.grad,
         "torch.autograd.backward": torch.autograd.backward,
         "Tensor.backward": Tensor.backward,

@@ -79,7 +79,8 @@ class Journal:
         self._output, self._path = output, None if output is None else journal_path(output, rank)
         if output is None or self._path is None:
             return
-        length, refusal = 0, None
+        length = 0
+        refusal: UserError | None = None
         try:
             length = self._open(output, self._path, fingerprint, resume)
         except UserError as error:

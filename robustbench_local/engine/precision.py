@@ -14,6 +14,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.engine.folding import fold_batch_norm
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered
@@ -90,7 +91,7 @@ def build_search_models(metered: Metered, images: Tensor, precision: Precision) 
     untouched = untouched_model(classifier)
     if images.dim() != 4 or not any(isinstance(part, nn.Conv2d) for part in classifier.modules()):
         return untouched
-    folded = _fold_batch_norm(classifier.module)
+    folded = fold_batch_norm(classifier.module, images[:2])
     float32 = _search_model(metered, folded, torch.float32, images) or untouched.float32
     if precision == "auto":
         supported = images.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -102,20 +103,6 @@ def build_search_models(metered: Metered, images: Tensor, precision: Precision) 
         error, _, _ = _logit_error(metered, float32.model, images, tf32=True)
         low_precision = SearchModel(float32.model, error, "tf32", tf32=True)
     return SearchModels(low_precision, float32)
-
-
-def _fold_batch_norm(module: nn.Module) -> nn.Module | None:
-    """A copy with every batch norm folded into the convolution before it.
-
-    A module that cannot be traced is copied without folding; one that cannot be copied either gives None.
-    """
-    from torch.fx.experimental.optimization import fuse
-
-    with contextlib.suppress(Exception):  # tracing runs the module's own code, which may raise anything
-        return fuse(module)
-    with contextlib.suppress(Exception):
-        return copy.deepcopy(module)
-    return None
 
 
 def _search_model(metered: Metered, folded: nn.Module | None, dtype: torch.dtype, images: Tensor) -> SearchModel | None:

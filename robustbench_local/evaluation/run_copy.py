@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_local.models import Classifier
 from robustbench_local.models.metered import Metered
@@ -15,28 +16,29 @@ from robustbench_local.models.metered import Metered
 
 @contextlib.contextmanager
 def metered_on(classifier: Classifier, device: torch.device) -> Iterator[Metered]:
-    """The classifier on a device, its passes counted; the caller's classifier stays what and where it is.
+    """A copy of the classifier on a device, its passes counted; the caller's stays what and where it is.
 
-    Weights that are on the device already are shared. Several threads may evaluate the same classifier at once. A
-    module that cannot be copied is the exception: it is moved to the device and back.
+    Attacks and checks hook into layers, so every run has layers of its own, and several threads may evaluate the same
+    classifier at once. Parameters that are on the device already are shared, not copied. A module that cannot be copied
+    is the exception: it is used itself, moved to the device and back.
     """
     device = torch.empty(0, device=device).device  # "cuda" gets its index
-    tensors: list[Tensor] = [*classifier.parameters(), *classifier.buffers()]
-    if all(tensor.device == device for tensor in tensors):
-        yield Metered(copy.copy(classifier))
-        return
+    parameters = {id(parameter): _on(parameter, device) for parameter in classifier.parameters()}
     try:
-        moved = copy.deepcopy(classifier, {id(tensor): _moved(tensor, device) for tensor in tensors}).to(device)
-    except (RuntimeError, TypeError, NotImplementedError):
-        home = tensors[0].device
+        own = copy.deepcopy(classifier, parameters).to(device)
+    except Exception:  # a module may refuse to be copied in any way
+        home = next(
+            itertools.chain(classifier.parameters(), classifier.buffers()), torch.empty(0, device=device)
+        ).device
         try:
             yield Metered(copy.copy(classifier.to(device)))
         finally:
             classifier.to(home)
         return
-    yield Metered(moved)
+    yield Metered(own)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    values = tensor.detach().to(device)
-    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    if parameter.device == device:
+        return parameter
+    return nn.Parameter(parameter.detach().to(device), requires_grad=False)
