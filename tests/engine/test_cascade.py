@@ -1,7 +1,7 @@
 """Suites: what each stage is run on, when the further ones run, and how many classes they work with."""
 
-import itertools
 import functools
+import itertools
 
 import pytest
 import torch
