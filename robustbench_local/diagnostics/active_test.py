@@ -128,5 +128,5 @@ def _direction(inner: Tensor, planted: Tensor) -> Tensor:
     covariance = centered.T @ centered / len(inner)
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    weights = torch.linalg.solve(covariance, planted.double() - inner.double().mean(0))
+    weights: Tensor = torch.linalg.solve(covariance, planted.double() - inner.double().mean(0))
     return (weights / weights.norm().clamp_min(1e-30)).to(inner.dtype)

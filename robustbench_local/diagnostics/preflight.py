@@ -122,7 +122,7 @@ def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
     classifier = model.model
     try:
         with torch.no_grad():
-            logits = model(images)
+            logits: Tensor = model(images)
     except ModelFailure as failure:
         raise _cannot_classify(classifier, images, dataset, failure.reason) from None
     if len(logits) != len(images):

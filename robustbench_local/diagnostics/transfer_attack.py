@@ -51,7 +51,7 @@ class Transfer(PGD):
 
 def transfer_from(train: Callable[[], Model], name: str) -> Transfer:
     """Return a transfer attack of that name. train: returns the surrogate; called when it is first needed."""
-    kind = dataclasses.make_dataclass(
+    kind: type[Transfer] = dataclasses.make_dataclass(
         "TransferFrom",
         [],
         bases=(Transfer,),
@@ -70,7 +70,8 @@ class _Refitted(nn.Module):
         self._features, self._readout = features, readout
 
     def forward(self, points: Tensor) -> Tensor:
-        return self._readout(self._features(points))
+        logits: Tensor = self._readout(self._features(points))
+        return logits
 
 
 @dataclass

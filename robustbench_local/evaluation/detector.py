@@ -25,6 +25,7 @@ from robustbench_local.engine.verify import ROUNDING
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.settings import with_overrides
 from robustbench_local.models import Classifier
+from robustbench_local.models.input_defenses.input_defense import InputDefense
 from robustbench_local.models.metered import Metered
 from robustbench_local.models.preprocessing import apply_defenses, input_defense
 from robustbench_local.results.schema import Accuracy
