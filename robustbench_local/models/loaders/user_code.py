@@ -183,7 +183,8 @@ def load_function(where: str, name: str) -> Callable[..., Any]:
     is_file = where.endswith(".py")
     if is_file and not path.is_file():
         raise UserError(f"there is no file {path}, which {spec!r} names", slug="no-such-file")
-    with _importable(path.resolve().parent if is_file else Path.cwd()):
+    folder = path.resolve().parent if is_file else Path.cwd()
+    with restored_globals(argv=[where]), _importable(folder):
         code = _run_file(path, spec) if is_file else _import(where, spec)
         function = getattr(code, name, None)
     if function is None:

@@ -14,6 +14,7 @@ import torch
 
 from robustbench_local.errors import UserError
 from robustbench_local.models import load_classifier
+from robustbench_local.models.loaders.user_code import load_function
 
 NET = "\nimport torch\nfrom torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
 
@@ -139,3 +140,10 @@ def test_warnings_of_libraries_do_not_reach_the_terminal_and_notes_do(load):
             "import warnings\nimport torch\nwarnings.warn('deprecated')\ntorch.set_default_dtype(torch.double)\n"
         )
     assert classifier.notes
+
+
+def test_the_file_of_an_attack_function_changes_nothing_either(tmp_path):
+    before = settings()
+    (tmp_path / "attack.py").write_text(f"{CHANGES}\n\ndef attack(*arguments):\n    return 5\n")
+    assert load_function(str(tmp_path / "attack.py"), "attack")() == 5
+    assert settings() == before
