@@ -52,7 +52,7 @@ BOARDS = {
     "gtsrb": Board("gtsrb-cnn", 7, "gtsrb"),
 }
 CHANGES: dict[str, dict[str, Any]] = {
-    # Distillation divides logits by 20 or more while it trains, so plain SGD hardly moves.
+    # Distillation divides logits by 20 or more while it trains; AdamW reaches its best accuracy in few epochs.
     "defensive-distillation": {"optimizer": "adamw", "lr": 6e-3, "weight_decay": 0.0}
 }
 STEPPED = ("pgd-at", "trades", "mart", "hat", "rslad")
@@ -61,10 +61,10 @@ STEPPED = ("pgd-at", "trades", "mart", "hat", "rslad")
 def recipe_of(data: str, method: str, seed: int) -> Recipe:
     """The data set's recipe with another method and seed."""
     board = BOARDS[data]
-    name, plus, more = method.partition("+")
+    name, plus, add_ons = method.partition("+")
     settings: dict[str, Any] = {"seed": seed, **CHANGES.get(name, {})}
     if resolve_recipe(board.config, {}).method.partition(":")[0] != method:  # its own method keeps its settings
-        settings["method"] = (f"{name}:steps={board.steps}" if name in STEPPED else name) + plus + more
+        settings["method"] = (f"{name}:steps={board.steps}" if name in STEPPED else name) + plus + add_ons
     if name == "rslad":
         settings["teacher"] = str(FOLDER / data / f"trades-{seed}")
     if board.npz:
@@ -79,10 +79,10 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     data_dir = images.fashion_mnist(images.FOLDER) if data == "fashion-mnist" else None
     began, clock = time.process_time(), time.perf_counter()
-    hardened = run_training(recipe, folder, runtime=RuntimeSettings(device="cpu", data_dir=data_dir))
+    run = run_training(recipe, folder, runtime=RuntimeSettings(device="cpu", data_dir=data_dir))
     spent, passed = time.process_time() - began, time.perf_counter() - clock
-    evaluation = hardened.evaluate_checkpoints()
-    card, result = hardened.card, evaluation.result
+    evaluated = run.evaluate_checkpoints()
+    card, result = evaluated.card, evaluated.result
     assert card.chosen is not None
     last = card.last_evaluation
     signs = {}
@@ -90,7 +90,7 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
         classifier = load_classifier(str(folder))
         attacked = evaluate(
             classifier,
-            hardened.eval_data,
+            run.eval_data,
             ThreatModel("linf", "8/255", source=STOP, target=EIGHTY),
             suite="standard/1",
             diagnostics=False,
@@ -112,7 +112,7 @@ def make_row(data: str, method: str, seed: int) -> dict[str, Any]:
         "seconds": round(spent, 1),
         "wall_seconds": round(passed, 1),
         "epoch": card.chosen.epoch,
-        "undone": sum(report.undone for report in hardened.reports),
+        "undone": sum(report.undone for report in run.reports),
         "last": {"clean": last.clean_accuracy.value, "robust": last.robust_accuracy.value} if last else None,
         "recipe": card.recipe.model_dump(exclude_defaults=True),
         "threads": torch.get_num_threads(),
@@ -126,7 +126,7 @@ def read_rows() -> list[dict[str, Any]]:
 
 
 def enter(row: dict[str, Any]) -> None:
-    """The row beside those that other processes may have written meanwhile."""
+    """Add the row to the file, which other processes may have changed meanwhile."""
     same = ("data", "method", "seed")
     rows = [old for old in read_rows() if any(old[key] != row[key] for key in same)] + [row]
     rows.sort(key=lambda each: (list(BOARDS).index(each["data"]), [*MAIN, *MORE].index(each["method"]), each["seed"]))
@@ -144,15 +144,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     print("| data, L∞ | method | clean | `standard/1` | seconds | seeds |\n|---|---|---|---|---|---|")
     for data in BOARDS:
         for method in (*MAIN, *MORE):
-            found = [row for row in rows if (row["data"], row["method"]) == (data, method)]
-            if not found:
+            matches = [row for row in rows if (row["data"], row["method"]) == (data, method)]
+            if not matches:
                 continue
-            clean, robust = ([100 * row[key]["value"] for row in found] for key in ("clean", "robust"))
-            spread = f" [{min(robust):.1f}–{max(robust):.1f}]" if len(found) > 1 else ""
-            seconds = statistics.mean(row["seconds"] for row in found)
+            clean, robust = ([100 * row[key]["value"] for row in matches] for key in ("clean", "robust"))
+            spread = f" [{min(robust):.1f}–{max(robust):.1f}]" if len(matches) > 1 else ""
+            seconds = statistics.mean(row["seconds"] for row in matches)
             print(
-                f"| {data}, {found[0]['threat_model']['eps_text']} | `{method}` | {statistics.mean(clean):.1f} "
-                f"| {statistics.mean(robust):.1f}{spread} | {seconds:,.0f} | {len(found)} |"
+                f"| {data}, {matches[0]['threat_model']['eps_text']} | `{method}` | {statistics.mean(clean):.1f} "
+                f"| {statistics.mean(robust):.1f}{spread} | {seconds:,.0f} | {len(matches)} |"
             )
 
 

@@ -4,8 +4,8 @@
 
 cost: one step of PGD-10 training and of N-FGSM, beside the least there is to compute: as many forward and backward
 passes in a loop of ten lines. Contenders take turns in every round, ratios are taken within a round.
-peer: the same network, images, epochs and attack steps trained here and by the toolbox's two trainers, in turn; what
-stands is said by standard/1 on the same test images. The toolbox gets the better of two optimisers: this project's SGD
+peer: the same network, images, epochs and attack steps trained here and by the toolbox's two trainers, in turn; robust
+accuracy is that of standard/1 on the same test images. The toolbox gets the better of two optimizers: this project's SGD
 settings at a constant rate, and Adam. Its time is that of the better one; ours includes choosing on the hold-out.
 """
 
@@ -192,7 +192,7 @@ def settings() -> dict[str, Setting]:
     return found
 
 
-def judged(classifier: Classifier, dataset: Dataset, recipe: Recipe) -> dict[str, float]:
+def accuracies(classifier: Classifier, dataset: Dataset, recipe: Recipe) -> dict[str, float]:
     threat_model = recipe.threat_model()
     result = evaluate(classifier, dataset, threat_model, suite="standard/1", diagnostics=False, device="cpu").result
     return {"clean": result.clean_accuracy.value, "robust": result.robust_accuracy.value}
@@ -274,13 +274,13 @@ def side_by_side(name: str, setting: Setting, method: str) -> dict[str, Any]:
         test = test.subset(stratified_subset(test.labels, setting.test, 0))
     folder = Path("runs/training_speed")
     shutil.rmtree(folder, ignore_errors=True)
-    hardened, spent = timed(lambda: run_training(recipe, folder, runtime=RuntimeSettings(device="cpu")))
-    read_weights(folder / WEIGHTS, hardened.start.network.module)
-    mine = {**spent, **judged(hardened.start.classifier("robust", test.image_shape), test, recipe)}
+    run, spent = timed(lambda: run_training(recipe, folder, runtime=RuntimeSettings(device="cpu")))
+    read_weights(folder / WEIGHTS, run.start.network.module)
+    mine = {**spent, **accuracies(run.start.classifier("robust", test.image_shape), test, recipe)}
     peers = {}
     for optimizer in ("sgd", "adam"):
         classifier, spent = toolbox(recipe, method, optimizer, setting.steps)
-        peers[optimizer] = {**spent, **judged(classifier, test, recipe)}
+        peers[optimizer] = {**spent, **accuracies(classifier, test, recipe)}
     best = max(peers.values(), key=lambda peer: peer["robust"])
     row = {
         "setting": name,

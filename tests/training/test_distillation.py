@@ -17,7 +17,7 @@ from robustbench_local.training.settings import RuntimeSettings
 @pytest.fixture(scope="module")
 def robust(tmp_path_factory):
     """Robust accuracies by network and attack."""
-    digits, found = load_dataset("digits"), {}
+    digits, found = load_dataset("digits").subset(range(0, 360, 3)), {}
     for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=50")):
         flags = {"method": method, "optimizer": "adamw", "lr": "1e-2", "weight_decay": "0", "epochs": "40"}
         recipe, folder = resolve_recipe("digits-cnn", flags), tmp_path_factory.mktemp(name) / "run"

@@ -13,7 +13,7 @@ from robustbench_local.errors import UserError
 from robustbench_local.training import grid_search as searching
 from robustbench_local.training.grid_search import SearchSettings, combinations, grid_search
 from robustbench_local.training.model_card import read_card
-from robustbench_local.training.recipe import Recipe
+from robustbench_local.training.recipe import Recipe, with_settings
 from robustbench_local.training.settings import RuntimeSettings
 
 QUICK = (
@@ -141,9 +141,18 @@ def test_an_interrupted_search_does_not_repeat_what_is_done(tmp_path, monkeypatc
 
 
 def test_the_winners_teacher_is_not_trained_again(tmp_path):
-    defend(*QUICK, "--method", "hat:steps=1", "--epochs", "1", "--search", "lr=0.05", "--output", tmp_path / "out")
+    quick = Recipe(samples=150, batch_size=32, arch="cnn-small", method="hat:steps=1", epochs=1)
+    winner = grid_search(quick, ["lr=0.05"], tmp_path / "out", SETTINGS)
+    searching.run_training(winner, tmp_path / "out", SETTINGS.runtime, resume=True)
     one, other = (folder / "teacher" for folder in (tmp_path / "out", tmp_path / "out" / "search" / "1"))
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes(), "seconds would differ"
+
+
+def test_explicit_settings_stay_explicit_in_every_trial():
+    """A value that is the usual default is still the user's choice, also where fine-tuning has another."""
+    recipe = with_settings(Recipe(model="digits-cnn", lr=0.1), {"epochs": "2"})
+    assert recipe.model_fields_set == {"model", "lr", "epochs"}
+    assert with_settings(recipe, {"method": "trades:momentum=0.5"}).momentum == 0.5
 
 
 def test_a_trial_that_diverges_does_not_end_the_search(tmp_path, capsys):

@@ -54,10 +54,23 @@ def require_same(resumed: Training, whole: Training):
     assert same(resumed.kept[-1][1], whole.kept[-1][1])
 
 
+INTERRUPTIONS = ((BATCHES + 3, 600), (BATCHES + 3, 0), (2, 0), (2 * BATCHES, 0), (EPOCHS * BATCHES, 0))
+"""After so many batches, where the state is saved every so many seconds."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_trainings_end_like_uninterrupted_ones(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("interruptions", [INTERRUPTIONS[1:2], pytest.param(INTERRUPTIONS, marks=pytest.mark.soak)])
+def test_resumed_trainings_end_like_uninterrupted_ones(kind, interruptions, tmp_path, monkeypatch):
+    require_resumable(kind, interruptions, tmp_path, monkeypatch)
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one_wherever_it_was_interrupted(tmp_path, monkeypatch):
+    require_resumable("freeze", INTERRUPTIONS, tmp_path, monkeypatch)
+
+
+def require_resumable(kind, interruptions, tmp_path, monkeypatch):
     whole = training(kind).run()
-    for batches, seconds in ((BATCHES + 3, 600), (BATCHES + 3, 0), (2, 0), (2 * BATCHES, 0), (EPOCHS * BATCHES, 0)):
+    for batches, seconds in interruptions:
         monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
         snapshot = interrupted(kind, batches, tmp_path / "state")
         # Saved is every batch but the last of an epoch, after which there is the epoch's own.
@@ -73,7 +86,7 @@ def test_resumed_trainings_end_like_uninterrupted_ones(kind, tmp_path, monkeypat
 def test_every_step_can_be_the_one_where_it_is_interrupted(tmp_path, monkeypatch):
     whole = training("average").run()
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
-    for batches in range(1, EPOCHS * BATCHES + 1):
+    for batches in range(1, 2 * BATCHES + 2):
         require_same(training("average").run(resume=interrupted("average", batches, tmp_path / "state")), whole)
 
 
@@ -220,15 +233,25 @@ def killed(place, last, output):
 @pytest.mark.parametrize(
     ("place", "moments"),
     [
-        ("robustbench_local.training.step:TrainingStep.train_batch", (2, 5, 8)),
-        ("robustbench_local.training.run:write_atomically", (1, 2, 3)),
-        ("robustbench_local.training.run:write_weights", (1, 2)),
-        ("robustbench_local.training.run:write_card", (1, 2)),
-        ("robustbench_local.training.snapshot:TrainingState.write", (1, 4, 5)),
-        ("os:fsync", (1, 5, 9, 13)),
-        ("robustbench_local.training.loop:validate", (1, 3)),
+        ("robustbench_local.training.step:TrainingStep.train_batch", (5,)),
+        ("robustbench_local.training.run:write_atomically", (2,)),
+        ("robustbench_local.training.run:write_weights", (2,)),
+        ("robustbench_local.training.run:write_card", (2,)),
+        ("robustbench_local.training.snapshot:TrainingState.write", (4,)),
+        ("os:fsync", (9,)),
+        *(
+            pytest.param(*each, marks=pytest.mark.soak)
+            for each in (
+                ("robustbench_local.training.step:TrainingStep.train_batch", (2, 8)),
+                ("robustbench_local.training.run:write_atomically", (1, 3)),
+                ("robustbench_local.training.run:write_weights", (1,)),
+                ("robustbench_local.training.run:write_card", (1,)),
+                ("robustbench_local.training.snapshot:TrainingState.write", (1, 5)),
+                ("os:fsync", (1, 5, 13)),
+                ("robustbench_local.training.loop:validate", (1, 3)),
+            )
+        ),
     ],
-    ids=["step", "metrics", "weights", "card", "state", "rename", "judge"],
 )
 def test_a_process_killed_anywhere_is_resumed_to_the_same_files(place, moments, uninterrupted, tmp_path):
     for moment in moments:

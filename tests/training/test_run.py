@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -345,10 +346,27 @@ def test_the_callers_classifier_and_random_numbers_are_left_alone(tmp_path, monk
 
 
 def test_the_same_seed_writes_the_same_file(tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        defend(*QUICK, "--epochs", "1", "--seed", seed, "--method", "pgd-at:steps=1", "--output", tmp_path / name)
+    quick = {"samples": "100", "batch_size": "32", "arch": "cnn-small", "method": "pgd-at:steps=1", "epochs": "1"}
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        recipe = resolve_recipe(None, {**quick, "seed": seed})
+        run_training(recipe, tmp_path / name, runtime=RuntimeSettings(device="cpu"))
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
+
+
+def test_evaluating_a_run_changes_neither_the_run_nor_its_network(tmp_path):
+    quick = {"samples": "100", "batch_size": "32", "arch": "cnn-small", "method": "standard", "epochs": "2"}
+    recipe = resolve_recipe(None, {**quick, "suite": "fast", "eval_samples": "20"})
+    run = run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"))
+    card, weights = run.card, {name: value.clone() for name, value in run.start.network.state_dict().items()}
+    evaluated = run.evaluate_checkpoints()
+    assert run.card is card
+    assert card.evaluation is None
+    assert all(torch.equal(value, weights[name]) for name, value in run.start.network.state_dict().items())
+    assert evaluated.card.evaluation.clean_accuracy == evaluated.result.clean_accuracy
+    assert evaluated.card == read_card((tmp_path / "out" / "model.json").read_bytes())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.card = evaluated.card
 
 
 def test_architectures_are_built_for_the_classes_of_the_data():
