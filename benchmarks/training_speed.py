@@ -5,8 +5,8 @@
 cost: one step of PGD-10 training and of N-FGSM, beside the least there is to compute: as many forward and backward
 passes in a loop of ten lines. Contenders take turns in every round, ratios are taken within a round.
 peer: the same network, images, epochs and attack steps trained here and by the toolbox's two trainers, in turn; robust
-accuracy is that of standard/1 on the same test images. The toolbox gets the better of two optimizers: this project's SGD
-settings at a constant rate, and Adam. Its time is that of the better one; ours includes choosing on the hold-out.
+accuracy is that of standard/1 on the same test images. The toolbox gets the better of two optimizers: this project's
+SGD settings at a constant rate, and Adam. Its time is that of the better one; ours includes choosing on the hold-out.
 """
 
 from __future__ import annotations
