@@ -56,7 +56,7 @@ class StraightThroughFunction(torch.autograd.Function):
         return exact.clone()  # the model may write to it in place, which torch refuses for an input that is returned
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return gradient, None
 
 
@@ -164,13 +164,14 @@ class StraightThrough(TorchFunctionMode):
         self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], exact: Tensor
     ) -> Tensor | None:
         """A tensor like `exact` with the gradient that `exact` lacks; None where nothing is to be replaced."""
-        first: Any = args[0] if args else None
-        if _carries_gradient(first):
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and _carries_gradient(first):
             if name in self._flat:
                 return first
             if name in self._stretched:
                 width = (self._stretch * first.detach().abs().mean()).clamp_min(1)
-                return width * func(first / width, *args[1:], **kwargs)
+                stretched: Tensor = func(first / width, *args[1:], **kwargs)
+                return width * stretched
             if name in INTEGER_CASTS and not exact.is_floating_point():
                 return first
         if name in COMPARISONS:
@@ -255,8 +256,9 @@ def identity_backward(model: Model, layers: Sequence[str]) -> Iterator[None]:
 
     def substitute(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001
         first = inputs[0] if inputs else None
-        alike = isinstance(output, Tensor) and isinstance(first, Tensor) and output.shape == first.shape
-        return _straight_through(first, output.detach()) if alike and _carries_gradient(first) else output
+        if isinstance(output, Tensor) and isinstance(first, Tensor) and output.shape == first.shape:
+            return _straight_through(first, output.detach()) if _carries_gradient(first) else output
+        return output
 
     handles = [
         module.register_forward_hook(substitute)

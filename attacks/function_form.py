@@ -61,7 +61,7 @@ def attack_function(kind: type[Attack]) -> AttackFunction:
 
     parameters = _parameters(kind)
     summary, _, details = inspect.cleandoc(kind.__doc__ or "").partition("\n")
-    attack.__name__ = attack.__qualname__ = kind.name.replace("-", "_")
+    attack.__name__ = attack.__qualname__ = str(kind.name).replace("-", "_")
     attack.__module__ = kind.__module__
     attack.__doc__ = _DOCSTRING.format(kind=kind.__name__, summary=summary, details=details.strip()).strip()
     attack.__annotations__ = {**{each.name: each.annotation for each in parameters}, "return": Tensor}

@@ -88,7 +88,8 @@ class L2(Norm):
     name = "l2"
 
     def distance(self, perturbation: Tensor) -> Tensor:
-        return perturbation.flatten(1).norm(dim=1)
+        lengths: Tensor = perturbation.flatten(1).norm(dim=1)
+        return lengths
 
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """First into the ball, then into the box: clipping moves pixels towards their images, inside the ball."""

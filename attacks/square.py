@@ -235,7 +235,8 @@ class Bumps(Search):
             return self.bump(broad, tall, turned=False).T
         upper, lower = (self._hill(height, broad) for height in (tall // 2, tall - tall // 2))
         both = torch.cat([upper, -lower])
-        return both / torch.linalg.vector_norm(both, self.order)
+        length: Tensor = torch.linalg.vector_norm(both, self.order)
+        return both / length
 
     def _hill(self, tall: int, broad: int) -> Tensor:
         """Square layers of pixels around the center, the higher the closer: [tall, broad], of norm 1."""
@@ -338,7 +339,7 @@ SEARCHES: dict[str, Search] = {"linf": Stripes(), "l2": L2Bumps(), "l1": L1Bumps
 def radius(threat_model: ThreatModel, images: Tensor, order: int) -> float:
     """The radius eps minus what rounding of pixels and sums could add to the norm of a perturbation."""
     rounding = torch.finfo(images.dtype).eps
-    pixels = rounding / 2 * max(map(abs, threat_model.box)) * math.prod(images.shape[1:]) ** (1 / order)
+    pixels: float = rounding / 2 * max(map(abs, threat_model.box)) * math.prod(images.shape[1:]) ** (1 / order)
     return max(threat_model.eps * (1 - 8 * rounding) - pixels, 0.0)
 
 

@@ -60,4 +60,5 @@ class AWP(AddOn):
         # Entries that are not finite count as 0: in train mode one pass through such weights would leave batch norm's
         # running statistics damaged for good.
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return gradient * (self.gamma * weight.norm() / gradient.norm().clamp_min(1e-20))
+        length: Tensor = self.gamma * weight.norm() / gradient.norm().clamp_min(1e-20)
+        return gradient * length
