@@ -104,14 +104,14 @@ class APGD:
             "top_gradient": torch.where(wide, gradient, state["top_gradient"]),
         }
         points, gradient, state = self._halve(state, gradient)
-        moved = projected_step(points, gradient, state["step_size"], state["images"], threat_model)
+        next_points = projected_step(points, gradient, state["step_size"], state["images"], threat_model)
         # The first step has no previous direction.
         keep = expand_rows(torch.where(state["step"] > 0, 1 - MOMENTUM, 0.0).to(points.dtype), points)
-        moved = points + (1 - keep) * (moved - points) + keep * (points - state["before"])
+        next_points = points + (1 - keep) * (next_points - points) + keep * (points - state["before"])
         return {
             **state,
             "before": points,
-            "points": threat_model.project(moved, state["images"]),
+            "points": threat_model.project(next_points, state["images"]),
             "step": state["step"] + 1,
         }
 

@@ -19,7 +19,8 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_GAMMA = _signed(0x9E3779B97F4A7C15)
+GOLDEN_GAMMA = _signed(0x9E3779B97F4A7C15)
+"""SplitMix64's increment: 2^64 divided by the golden ratio, odd."""
 _MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
@@ -28,7 +29,7 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(z: Tensor) -> Tensor:
+def splitmix64(z: Tensor) -> Tensor:
     """SplitMix64's output function, a bijection of int64; every input bit affects every output bit."""
     z = (z ^ _shift(z, 30)) * _MULTIPLIERS[0]
     z = (z ^ _shift(z, 27)) * _MULTIPLIERS[1]
@@ -38,7 +39,7 @@ def _mix(z: Tensor) -> Tensor:
 def hash_indices(seed: int, indices: Tensor) -> Tensor:
     """One well-mixed int64 per index, for the given seed. indices: int64 of any shape."""
     start = torch.tensor(_signed(seed % (1 << 64)), dtype=torch.int64, device=indices.device)
-    return _mix(_mix(start + _GAMMA) + (indices + 1) * _GAMMA)
+    return splitmix64(splitmix64(start + GOLDEN_GAMMA) + (indices + 1) * GOLDEN_GAMMA)
 
 
 def sample_keys(seed: int, indices: Tensor, attack: str, restart: int) -> Tensor:
@@ -47,19 +48,19 @@ def sample_keys(seed: int, indices: Tensor, attack: str, restart: int) -> Tensor
     indices: int64 [rows], the samples' positions in their dataset. Returns int64 [rows].
     """
     digest = hashlib.sha256(f"{attack}\0{restart}".encode()).digest()
-    return _mix(hash_indices(seed, indices) ^ _signed(int.from_bytes(digest[:8], "big")))
+    return splitmix64(hash_indices(seed, indices) ^ _signed(int.from_bytes(digest[:8], "big")))
 
 
 def fold_in(keys: Tensor, steps: Tensor) -> Tensor:
     """New keys from keys and every row's own step: int64 [rows], like both."""
-    return _mix(_mix(keys) + (steps + 1) * _GAMMA)
+    return splitmix64(splitmix64(keys) + (steps + 1) * GOLDEN_GAMMA)
 
 
 def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], draw: int = 0) -> Tensor:
     """Uniform float32 in [0, 1) of shape [rows, *shape]; `draw` numbers the independent draws of one key."""
     count = math.prod(shape)
     counters = torch.arange(draw * count + 1, (draw + 1) * count + 1, dtype=torch.int64, device=keys.device)
-    bits = _mix(keys[:, None] + counters * _GAMMA)
+    bits = splitmix64(keys[:, None] + counters * GOLDEN_GAMMA)
     return (_shift(bits, 40).to(torch.float32) * 2.0**-24).view(len(keys), *shape)
 
 

@@ -134,7 +134,7 @@ class Windows(NamedTuple):
     broad: Tensor
 
     @classmethod
-    def drawn(cls, draws: Tensor, sides: Tensor, images: Tensor) -> Windows:
+    def random(cls, draws: Tensor, sides: Tensor, images: Tensor) -> Windows:
         """Uniform in the image. draws: uniform [rows, 2]. sides: int64 [rows, 2], heights and widths."""
         height, width = images.shape[2:]
         (tall, broad), (down, across) = sides.unbind(1), draws.unbind(1)
@@ -204,7 +204,7 @@ class Stripes(Search):
         self, threat_model: ThreatModel, images: Tensor, best: Tensor, sizes: Sizes, level: Tensor, keys: Tensor
     ) -> Tensor:
         draws, eps = randomness.uniform(keys, (2 + images.shape[1],)), threat_model.eps
-        square = Windows.drawn(draws[:, :2], sizes.sides[level], images)
+        square = Windows.random(draws[:, :2], sizes.sides[level], images)
         push = 2 * eps * signs(draws[:, 2:])[:, :, None, None] * square.mask(images)
         # Not `project`, which could move pixels outside the square by a rounding error in every step.
         return torch.clamp(best + push, images - eps, images + eps).clamp_(*threat_model.box)
@@ -265,20 +265,20 @@ class Bumps(Search):
     ) -> Tensor:
         channels, distance = images.shape[1], threat_model.geometry.distance
         draws = randomness.uniform(keys, (5 + channels,))
-        square = Windows.drawn(draws[:, :2], sizes.sides[level], images)
-        giver = Windows.drawn(draws[:, 2:4], sizes.sides[level], images)
+        square = Windows.random(draws[:, :2], sizes.sides[level], images)
+        giver = Windows.random(draws[:, 2:4], sizes.sides[level], images)
 
         def lengths(perturbation: Tensor) -> Tensor:
             return distance(perturbation.flatten(0, 1)).clamp_min(TINY).view(-1, channels, 1, 1)
 
         perturbation, inside = best - images, square.mask(images)
-        old, kept = perturbation * inside, perturbation * ((1 - inside) * (1 - giver.mask(images)))
+        old, unchanged = perturbation * inside, perturbation * ((1 - inside) * (1 - giver.mask(images)))
         bumps = square.cut(sizes.bumps, 2 * level + (draws[:, 4] < 0.5), images)
         whole = distance(perturbation).view(-1, 1, 1, 1)
-        budget = self.budget(whole, lengths(perturbation.sub_(kept)), threat_model.eps)
+        budget = self.budget(whole, lengths(perturbation.sub_(unchanged)), threat_model.eps)
         # In place wherever possible: for small models, allocating memory takes longer than the arithmetic.
         new = old.div_(lengths(old)).addcmul_(bumps, signs(draws[:, 5:])[:, :, None, None].to(old.dtype))
-        return self.place(threat_model, images, new.mul_(budget / lengths(new)).add_(kept))
+        return self.place(threat_model, images, new.mul_(budget / lengths(new)).add_(unchanged))
 
 
 class L2Bumps(Bumps):

@@ -90,8 +90,8 @@ class ThreatModel:
         if self.reject is None:
             return logits, labels
         highest = torch.maximum(logits.gather(1, labels[:, None]), logits[:, self.reject, None])
-        kept = [number for number in range(logits.shape[1]) if number != self.reject]
-        return logits.scatter(1, labels[:, None], highest)[:, kept], labels - (labels > self.reject).long()
+        columns = [number for number in range(logits.shape[1]) if number != self.reject]
+        return logits.scatter(1, labels[:, None], highest)[:, columns], labels - (labels > self.reject).long()
 
     def number_of_targets(self, classes: int) -> int:
         """How many of the model's classes an attack can target."""

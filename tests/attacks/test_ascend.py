@@ -24,15 +24,15 @@ def test_the_optimum_of_a_linear_objective_is_reached(norm, eps):
 
 
 def test_the_objective_sees_every_iterate_but_the_last_once():
-    seen = []
+    evaluated = []
 
     def objective(points):
-        seen.append(points.detach().clone())
+        evaluated.append(points.detach().clone())
         return linear(points)
 
     last = ascend(objective, IMAGES, IMAGES, ThreatModel("linf", 0.1), [0.01, 0.02, 0.03])
-    assert len(seen) == 3
-    torch.testing.assert_close(seen[0], IMAGES)
+    assert len(evaluated) == 3
+    torch.testing.assert_close(evaluated[0], IMAGES)
     torch.testing.assert_close(last, IMAGES + 0.06 * SLOPE.sign())
 
 
@@ -77,8 +77,8 @@ def test_pgd_is_this_ascent_along_its_loss():
 
 def test_a_step_is_projected_into_ball_and_box():
     threat_model = ThreatModel("linf", 0.1)
-    moved = projected_step(IMAGES, SLOPE.expand_as(IMAGES), torch.full((3,), 5.0), IMAGES, threat_model)
-    torch.testing.assert_close(moved, IMAGES + 0.1 * SLOPE.sign())
+    stepped_to = projected_step(IMAGES, SLOPE.expand_as(IMAGES), torch.full((3,), 5.0), IMAGES, threat_model)
+    torch.testing.assert_close(stepped_to, IMAGES + 0.1 * SLOPE.sign())
     bright = torch.ones_like(IMAGES)
-    moved = projected_step(bright, SLOPE.expand_as(IMAGES), torch.full((3,), 5.0), bright, threat_model)
-    torch.testing.assert_close(moved, bright - 0.1 * (SLOPE < 0).float())
+    stepped_to = projected_step(bright, SLOPE.expand_as(IMAGES), torch.full((3,), 5.0), bright, threat_model)
+    torch.testing.assert_close(stepped_to, bright - 0.1 * (SLOPE < 0).float())

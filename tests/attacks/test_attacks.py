@@ -41,8 +41,8 @@ def best_perturbation(norm, weight, images, eps):
         return (eps * weight / weight.norm()).expand_as(images)
     order = weight.abs().flatten().argsort(descending=True)
     sizes = room.flatten(1)[:, order]
-    spent = sizes.cumsum(1) - sizes
-    filled = torch.minimum(sizes, (eps - spent).clamp(min=0))
+    used = sizes.cumsum(1) - sizes
+    filled = torch.minimum(sizes, (eps - used).clamp(min=0))
     best = torch.zeros_like(sizes).scatter(1, order.expand_as(sizes), filled)
     return best.view_as(images) * weight.sign()
 
@@ -61,8 +61,8 @@ def best_perturbation(norm, weight, images, eps):
 )
 def test_pgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, step_size, share, loss):
     model, images, labels = problem
-    found = pgd(model, images, labels, ThreatModel(norm, eps), steps=200, step_size=step_size, loss=loss)
-    gain = ((found - images) * model.weight).flatten(1).sum(1)
+    adversarial = pgd(model, images, labels, ThreatModel(norm, eps), steps=200, step_size=step_size, loss=loss)
+    gain = ((adversarial - images) * model.weight).flatten(1).sum(1)
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
     assert (gain <= best * (1 + 1e-5)).all(), "nothing beats the optimum"
     assert (gain >= best * (share - 1e-4)).all()
@@ -73,7 +73,7 @@ def test_pgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, step_size, 
 @pytest.mark.parametrize("targets", [0, 1])
 def test_falling_steps_with_momentum_find_it_too(problem, norm, eps, share, loss, targets):
     model, images, labels = problem
-    found = pgd(
+    adversarial = pgd(
         model,
         images,
         labels,
@@ -84,7 +84,7 @@ def test_falling_steps_with_momentum_find_it_too(problem, norm, eps, share, loss
         momentum=0.25,
         targets=targets,
     )
-    gain = ((found - images) * model.weight).flatten(1).sum(1)
+    gain = ((adversarial - images) * model.weight).flatten(1).sum(1)
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
     assert (gain <= best * (1 + 1e-5)).all()
     assert (gain >= best * (share - 1e-4)).all()
@@ -115,16 +115,16 @@ def test_every_run_steers_to_a_class_of_its_own(attack, eps):
         ahead = (images * way).sum(1) + eps * way.abs().sum(1)
         clear = ahead.abs() > 1e-3
         assert (state["best_margin"] < 0)[clear & (ahead > 0)].all(), "what is in reach is reached"
-        reached = model(state["best_points"]).gather(1, target[:, None]).squeeze(1)
+        target_logits = model(state["best_points"]).gather(1, target[:, None]).squeeze(1)
         own = model(state["best_points"]).gather(1, labels[:, None]).squeeze(1)
-        assert (reached < own)[clear & (ahead < 0)].all()
+        assert (target_logits < own)[clear & (ahead < 0)].all()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.4), ("l1", 3.0)])
 def test_fgsm_is_exact_on_a_linear_model(problem, norm, eps):
     model, images, labels = problem
-    found = fgsm(model, images, labels, ThreatModel(norm, eps))
-    assert torch.allclose(found - images, best_perturbation(norm, model.weight, images, eps), atol=1e-6)
+    adversarial = fgsm(model, images, labels, ThreatModel(norm, eps))
+    assert torch.allclose(adversarial - images, best_perturbation(norm, model.weight, images, eps), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -151,12 +151,12 @@ def test_results_lie_in_ball_and_box_and_never_nearer_to_failure(name, norm):
     net, threat_model = small_net(), ThreatModel(norm, 0.3)
     images = torch.rand((16, *SHAPE), generator=torch.Generator().manual_seed(1)).round(decimals=1)
     labels = net(images).argmax(1)
-    found = run(ATTACKS[name](), net, threat_model, images, labels)
-    assert (threat_model.geometry.distance((found - images).double()) <= 0.3 + 1e-6).all()
-    assert found.min() >= 0
-    assert found.max() <= 1
+    adversarial = run(ATTACKS[name](), net, threat_model, images, labels)
+    assert (threat_model.geometry.distance((adversarial - images).double()) <= 0.3 + 1e-6).all()
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
     if name != "descent":  # which goes the other way on an honest model
-        assert (logit_margin(net(found), labels) <= logit_margin(net(images), labels) + 1e-4).all()
+        assert (logit_margin(net(adversarial), labels) <= logit_margin(net(images), labels) + 1e-4).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -165,9 +165,11 @@ def test_a_sample_does_not_care_about_its_neighbours(norm):
     images = torch.rand((12, *SHAPE), generator=torch.Generator().manual_seed(2)).double()
     labels = net(images).argmax(1)
     together = pgd(net, images, labels, threat_model, steps=10, restarts=3, seed=4)
-    chosen = torch.tensor([11, 3, 7])
-    apart = pgd(net, images[chosen], labels[chosen], threat_model, steps=10, restarts=3, seed=4, indices=chosen)
-    assert torch.allclose(together[chosen], apart, atol=1e-12)
+    selection = torch.tensor([11, 3, 7])
+    apart = pgd(
+        net, images[selection], labels[selection], threat_model, steps=10, restarts=3, seed=4, indices=selection
+    )
+    assert torch.allclose(together[selection], apart, atol=1e-12)
 
 
 def test_seeds_and_restarts_start_elsewhere():
@@ -223,8 +225,8 @@ def test_works_on_any_image_rank():
 def test_a_model_without_gradients_is_survived_not_crashed():
     stuck = lambda images: images.detach().flatten(1)[:, :3].round()  # noqa: E731
     images = torch.rand(4, *SHAPE)
-    found = pgd(stuck, images, torch.zeros(4, dtype=torch.int64), ThreatModel("linf", 0.1), steps=2)
-    assert torch.isfinite(found).all()
+    adversarial = pgd(stuck, images, torch.zeros(4, dtype=torch.int64), ThreatModel("linf", 0.1), steps=2)
+    assert torch.isfinite(adversarial).all()
 
 
 @pytest.mark.parametrize(
@@ -266,8 +268,8 @@ def test_a_success_on_the_way_is_not_lost_at_the_end():
         return torch.stack([torch.ones_like(level), level + inside], 1)
 
     images, labels = torch.full((3, *SHAPE), 0.5), torch.zeros(3, dtype=torch.int64)
-    found = pgd(windowed, images, labels, ThreatModel("linf", 0.2), steps=20, step_size=0.02, random_start=False)
-    assert (windowed(found).argmax(1) == 1).all()
+    adversarial = pgd(windowed, images, labels, ThreatModel("linf", 0.2), steps=20, step_size=0.02, random_start=False)
+    assert (windowed(adversarial).argmax(1) == 1).all()
     assert windowed(images + 0.2).argmax(1).eq(0).all(), "where the search ends is classified correctly again"
 
 
@@ -277,8 +279,8 @@ def test_a_success_on_the_way_is_not_lost_at_the_end():
 )
 def test_apgd_finds_the_optimum_of_a_linear_model(problem, norm, eps, share, loss):
     model, images, labels = problem
-    found = apgd(model, images, labels, ThreatModel(norm, eps), steps=100, loss=loss)
-    gain = ((found - images) * model.weight).flatten(1).sum(1)
+    adversarial = apgd(model, images, labels, ThreatModel(norm, eps), steps=100, loss=loss)
+    gain = ((adversarial - images) * model.weight).flatten(1).sum(1)
     best = (best_perturbation(norm, model.weight, images, eps) * model.weight).flatten(1).sum(1)
     if (norm, loss) == ("l1", "scaled-ce"):
         share = 0.95  # its values cannot be compared between points, and the sparse steps of ℓ1 feel it
@@ -299,8 +301,8 @@ def test_apgd_halves_its_step_where_the_loss_swings():
         return torch.stack([torch.ones_like(level), 0.9 - (level - 0.52).abs()], 1)
 
     images, labels = torch.full((4, *SHAPE), 0.5), torch.zeros(4, dtype=torch.int64)
-    found = apgd(valley, images, labels, ThreatModel("linf", 0.3), steps=100, loss="margin")
-    assert (found.flatten(1).mean(1) - 0.52).abs().max() < 0.01
+    adversarial = apgd(valley, images, labels, ThreatModel("linf", 0.3), steps=100, loss="margin")
+    assert (adversarial.flatten(1).mean(1) - 0.52).abs().max() < 0.01
 
 
 def test_apgd_treats_every_row_by_its_own_clock():

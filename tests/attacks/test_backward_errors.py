@@ -11,7 +11,12 @@ from robustbench_local.attacks.backward_errors import breaks_autograd_rule, is_d
 from robustbench_local.attacks.pgd import ascend
 
 BALL = ThreatModel("linf", 0.1)
-ATTACKS = [FGSM(), PGD(steps=2), APGD(steps=2), FAB(steps=2), FAB(steps=2, targets=1), BPDA(steps=2), EOT(steps=2, draws=2), Descent(steps=2)]  # fmt: skip
+ATTACKS = [
+    FGSM(),
+    *(kind(steps=2) for kind in (PGD, APGD, FAB, BPDA, Descent)),
+    FAB(steps=2, targets=1),
+    EOT(steps=2, draws=2),
+]
 FAILURES = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
@@ -25,7 +30,11 @@ FAILURES = [
     NotImplementedError("\"upsample_bilinear2d_backward\" not implemented for 'BFloat16'"),
     NotImplementedError("Could not run 'aten::foo_backward' with arguments from the 'MPS' backend."),
 ]
-MASKS = [NotImplementedError(), NotImplementedError("no gradient here"), RuntimeError("derivative for aten::heaviside is not implemented")]  # fmt: skip
+MASKS = [
+    NotImplementedError(),
+    NotImplementedError("no gradient here"),
+    RuntimeError("derivative for aten::heaviside is not implemented"),
+]
 
 
 class Failing(torch.autograd.Function):
@@ -95,8 +104,6 @@ def test_an_operation_without_a_backward_is_a_gradient_of_0(batch, attack, error
 )
 def test_what_torch_itself_raises_without_a_backward_is_recognized(batch, front):
     images, labels = batch
-    with pytest.raises(RuntimeError) as caught:
-        torch.autograd.grad(front(images.clone().requires_grad_()).sum(), images)
     points = images.clone().requires_grad_()
     with pytest.raises(RuntimeError) as caught:
         torch.autograd.grad(front(points).sum(), points)
@@ -164,7 +171,7 @@ def test_device_failures_are_recognized_by_type_or_library():
 
 def test_bpda_leaves_inference_mode_to_other_threads(batch):
     """One thread is inside a model under BPDA; what torch.inference_mode means for another has not changed."""
-    inside, checked, seen = threading.Event(), threading.Event(), {}
+    inside, checked, results = threading.Event(), threading.Event(), {}
 
     def front(images):
         with torch.inference_mode():
@@ -174,7 +181,7 @@ def test_bpda_leaves_inference_mode_to_other_threads(batch):
 
     def attack():
         images, labels = batch
-        seen["points"] = run(BPDA(steps=5, loss="margin"), Model(front), BALL, images, labels)
+        results["points"] = run(BPDA(steps=5, loss="margin"), Model(front), BALL, images, labels)
 
     original = torch.inference_mode
     thread = threading.Thread(target=attack)
@@ -191,5 +198,5 @@ def test_bpda_leaves_inference_mode_to_other_threads(batch):
     finally:
         checked.set()
         thread.join(30)
-    moved = (seen["points"] - batch[0]).abs().flatten(1).amax(1)
-    assert (moved > 0.05).all(), "the gradient passed through inference mode"
+    distances = (results["points"] - batch[0]).abs().flatten(1).amax(1)
+    assert (distances > 0.05).all(), "the gradient passed through inference mode"

@@ -113,9 +113,9 @@ def test_values_stay_and_gradients_pass(problem, front):
 def test_bpda_finds_the_optimum_that_pgd_is_blind_to(problem, front):
     weight, images, labels = problem
     model, ball = Hidden(FRONTS[front], weight), ThreatModel("linf", EPS)
-    found = run(BPDA(steps=20, loss="margin"), model, ball, images, labels)
+    adversarial = run(BPDA(steps=20, loss="margin"), model, ball, images, labels)
     corner = (images + EPS * weight.sign()).clamp(0, 1)
-    assert (model(found)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
+    assert (model(adversarial)[:, 1] >= model(corner)[:, 1] - 1e-4).all()
     blind = run(PGD(steps=20, loss="margin"), model, ball, images, labels)
     assert (model(blind)[:, 1] < model(corner)[:, 1] - 1e-3).any(), "nothing was hidden"
 
@@ -189,7 +189,7 @@ def test_what_a_model_keeps_is_left_without_a_gradient(problem):
 
 
 def write_out(values):
-    """torch refuses `out=` for tensors that require gradients; the product with 0 leaves the plain path."""
+    """Torch refuses `out=` for tensors that require gradients; the product with 0 leaves the plain path."""
     return values + 0 * torch.mul(values.detach(), 2, out=torch.empty(values.shape))
 
 
@@ -292,12 +292,12 @@ def test_where_nothing_is_hidden_bpda_and_one_draw_are_pgd(ball, settings):
 def test_points_stay_in_ball_and_box_whatever_their_batch(attack, ball):
     model, images = small_network(), (1.4 * torch.rand(7, *SHAPE) - 0.2).clamp(0, 1)
     labels = model(images).argmax(1)
-    found = run(attack, model, ball, images, labels)
-    assert (ball.geometry.distance(found - images) <= ball.eps + 1e-6).all()
-    assert found.min() >= 0
-    assert found.max() <= 1
+    adversarial = run(attack, model, ball, images, labels)
+    assert (ball.geometry.distance(adversarial - images) <= ball.eps + 1e-6).all()
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
     alone = run(attack, model, ball, images[3:4], labels[3:4], indices=torch.tensor([3]))
-    torch.testing.assert_close(alone[0], found[3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone[0], adversarial[3], rtol=0, atol=1e-6)
 
 
 def test_eot_climbs_the_mean_of_a_random_model(problem):
@@ -306,13 +306,13 @@ def test_eot_climbs_the_mean_of_a_random_model(problem):
     torch.manual_seed(0)
     noisy = Hidden(lambda values: values * (1 + 3 * torch.randn_like(values)), weight)
     ball = ThreatModel("linf", EPS)
-    reached = {}
+    agreements = {}
     for draws in (1, 200):
         state = EOT(steps=1, draws=draws, loss="margin", schedule="constant", step_size=EPS, random_start=False)
-        begun = state.start(ball, Rows(images, labels, torch.arange(8), labels))
-        moved = state.step(noisy, ball, begun)["points"] - images
-        reached[draws] = float((moved.sign() == weight.sign()).float().mean())
-    assert reached[200] > 0.95 > 0.8 > reached[1]
+        start = state.start(ball, Rows(images, labels, torch.arange(8), labels))
+        steps_taken = state.step(noisy, ball, start)["points"] - images
+        agreements[draws] = float((steps_taken.sign() == weight.sign()).float().mean())
+    assert agreements[200] > 0.95 > 0.8 > agreements[1]
 
 
 def test_looks_around_the_point_see_over_a_comb(problem):
@@ -325,8 +325,10 @@ def test_looks_around_the_point_see_over_a_comb(problem):
         attack = EOT(
             steps=1, draws=300, radius=radius, loss="margin", schedule="constant", step_size=EPS, random_start=False
         )
-        moved = attack.step(comb, ball, attack.start(ball, Rows(images, labels, torch.arange(8), labels)))["points"]
-        agreement[radius] = float(((moved - images).sign() == weight.sign()).float().mean())
+        steps_taken = attack.step(comb, ball, attack.start(ball, Rows(images, labels, torch.arange(8), labels)))[
+            "points"
+        ]
+        agreement[radius] = float(((steps_taken - images).sign() == weight.sign()).float().mean())
     assert agreement[1.0] > agreement[0.0] + 0.1
 
 

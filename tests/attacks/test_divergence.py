@@ -37,10 +37,10 @@ def model() -> nn.Module:
 def ends(attack, model, ball, rows, reference):
     """Where the attack begins and where it ends."""
     state = attack.start(ball, rows)
-    begun, state["reference"] = state["points"], reference
+    start_points, state["reference"] = state["points"], reference
     for _ in range(attack.steps):
         state = attack.step(model, ball, state)
-    return begun, state["points"]
+    return start_points, state["points"]
 
 
 def divergence(model, points, reference):
@@ -61,30 +61,32 @@ def test_it_ends_at_the_corner_on_the_side_where_it_begins(settings):
     sides = (noise.flatten(1) @ weight).sign()
     assert set(sides.tolist()) == {-1.0, 1.0}
     reference = linear(images).softmax(1).detach()
-    _, found = ends(DivergencePGD(steps=20, **settings), linear, ball, Rows(images, zeros, keys, zeros), reference)
+    _, ends_at = ends(DivergencePGD(steps=20, **settings), linear, ball, Rows(images, zeros, keys, zeros), reference)
     expected = images + 0.08 * (sides[:, None] * weight.sign()).view_as(images)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ends_at, expected, rtol=0, atol=1e-6)
 
 
 @every_ball
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.25}, {"schedule": "cosine"}])
 def test_points_climb_inside_ball_and_box(model, rows, ball, settings):
     reference = model(rows.images).softmax(1).detach()
-    begun, found = ends(DivergencePGD(steps=20, **settings), model, ball, rows, reference)
-    for points in (begun, found):
+    start_points, ends_at = ends(DivergencePGD(steps=20, **settings), model, ball, rows, reference)
+    for points in (start_points, ends_at):
         assert (ball.geometry.distance(points - rows.images) <= ball.eps * (1 + 1e-5) + 6e-8).all()
         assert points.min() >= 0
         assert points.max() <= 1
         assert not points.requires_grad
     if ball.eps > 1e-4:
-        assert (divergence(model, found, reference) > 10 * divergence(model, begun, reference)).all()
+        assert (divergence(model, ends_at, reference) > 10 * divergence(model, start_points, reference)).all()
 
 
 def test_it_begins_a_thousandth_of_the_box_around_the_image(rows):
     ball = ThreatModel("linf", 0.08)
-    begun = DivergencePGD().start(ball, rows)["points"]
-    torch.testing.assert_close(begun, (rows.images + 0.001 * normal(rows.keys, SHAPE)).clamp(0, 1), rtol=0, atol=1e-7)
-    assert (begun != rows.images).flatten(1).any(1).all(), "at the image itself there is no way uphill"
+    start_points = DivergencePGD().start(ball, rows)["points"]
+    torch.testing.assert_close(
+        start_points, (rows.images + 0.001 * normal(rows.keys, SHAPE)).clamp(0, 1), rtol=0, atol=1e-7
+    )
+    assert (start_points != rows.images).flatten(1).any(1).all(), "at the image itself there is no way uphill"
 
 
 @every_ball
@@ -106,9 +108,9 @@ def test_it_leads_away_from_what_it_is_given_and_not_from_the_prediction(model, 
     """Away from certainty of a class: that class' probability falls, whichever it is."""
     ball, certain = ThreatModel("linf", 0.08), torch.eye(3)
     for kind in range(3):
-        _, found = ends(DivergencePGD(steps=20), model, ball, rows, certain[kind].expand(ROWS, 3))
-        assert found.isfinite().all()
-        fallen = model(found).softmax(1)[:, kind] < model(rows.images).softmax(1)[:, kind]
+        _, ends_at = ends(DivergencePGD(steps=20), model, ball, rows, certain[kind].expand(ROWS, 3))
+        assert ends_at.isfinite().all()
+        fallen = model(ends_at).softmax(1)[:, kind] < model(rows.images).softmax(1)[:, kind]
         assert fallen.all()
 
 
@@ -121,11 +123,11 @@ def test_it_agrees_with_a_plain_loop(model, rows, norm, momentum, schedule):
     reference = model(images).softmax(1).detach()
 
     def back(points):
-        moved = points - images
+        distance = points - images
         if norm == "linf":
-            return (images + moved.clamp(-eps, eps)).clamp(0, 1)
-        lengths = moved.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return (images + moved * (eps / lengths).clamp(max=1)).clamp(0, 1)
+            return (images + distance.clamp(-eps, eps)).clamp(0, 1)
+        lengths = distance.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return (images + distance * (eps / lengths).clamp(max=1)).clamp(0, 1)
 
     points = before = back(images + 0.001 * normal(rows.keys, SHAPE))
     for step in range(steps):
@@ -139,20 +141,20 @@ def test_it_agrees_with_a_plain_loop(model, rows, norm, momentum, schedule):
         ahead = back(points + (1 - momentum) * (ahead - points) + momentum * (points - before)).detach()
         before, points = points.detach(), ahead
     attack = DivergencePGD(steps=steps, momentum=momentum, schedule=schedule)
-    found = ends(attack, model, ThreatModel(norm, eps), rows, reference)[1]
-    torch.testing.assert_close(found, points, rtol=0, atol=2e-4)
+    ends_at = ends(attack, model, ThreatModel(norm, eps), rows, reference)[1]
+    torch.testing.assert_close(ends_at, points, rtol=0, atol=2e-4)
 
 
 def test_it_costs_a_forward_and_a_backward_pass_a_step(rows):
     passes = []
 
-    def counted(points):
+    def counter(points):
         logits = points.flatten(1)[:, :3] * 2
         passes.append("forward")
         logits.register_hook(lambda _: passes.append("backward"))
         return logits
 
-    ends(DivergencePGD(steps=4), counted, ThreatModel("linf", 0.08), rows, torch.full((ROWS, 3), 1 / 3))
+    ends(DivergencePGD(steps=4), counter, ThreatModel("linf", 0.08), rows, torch.full((ROWS, 3), 1 / 3))
     assert passes == ["forward", "backward"] * 4
 
 

@@ -54,14 +54,14 @@ def least_length(norm, points, values, gradient, low=0.0, high=1.0):
         # The constraint as a heavily weighted residual; the bounds are the solver's own.
         heavy = 1e4
         system = [*[[float(i == j) for j in range(count)] for i in range(count)], heavy * gradient]
-        found = lsq_linear(
+        adversarial = lsq_linear(
             torch.tensor([list(map(float, row)) for row in system]).numpy(),
             [0.0] * count + [-heavy * values],
             (low - points - 1e-12, high - points + 1e-12),
             method="bvls",
             tol=1e-14,
         )
-        return float((found.x**2).sum() ** 0.5) if abs(gradient @ found.x + values) < 1e-4 else None
+        return float((adversarial.x**2).sum() ** 0.5) if abs(gradient @ adversarial.x + values) < 1e-4 else None
     # Variables: the perturbation, then its pixels' sizes; for ℓ∞ one size for all.
     sizes = 1 if norm == "linf" else count
     above = []
@@ -69,7 +69,7 @@ def least_length(norm, points, values, gradient, low=0.0, high=1.0):
         row = [0.0] * (count + sizes)
         row[i], row[count + (0 if norm == "linf" else i)] = sign, -1.0
         above.append(row)
-    found = linprog(
+    adversarial = linprog(
         [0.0] * count + [1.0] * sizes,
         A_ub=above,
         b_ub=[0.0] * len(above),
@@ -77,7 +77,7 @@ def least_length(norm, points, values, gradient, low=0.0, high=1.0):
         b_eq=[-values],
         bounds=bounds + [(0, None)] * sizes,
     )
-    return found.fun if found.status == 0 else None
+    return adversarial.fun if adversarial.status == 0 else None
 
 
 VALUE = st.one_of(st.just(0.0), st.floats(-2, 2).map(lambda value: round(value, 3)))
@@ -87,13 +87,13 @@ PLACE = st.floats(0, 1).map(lambda value: round(value, 3))
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(PLACE, VALUE), min_size=1, max_size=7), VALUE)
-def test_the_way_to_a_hyperplane_is_the_shortest_in_the_box(norm, drawn, value):
-    points, gradient = torch.tensor(drawn, dtype=torch.float64).T
+def test_the_way_to_a_hyperplane_is_the_shortest_in_the_box(norm, random_points, value):
+    points, gradient = torch.tensor(random_points, dtype=torch.float64).T
     values = torch.tensor([value], dtype=torch.float64)
     way = to_hyperplane(norm, points[None], values, gradient[None], (0.0, 1.0))[0]
-    moved = points + way
-    assert moved.min() >= -1e-12
-    assert moved.max() <= 1 + 1e-12
+    next_walk = points + way
+    assert next_walk.min() >= -1e-12
+    assert next_walk.max() <= 1 + 1e-12
     best = torch.where(gradient * value > 0, -points, 1 - points)  # as far as the box lets, to where the value falls
     reachable = (gradient * best).sum().abs() >= abs(value)
     if value and gradient.any() and not reachable:
@@ -139,8 +139,8 @@ def least_distance(norm, weight, places, needed):
         if norm == "l2":
             return torch.minimum(level * sizes, room)
         most = room[falling]
-        taken = torch.minimum((level - most.cumsum(0) + most).clamp(min=0), most)
-        return torch.zeros_like(room).scatter(0, falling, taken)
+        costs = torch.minimum((level - most.cumsum(0) + most).clamp(min=0), most)
+        return torch.zeros_like(room).scatter(0, falling, costs)
 
     low, high = 0.0, 1e4
     for _ in range(100):
@@ -171,8 +171,10 @@ def test_a_linear_model_is_fooled_just_beyond_its_least_distance(norm, classes, 
             if other != label
         )
         for share in (0.99, 1.01):
-            found = fab(model, image[None], label[None], ThreatModel(norm, share * least), steps=12, targets=targets)
-            assert bool(model(found).argmax(1) != label) == (share > 1), share
+            adversarial = fab(
+                model, image[None], label[None], ThreatModel(norm, share * least), steps=12, targets=targets
+            )
+            assert bool(model(adversarial).argmax(1) != label) == (share > 1), share
 
 
 @pytest.mark.parametrize("targets", [0, 9])
@@ -182,10 +184,10 @@ def test_with_a_goal_it_steers_to_that_class(norm, targets):
     images = pixels(0, 40, *SHAPE)
     labels = net(images).argmax(1)
     images, labels = images[labels != 2], labels[labels != 2]
-    reached = net(fab(net, images, labels, threat_model, steps=20, targets=targets)).argmax(1) == 2
-    assert reached.float().mean() > 0.3, "what succeeds here is the goal alone"
+    success = net(fab(net, images, labels, threat_model, steps=20, targets=targets)).argmax(1) == 2
+    assert success.float().mean() > 0.3, "what succeeds here is the goal alone"
     untargeted = fab(net, images, labels, ThreatModel(norm, 4 * CENTRE[norm]), steps=20)
-    assert (net(untargeted).argmax(1) == 2).sum() < reached.sum()
+    assert (net(untargeted).argmax(1) == 2).sum() < success.sum()
 
 
 def walks(attack, net, threat_model, images, labels, targets):
@@ -210,13 +212,15 @@ def test_only_what_is_in_ball_and_box_and_fools_is_ever_claimed(norm, targets, r
             assert (threat_model.geometry.distance(points.double() - images.double()) <= CENTRE[norm] + 1e-7).all()
             assert points.min() >= 0
             assert points.max() <= 1
-        claimed, predicted = state["best_margin"] < 0, net(state["best_points"]).argmax(1)
-        assert torch.equal(claimed, predicted != labels if goal is None else predicted == goal)
+        claims, predicted = state["best_margin"] < 0, net(state["best_points"]).argmax(1)
+        assert torch.equal(claims, predicted != labels if goal is None else predicted == goal)
         away = threat_model.geometry.distance(state["walk"] - images) > CENTRE[norm]
         outside += int((away & (net(state["walk"]).argmax(1) != labels)).sum())
         assert state["walk"].min() >= 0
         assert state["walk"].max() <= 1
-    assert outside and claimed.any() and not claimed.all(), "all of it happens"
+    assert outside
+    assert claims.any()
+    assert not claims.all()
 
 
 @pytest.mark.parametrize(("targets", "restarts"), [(0, 1), (3, 1), (0, 2)])
@@ -227,9 +231,11 @@ def test_every_row_has_its_own_clock_and_no_neighbours(norm, targets, restarts):
     images = pixels(2, 6, *SHAPE).double()
     labels, attack = net(images).argmax(1), FAB(steps=10, targets=targets, restarts=restarts)
 
-    def begin(chosen):
-        chosen = torch.tensor(chosen)
-        return attack.start(threat_model, Rows(images[chosen], labels[chosen], chosen, (labels[chosen] + 1) % 4))
+    def begin(selection):
+        selection = torch.tensor(selection)
+        return attack.start(
+            threat_model, Rows(images[selection], labels[selection], selection, (labels[selection] + 1) % 4)
+        )
 
     state, finished = begin([0, 1, 2]), {}
     places = [0, 1, 2]
@@ -242,7 +248,7 @@ def test_every_row_has_its_own_clock_and_no_neighbours(norm, targets, restarts):
             if state["step"][row] == attack.steps:
                 finished[place] = {key: value[row] for key, value in state.items()}
         keep = state["step"] < attack.steps
-        places = [place for place, kept in zip(places, keep, strict=True) if kept]
+        places = [place for place, remaining in zip(places, keep, strict=True) if remaining]
         state = {key: value[keep] for key, value in state.items()}
         if not places:
             break
@@ -278,7 +284,7 @@ def test_the_nearest_boundary_is_that_of_a_loop(norm):
 def test_what_a_step_costs(targets):
     net, passes = small_net(), {"forward": 0, "backward": 0}
 
-    def counted(images):
+    def counter(images):
         passes["forward"] += len(images)
         logits = net(images)
         if logits.requires_grad:
@@ -287,7 +293,7 @@ def test_what_a_step_costs(targets):
 
     images, threat_model = pixels(0, 5, *SHAPE), ThreatModel("linf", 0.01)
     labels, attack = net(images).argmax(1), FAB(targets=targets)
-    attack.step(counted, threat_model, attack.start(threat_model, Rows(images, labels, labels, (labels + 1) % 4)))
+    attack.step(counter, threat_model, attack.start(threat_model, Rows(images, labels, labels, (labels + 1) % 4)))
     assert passes == ({"forward": 5, "backward": 5} if targets else {"forward": 10, "backward": 15})
 
 
@@ -295,13 +301,13 @@ def test_what_a_step_costs(targets):
 def test_models_that_give_nothing_to_go_by_are_survived(targets):
     images, labels = pixels(0, 4, *SHAPE), torch.zeros(4, dtype=torch.int64)
     stuck = lambda images: images.detach().flatten(1)[:, :3].round() - torch.tensor([-9.0, 0, 0])  # noqa: E731
-    broken = lambda images: images.flatten(1)[:, :3].sqrt() * float("nan")  # noqa: E731
+    nan_rows = lambda images: images.flatten(1)[:, :3].sqrt() * float("nan")  # noqa: E731
     huge = lambda images: images.flatten(1)[:, :3] * 1e38 - torch.tensor([-3e38, 0, 0])  # noqa: E731
-    for norm, model in itertools.product(NORMS, (stuck, broken, huge)):
+    for norm, model in itertools.product(NORMS, (stuck, nan_rows, huge)):
         threat_model = ThreatModel(norm, 0.1)
-        found = fab(model, images, labels, threat_model, steps=3, targets=targets)
-        assert found.isfinite().all()
-        assert (threat_model.geometry.distance(found - images) <= 0.1 + 1e-6).all()
+        adversarial = fab(model, images, labels, threat_model, steps=3, targets=targets)
+        assert adversarial.isfinite().all()
+        assert (threat_model.geometry.distance(adversarial - images) <= 0.1 + 1e-6).all()
 
 
 @pytest.mark.parametrize(
@@ -344,8 +350,8 @@ def test_as_strong_as_the_authors(norm, eps, targets):
         other = reference.perturb(images, labels)
     inside = threat_model.geometry.distance(other.double() - images.double()) <= eps + 1e-6
     expected = int(((model(other).argmax(1) != labels) & inside).sum())
-    found = run(FAB(steps=20, targets=targets), model, threat_model, images, labels)
-    fooled = int((model(found).argmax(1) != labels).sum())
+    adversarial = run(FAB(steps=20, targets=targets), model, threat_model, images, labels)
+    fooled = int((model(adversarial).argmax(1) != labels).sum())
     print(f"{norm} {eps} targets={targets}: {fooled} fooled of {len(labels)}, by the authors' code {expected}")
     assert 0.1 * len(labels) < expected < 0.95 * len(labels), "a comparison that can fail"
     assert expected - 2 <= fooled <= expected + 5

@@ -12,11 +12,11 @@ def test_numbers_never_change():
 
 def test_splitmix_is_the_published_one():
     """Seed 1234567 gives these first outputs in every SplitMix64 (a bijection of golden-ratio steps)."""
-    from robustbench_local.attacks.randomness import _GAMMA, _mix
+    from robustbench_local.attacks.randomness import GOLDEN_GAMMA, splitmix64
 
-    state = torch.tensor([1234567], dtype=torch.int64) + torch.arange(1, 4) * _GAMMA
+    state = torch.tensor([1234567], dtype=torch.int64) + torch.arange(1, 4) * GOLDEN_GAMMA
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert [value % 2**64 for value in _mix(state).tolist()] == expected
+    assert [value % 2**64 for value in splitmix64(state).tolist()] == expected
 
 
 def test_a_sample_draws_the_same_in_any_batch():

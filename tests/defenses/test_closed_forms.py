@@ -64,8 +64,8 @@ def test_one_step_in_l2_ends_at_the_worst_point_of_the_sphere(linear, inner):
     direction = uphill(linear, images, labels).flatten(1)
     expected = images + 0.3 * (direction / direction.norm(dim=1, keepdim=True)).view_as(images)
     objective = PGDAT(steps=1, step_size=0.3, random_start=False)
-    found = points_of(objective, linear, inner, ThreatModel("l2", 0.3))
-    torch.testing.assert_close(found, expected.clamp(0, 1), rtol=0, atol=1e-6)
+    result = points_of(objective, linear, inner, ThreatModel("l2", 0.3))
+    torch.testing.assert_close(result, expected.clamp(0, 1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -92,8 +92,8 @@ def test_divergence_is_highest_at_the_corner_on_the_side_where_the_attack_begins
     sides = score(linear, images + START_NOISE * normal(keys, images.shape[1:])) - score(linear, images)
     assert (sides > 0).any()
     assert (sides < 0).any()
-    found = points_of(objective, linear, inner)
-    torch.testing.assert_close(found, corners(linear, images, sides), rtol=0, atol=1e-6)
+    result = points_of(objective, linear, inner)
+    torch.testing.assert_close(result, corners(linear, images, sides), rtol=0, atol=1e-6)
 
 
 def test_rslad_leads_away_from_what_the_teacher_says_and_not_from_the_student(linear, inner):
@@ -104,8 +104,8 @@ def test_rslad_leads_away_from_what_the_teacher_says_and_not_from_the_student(li
     sides = score(linear, images + START_NOISE * normal(keys, images.shape[1:])) - score(teacher, images)
     assert (sides > 0.05).any()
     assert (sides < -0.05).any()
-    found = points_of(RSLAD(), linear, inner, teacher=teacher)
-    torch.testing.assert_close(found, corners(linear, images, sides), rtol=0, atol=1e-6)
+    result = points_of(RSLAD(), linear, inner, teacher=teacher)
+    torch.testing.assert_close(result, corners(linear, images, sides), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("eps", [EPS, 0.6])
@@ -117,8 +117,8 @@ def test_fgsm_rs_is_one_step_from_uniform_noise_projected_back(linear, inner, ep
     assert (start != images).any()
     assert (start - images).abs().amax() <= eps + 1e-6
     for step in (1.25, 0.5):
-        moved = start - images + step * eps * uphill(linear, images, labels).sign()
-        expected = (images + moved.clamp(-eps, eps)).clamp(0, 1)
+        adversarial_logits = start - images + step * eps * uphill(linear, images, labels).sign()
+        expected = (images + adversarial_logits.clamp(-eps, eps)).clamp(0, 1)
         torch.testing.assert_close(points_of(FGSMRS(step=step), linear, inner, ball), expected, rtol=0, atol=1e-6)
 
 
@@ -129,8 +129,8 @@ def test_n_fgsm_is_one_step_from_strong_noise_cut_by_the_box_alone(linear, inner
     reach, step = settings.get("noise", 2.0) * eps, settings.get("step", 1.0) * eps
     start = (images + ThreatModel("linf", 1).geometry.random_start(images, reach, keys)).clamp(0, 1)
     expected = (start + step * uphill(linear, images, labels).sign()).clamp(0, 1)
-    found = points_of(NFGSM(**settings), linear, inner, ThreatModel("linf", eps))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    result = points_of(NFGSM(**settings), linear, inner, ThreatModel("linf", eps))
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
 
 
 def test_noise_of_n_fgsm_fills_twice_the_ball(linear):
@@ -152,8 +152,8 @@ def test_free_moves_points_by_the_gradient_that_the_weights_got_and_ends(linear,
         assert examples.adversarial.is_leaf
         assert examples.adversarial.requires_grad
         objective.loss(learner, examples)[0].backward()
-        moved = expected + EPS * uphill(linear, images, labels).sign()
-        expected = images + (moved - images).clamp(-EPS, EPS)
+        adversarial_logits = expected + EPS * uphill(linear, images, labels).sign()
+        expected = images + (adversarial_logits - images).clamp(-EPS, EPS)
         with torch.no_grad():
             linear[1].weight.neg_()  # the step is that of the weights that were learnt with, not of those that are now
         following = objective.next_replay(learner, examples)
@@ -174,9 +174,9 @@ def test_only_free_learns_from_the_same_batch_again(linear, inner):
 def test_gaussian_adds_noise_of_its_deviation_and_nothing_else(linear):
     images = torch.rand(300, 3, 2, 2)
     keys = torch.arange(300) * 7919
-    found = points_of(Gaussian(sigma=0.4), linear, (images, torch.zeros(300, dtype=torch.int64), keys))
-    torch.testing.assert_close(found, images + 0.4 * normal(keys, (3, 2, 2)), rtol=0, atol=1e-6)
-    assert (found - images).std().item() == pytest.approx(0.4, rel=0.05)
+    result = points_of(Gaussian(sigma=0.4), linear, (images, torch.zeros(300, dtype=torch.int64), keys))
+    torch.testing.assert_close(result, images + 0.4 * normal(keys, (3, 2, 2)), rtol=0, atol=1e-6)
+    assert (result - images).std().item() == pytest.approx(0.4, rel=0.05)
 
 
 def test_standard_is_cross_entropy_at_the_images(linear, inner):
@@ -192,10 +192,10 @@ def test_temperature_softens_the_loss_and_leaves_its_gradient_as_long(linear, in
     learner = TrainingContext(lambda _: logits, LINF, TrainingContext.of(linear, LINF).frozen_model)
     objective = Standard(temperature=20)
     loss, _ = objective.loss(learner, objective.examples(learner, images, labels, keys))
-    told = F.one_hot(labels, 2)
-    torch.testing.assert_close(loss, -20 * (told * (logits / 20).log_softmax(1)).sum(1).mean())
+    soft_labels = F.one_hot(labels, 2)
+    torch.testing.assert_close(loss, -20 * (soft_labels * (logits / 20).log_softmax(1)).sum(1).mean())
     (gradient,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(gradient, ((logits / 20).softmax(1) - told) / len(images))
+    torch.testing.assert_close(gradient, ((logits / 20).softmax(1) - soft_labels) / len(images))
 
 
 def test_a_helper_lies_reach_times_as_far_out_in_the_box_and_is_named_by_the_teacher(linear, inner):
@@ -216,6 +216,6 @@ def test_a_helper_lies_reach_times_as_far_out_in_the_box_and_is_named_by_the_tea
     assert (helpers == 0).any()
     assert (helpers == 1).any()
     assert any(torch.equal(points, helpers) for points in seen)
-    told = teacher(examples.adversarial).argmax(1)
-    assert (told != labels).any(), "the teacher has a mind of its own"
-    torch.testing.assert_close(parts["helpers"], F.cross_entropy(linear(helpers), told).detach())
+    soft_labels = teacher(examples.adversarial).argmax(1)
+    assert (soft_labels != labels).any(), "the teacher has a mind of its own"
+    torch.testing.assert_close(parts["helpers"], F.cross_entropy(linear(helpers), soft_labels).detach())

@@ -51,37 +51,39 @@ def kl(target, logits):
 def trades(model, images, labels, keys, teacher, beta=6.0):
     reference = F.softmax(model.eval()(images), 1).detach()
     points = ascend(model, images, near(images, keys), lambda x: kl(reference, model(x)).sum())
-    logits, moved = model(images), model(points)
-    return F.cross_entropy(logits, labels) + beta * kl(F.softmax(logits, 1), moved).sum() / len(images)
+    logits, adversarial_logits = model(images), model(points)
+    return F.cross_entropy(logits, labels) + beta * kl(F.softmax(logits, 1), adversarial_logits).sum() / len(images)
 
 
 def mart(model, images, labels, keys, teacher, beta=5.0):
     start = images + EPS * LINF.geometry.random_start(images, 1.0, keys)
     points = ascend(model, images, start.clamp(0, 1), lambda x: F.cross_entropy(model(x), labels, reduction="sum"))
-    logits, moved = model(images), model(points)
-    probabilities, weights = F.softmax(moved, 1), F.softmax(logits, 1)
+    logits, adversarial_logits = model(images), model(points)
+    probabilities, weights = F.softmax(adversarial_logits, 1), F.softmax(logits, 1)
     two = torch.argsort(probabilities, dim=1)[:, -2:]
     rivals = torch.where(two[:, 1] == labels, two[:, 0], two[:, 1])
-    boosted = F.cross_entropy(moved, labels) + F.nll_loss(torch.log(1.0001 - probabilities + 1e-12), rivals)
+    boosted = F.cross_entropy(adversarial_logits, labels) + F.nll_loss(
+        torch.log(1.0001 - probabilities + 1e-12), rivals
+    )
     doubt = 1.0000001 - weights[torch.arange(len(images)), labels]
-    return boosted + beta * (kl(weights, moved) * doubt).sum() / len(images)
+    return boosted + beta * (kl(weights, adversarial_logits) * doubt).sum() / len(images)
 
 
 def hat(model, images, labels, keys, teacher, beta=2.5, gamma=0.5, reach=2.0):
     reference = F.softmax(model.eval()(images), 1).detach()
     points = ascend(model, images, near(images, keys), lambda x: kl(reference, model(x)).sum())
     helpers = (images + reach * (points - images)).clamp(0, 1)
-    told = teacher(points).argmax(1)
-    clean, moved, helped = model(images), model(points), model(helpers)
-    drift = kl(F.softmax(clean, 1), moved).sum() / len(images)
-    return F.cross_entropy(clean, labels) + beta * drift + gamma * F.cross_entropy(helped, told)
+    soft_labels = teacher(points).argmax(1)
+    clean, adversarial_logits, helped = model(images), model(points), model(helpers)
+    drift = kl(F.softmax(clean, 1), adversarial_logits).sum() / len(images)
+    return F.cross_entropy(clean, labels) + beta * drift + gamma * F.cross_entropy(helped, soft_labels)
 
 
 def rslad(model, images, labels, keys, teacher):
-    told = F.softmax(teacher(images), 1).detach()
-    points = ascend(model, images, near(images, keys), lambda x: kl(told, model(x)).sum())
-    clean, moved = model(images), model(points)
-    return 5 / 6 * kl(told, moved).mean() + 1 / 6 * kl(told, clean).mean()
+    soft_labels = F.softmax(teacher(images), 1).detach()
+    points = ascend(model, images, near(images, keys), lambda x: kl(soft_labels, model(x)).sum())
+    clean, adversarial_logits = model(images), model(points)
+    return 5 / 6 * kl(soft_labels, adversarial_logits).mean() + 1 / 6 * kl(soft_labels, clean).mean()
 
 
 def smooth_adv(model, images, labels, keys, teacher, sigma=0.25, draws=3):
@@ -97,8 +99,8 @@ def smooth_adv(model, images, labels, keys, teacher, sigma=0.25, draws=3):
 
 
 def distillation(model, images, labels, keys, teacher, temperature=20.0):
-    told = F.softmax(teacher(images) / temperature, 1).detach()
-    return -temperature * (told * F.log_softmax(model(images) / temperature, 1)).sum(1).mean()
+    soft_labels = F.softmax(teacher(images) / temperature, 1).detach()
+    return -temperature * (soft_labels * F.log_softmax(model(images) / temperature, 1)).sum(1).mean()
 
 
 ATTACK = {"steps": STEPS, "step_size": STEP}
@@ -158,9 +160,9 @@ def test_divergence_of_a_prediction_that_has_not_moved_is_0_and_never_less(netwo
     examples = TRADES().examples(learner, images, labels, keys)
     learner.model.eval()
     _, still = TRADES().loss(learner, dataclasses.replace(examples, adversarial=images))
-    _, moved = TRADES().loss(learner, examples)
+    _, adversarial_logits = TRADES().loss(learner, examples)
     assert still["divergence"] == 0
-    assert moved["divergence"] > 1e-4
+    assert adversarial_logits["divergence"] > 1e-4
 
 
 def test_mart_looks_at_the_strongest_rival_whether_or_not_the_point_is_recognised():

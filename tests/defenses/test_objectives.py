@@ -80,7 +80,8 @@ def test_points_are_where_the_method_promises(learner, batch, name, ball):
     if name in PLAIN:
         assert examples.adversarial is images
     elif name == "gaussian":
-        assert points.min() < low and points.max() > high, "the certificate's noise knows no box"
+        assert points.min() < low, "the noise of the certificate is not clipped"
+        assert points.max() > high
     else:
         assert points.min() >= low
         assert points.max() <= high
@@ -121,7 +122,7 @@ def test_examples_leave_network_teacher_images_and_random_state_as_they_were(lea
     assert examples.adversarial.grad_fn is None
     assert examples.adversarial.requires_grad == (name == "free")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert model.training and model.dropout.training and not model.norm.training, "every part keeps its own mode"
+    assert [model.training, model.dropout.training, model.norm.training] == [True, True, False], "modes are kept"
     assert model.first.weight.requires_grad
     assert not model.scale.requires_grad
     assert (model.first.weight.grad == 3).all()
@@ -158,8 +159,8 @@ def test_passes_are_those_the_method_needs_and_happen_on_a_network_held_still(le
     model.seen.clear()
     objective.loss(who, examples)
     assert model.seen == {(True, True)}
-    found = (forwards, backwards, model.forwards / rows - forwards, who.teacher.forwards / rows)
-    assert found == COSTS[name]
+    results = (forwards, backwards, model.forwards / rows - forwards, who.teacher.forwards / rows)
+    assert results == COSTS[name]
     assert who.teacher.backwards == 0
 
 
@@ -317,7 +318,7 @@ def test_settings_keep_their_names_order_and_defaults_which_written_recipes_rely
 
 
 @pytest.mark.parametrize(
-    "written",
+    "spec",
     [
         "pgd-at:steps=2,step-size=0.5,random-start=False",
         "trades:beta=1.0,steps=3,step-size=0.5",
@@ -327,10 +328,10 @@ def test_settings_keep_their_names_order_and_defaults_which_written_recipes_rely
         "smooth-adv:sigma=0.5,draws=1,steps=3,step-size=0.5",
     ],
 )
-def test_what_departs_from_the_defaults_is_written_in_that_order(written):
-    objective = Recipe(method=written).objective()
-    assert spec_text(objective) == written
-    assert repr(objective).count("=") == written.count("=")
+def test_what_departs_from_the_defaults_is_written_in_that_order(spec):
+    objective = Recipe(method=spec).objective()
+    assert spec_text(objective) == spec
+    assert repr(objective).count("=") == spec.count("=")
 
 
 @pytest.mark.parametrize(
