@@ -79,11 +79,17 @@ def _classes(path: Path) -> Iterator[ast.ClassDef]:
 
 
 def _registered_name(node: ast.ClassDef) -> str | None:
-    """The text of `name: ClassVar[str] = "..."`."""
+    """The text of `name = "..."`, with or without an annotation."""
     for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "name":
-            value = statement.value
-            return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+        if isinstance(statement, ast.AnnAssign):
+            targets: list[ast.expr] = [statement.target]
+        elif isinstance(statement, ast.Assign):
+            targets = statement.targets
+        else:
+            continue
+        value = statement.value
+        if any(ast.unparse(target) == "name" for target in targets) and isinstance(value, ast.Constant):
+            return value.value if isinstance(value.value, str) else None
     return None
 
 
