@@ -96,10 +96,8 @@ def test_a_model_that_looks_at_one_pixel_is_broken_through_it(norm, place):
 def test_no_line_or_column_is_left_out_and_every_position_is_as_likely():
     images = torch.zeros(6000, 1, 4, 7)
     generator = torch.Generator().manual_seed(0)
-    windows = Windows.random(
-        torch.rand((6000, 2), generator=generator), torch.tensor([[2, 3]]).expand(6000, 2), images
-    )
-    counts = torch.bincount(windows.top * 7 + windows.margins_left, minlength=28).view(4, 7)
+    windows = Windows.random(torch.rand((6000, 2), generator=generator), torch.tensor([[2, 3]]).expand(6000, 2), images)
+    counts = torch.bincount(windows.top * 7 + windows.left, minlength=28).view(4, 7)
     assert (counts[:3, :5] > 320).all()
     assert (counts[:3, :5] < 480).all()
     assert counts.sum() == counts[:3, :5].sum()
@@ -262,9 +260,7 @@ def test_bumps_are_the_authors(norm, theirs):
 def test_a_bump_stays_whole_wherever_its_square_lies():
     images, sizes = torch.zeros(40, 1, 9, 7), sizes_of(SEARCHES["l2"], 0.3, 9, 7, torch.float32, torch.device("cpu"))
     level = torch.arange(40) % 10
-    window = Windows.random(
-        torch.rand((40, 2), generator=torch.Generator().manual_seed(0)), sizes.sides[level], images
-    )
+    window = Windows.random(torch.rand((40, 2), generator=torch.Generator().manual_seed(0)), sizes.sides[level], images)
     cut = window.cut(sizes.bumps, 2 * level + 1, images)
     for row in range(40):
         top, margins_left, tall, broad = (int(values[row]) for values in window)
