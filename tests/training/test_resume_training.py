@@ -197,6 +197,25 @@ def test_the_snapshot_of_another_network_is_refused():
         assert "\n" not in str(caught.value)
 
 
+def test_a_state_without_the_fields_of_today_is_resumed_all_the_same(tmp_path):
+    """A report of an earlier version says nothing of the only predicted class."""
+    whole = training("plain").run()
+    state = interrupted("plain", 2 * BATCHES, tmp_path / "state")
+    for report in state.facts["reports"]:
+        del report["only_class"]
+    require_same(training("plain").run(resume=state), whole)
+
+
+def test_a_state_of_other_defaults_is_refused_in_one_sentence(tmp_path):
+    """Fine-tuning with the learning rate that was the default before."""
+    quick = {"model": "digits-cnn", "method": "standard", "samples": "100", "batch_size": "32", "epochs": "1"}
+    recipe = resolve_recipe(None, {**quick, "lr": "0.1", "schedule": "onecycle"})
+    run_training(recipe, tmp_path / "out", runtime=RuntimeSettings(device="cpu"))
+    with pytest.raises(UserError, match="its lr, schedule differ") as caught:
+        run_training(resolve_recipe(None, quick), tmp_path / "out", runtime=RuntimeSettings(device="cpu"), resume=True)
+    assert caught.value.slug == "another-training"
+
+
 QUICK = {
     "method": "pgd-at:steps=1",
     "arch": "cnn-small",
