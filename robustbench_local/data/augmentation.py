@@ -88,7 +88,7 @@ def _torchvision(name: str, value: float) -> Transform:
     kinds: dict[str, Callable[[tuple[int, int]], Any]] = {
         "resized-crop": lambda size: v2.RandomResizedCrop(size, scale=(value, 1.0), antialias=True),
         "color-jitter": lambda _: v2.ColorJitter(value, value, value),
-        "rotate": lambda _: v2.RandomRotation(value),  # type: ignore[arg-type]
+        "rotate": lambda _: v2.RandomRotation(value),
         "trivial-augment": lambda _: v2.TrivialAugmentWide(),
         "rand-augment": lambda _: v2.RandAugment(magnitude=int(value)),
     }

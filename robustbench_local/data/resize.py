@@ -84,6 +84,8 @@ class Resize:
         mode = InterpolationMode(self.interpolation)
         # On Pillow images, not tensors: the accuracies published for torchvision's weights were measured so.
         if isinstance(self.resize, tuple):
-            return functional.resize(image, list(self.resize), interpolation=mode, antialias=True)
+            resized: Image.Image = functional.resize(image, list(self.resize), interpolation=mode, antialias=True)
+            return resized
         image = functional.resize(image, [self.resize], interpolation=mode, antialias=True)
-        return functional.center_crop(image, list(self.output_size))
+        cropped: Image.Image = functional.center_crop(image, list(self.output_size))
+        return cropped

@@ -70,8 +70,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _failed_to_allocate(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, torch.AcceleratorError) and getattr(error, "error_code", None) is not None:
-        return bool(error.error_code == OUT_OF_MEMORY_CODE)
+    code = getattr(error, "error_code", None) if isinstance(error, torch.AcceleratorError) else None
+    if code is not None:
+        return bool(code == OUT_OF_MEMORY_CODE)
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY_TEXT.search(str(error)) is not None

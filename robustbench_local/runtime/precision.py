@@ -104,12 +104,13 @@ _SWITCHES = _Switches()
 
 
 def _cpu_switches() -> list[Any]:
-    backend = torch.backends.mkldnn
+    backend: Any = torch.backends.mkldnn
     return [backend.matmul, backend.conv, backend.rnn]
 
 
 def _gpu_switches() -> list[Any]:
-    return [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    backend: Any = torch.backends.cudnn
+    return [torch.backends.cuda.matmul, backend.conv, backend.rnn]
 
 
 def _rounds(switch: Any) -> bool:
@@ -130,7 +131,7 @@ def _read_settings() -> _Settings:
 def _write_settings(settings: _Settings) -> None:
     torch.set_float32_matmul_precision(settings.matmul)
     torch.backends.cudnn.allow_tf32 = settings.cudnn
-    cudnn = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    cudnn = _gpu_switches()[1:]
     for switch, value in zip([*_gpu_switches(), *_cpu_switches()], settings.switches, strict=True):
         if switch not in cudnn:  # "none" follows torch.backends.fp32_precision; cuDNN has "tf32" by default instead
             switch.fp32_precision = "none"

@@ -23,60 +23,60 @@ def exact_bounds(correct: int, n: int, alpha: float = 0.05) -> tuple[float, floa
 
 
 def mcnemar(lost: int, gained: int, *, mid_p: bool = False) -> float:
-    """One-sided p-value that as many samples or more are lost when losing and gaining are equally likely.
+    """One-sided p-value of losing at least this many samples if losing and gaining are equally likely.
 
-    lost, gained: the samples that only the old or only the new model gets right (McNemar, 1947, exact form).
-    mid_p: the observed split counts by half (Fagerland, Lydersen and Laake, 2013), which costs less power.
+    lost, gained: samples that only the old or only the new model classifies correctly (McNemar, 1947, exact form).
+    mid_p: count the observed split by half (Fagerland, Lydersen and Laake, 2013), which gives more power.
     """
     changed = lost + gained
-    as_many = scipy.special.bdtr(gained, changed, 0.5)
+    at_least = scipy.special.bdtr(gained, changed, 0.5)
     if not mid_p:
-        return float(as_many)
+        return float(at_least)
     more = scipy.special.bdtr(gained - 1, changed, 0.5) if gained else 0.0
-    return float(as_many + more) / 2
+    return float(at_least + more) / 2
 
 
 def drop_p_value(lost: int, gained: int, n: int, limit: float) -> float:
-    """One-sided p-value that so much is lost on n paired samples when the drop P(lost) − P(gained) is limit.
+    """One-sided p-value of a paired drop at least this large if the true drop P(lost) − P(gained) is `limit`.
 
-    Below alpha exactly where drop_bounds' low is above limit; with limit 0 it is mcnemar's mid-p value. That so little
-    is lost when the drop is limit has the p-value drop_p_value(gained, lost, n, -limit).
+    It is below alpha exactly where the lower bound of `drop_bounds` is above limit. With limit 0 it is the mid-p value
+    of `mcnemar`. The p-value of a drop at most this large is drop_p_value(gained, lost, n, -limit).
 
-    The thought: at a drop of limit >= 0 each sample is lost for good with probability limit, and of the others as many
-    are lost as gained but for chance. So a binomial number, whose law is known, is taken out of lost, McNemar's test
-    judges the rest, and the p-value is the mean over that number. The number is drawn as if nothing were known of it,
-    which makes the test cautious, not exact: from 50 samples on, of which at most half change sides, its error was
-    nowhere found above alpha (benchmarks/gate_statistics.py).
-    Raises ValueError for counts that no n samples give.
+    The idea: at a drop of limit >= 0, each sample is lost for good with probability limit, and the other samples are
+    lost or gained by chance alike. So a binomial number of samples is removed from lost, McNemar's test is applied to
+    the rest, and the p-value is the mean over that number. Ignoring the data in that number makes the test
+    conservative, not exact: from 50 samples on, at most half of them changed, its error was never above alpha
+    (benchmarks/gate_statistics.py).
+    Raises ValueError for counts that are impossible for n samples.
     """
     if min(lost, gained) < 0 or n < 1 or lost + gained > n:
-        raise ValueError(f"{lost} lost and {gained} gained are no counts of {n} samples")
+        raise ValueError(f"{lost} lost and {gained} gained are impossible for {n} samples")
     if limit > 0:
         return _upper_tail(lost, gained, n, limit)
     even = mcnemar(lost, gained, mid_p=True)
-    # A drop below zero is a gain: that so little is gained. It is never easier to believe than no drop at all.
+    # A negative drop is a gain. Its p-value is never larger than that of no drop.
     return even if limit == 0 else min(even, _lower_tail(gained, lost, n, -limit))
 
 
 def _upper_tail(lost: int, gained: int, n: int, drop: float) -> float:
-    for_good, chance = _lost_for_good(n, drop)
-    rest = np.maximum(lost - for_good, 0)
+    permanent, chance = _permanent_losses(n, drop)
+    rest = np.maximum(lost - permanent, 0)
     tails = scipy.special.bdtr(gained, rest + gained, 0.5)
-    if for_good[0] == 0:
-        # Nothing is taken out: mid-p here makes this the mid-p test as the drop goes to zero.
+    if permanent[0] == 0:
+        # Nothing is removed: mid-p here makes this the mid-p test as the drop goes to zero.
         tails[0] = mcnemar(lost, gained, mid_p=True)
     return float(min(chance @ tails, 1.0))
 
 
 def _lower_tail(lost: int, gained: int, n: int, drop: float) -> float:
-    for_good, chance = _lost_for_good(n, drop)
-    possible = for_good <= lost
-    rest = lost - for_good[possible]
+    permanent, chance = _permanent_losses(n, drop)
+    possible = permanent <= lost
+    rest = lost - permanent[possible]
     return float(min(chance[possible] @ scipy.special.bdtr(rest, rest + gained, 0.5), 1.0))
 
 
-def _lost_for_good(n: int, drop: float) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that n samples lose with probability drop each, and their chances, without the far tails."""
+def _permanent_losses(n: int, drop: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many of n samples are lost with probability drop each, and the probabilities, without the far tails."""
     spread = 10 * math.sqrt(n * drop * (1 - drop)) + 20
     numbers = np.arange(max(0, math.floor(n * drop - spread)), min(n, math.ceil(n * drop + spread)) + 1)
     # scipy's binom.pmf overflows at the smallest probabilities.
@@ -85,19 +85,18 @@ def _lost_for_good(n: int, drop: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def drop_bounds(lost: int, gained: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """One-sided bounds of the paired drop P(lost) − P(gained), each wrong with probability alpha at most (see
-    drop_p_value).
+    """One-sided bounds on the paired drop P(lost) − P(gained), each wrong with probability at most alpha.
 
-    Between them lie the drops that drop_p_value rejects neither for so much nor for so little lost: low > 0 exactly
-    where mcnemar(lost, gained, mid_p=True) < alpha, and where nothing changed high is the exact bound, about 3/n.
-    Both rise with lost and fall with gained. Raises ValueError for counts that no n samples give.
+    They contain the drops that `drop_p_value` does not reject in either direction: low > 0 exactly where
+    mcnemar(lost, gained, mid_p=True) < alpha, and without any change high is the exact bound, about 3/n.
+    Both increase with lost and decrease with gained. Raises ValueError for counts that are impossible for n samples.
     """
     # 0.0 - x, as -x would make a negative zero.
     return _least_drop(lost, gained, n, alpha), 0.0 - _least_drop(gained, lost, n, alpha)
 
 
 def _least_drop(lost: int, gained: int, n: int, alpha: float) -> float:
-    """The drop below which all are rejected: so much is lost."""
+    """The smallest drop that is not rejected as too small."""
 
     def excess(drop: float) -> float:
         return drop_p_value(lost, gained, n, drop) - alpha
