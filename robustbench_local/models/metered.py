@@ -12,15 +12,9 @@ from robustbench_local.runtime.device import is_out_of_memory
 
 
 class ModelFailure(UserError):
-    """The model itself raised: its error in one sentence, without a traceback."""
+    """The model itself raised: its error in one sentence, without a traceback. reason: the error's first line."""
 
-    def __init__(self, name: str, images: Tensor, error: BaseException) -> None:
-        self.reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        shape = "×".join(map(str, images.shape))
-        super().__init__(
-            f"{name} failed on a batch of {shape}: {type(error).__name__}: {self.reason}; fix its forward",
-            slug="model-failed",
-        )
+    reason: str
 
 
 @dataclass
@@ -56,7 +50,7 @@ class Metered(nn.Module):
         except (Exception, SystemExit) as error:
             if is_out_of_memory(error):
                 raise
-            raise ModelFailure(self.model.name, images, error) from error
+            raise _model_failure(self.model.name, images, error) from error
         self.passes.forward += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
@@ -67,3 +61,13 @@ class Metered(nn.Module):
 
     def train(self, mode: bool = True) -> Metered:  # noqa: ARG002 – evaluation never trains
         return self
+
+
+def _model_failure(name: str, images: Tensor, error: BaseException) -> ModelFailure:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    shape = "×".join(map(str, images.shape))
+    failure = ModelFailure(
+        f"{name} failed on a batch of {shape}: {type(error).__name__}: {reason}; fix its forward", slug="model-failed"
+    )
+    failure.reason = reason
+    return failure
