@@ -107,7 +107,8 @@ class PiecewiseLinear:
         The minimum over three lower lines of an unstable ReLU: 0, the identity, and the closer of the two.
         """
         choices = [self._upper_bounds(rows, index, bounds, box, slope) for slope in (None, 0.0, 1.0)]
-        return np.minimum.reduce(choices)
+        lowest: np.ndarray = np.minimum.reduce(choices)
+        return lowest
 
     def _upper_bounds(
         self, rows: np.ndarray, index: int, bounds: list[Bounds], box: Bounds, slope: float | None
@@ -129,7 +130,8 @@ class PiecewiseLinear:
             constant += coefficients.clip(min=0) @ np.where(unstable, -low * above, 0)
             rows = np.where(coefficients > 0, coefficients * above, coefficients * below)
         pixels = pending[0]
-        return constant + pixels.clip(min=0) @ box[1] + pixels.clip(max=0) @ box[0]
+        values: np.ndarray = constant + pixels.clip(min=0) @ box[1] + pixels.clip(max=0) @ box[0]
+        return values
 
 
 def pixel_bounds(image: Tensor, threat_model: ThreatModel) -> Bounds:
@@ -154,8 +156,8 @@ class _ReLURecorder(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         values = args[0]
         self.inputs.append(values.clone())
-        replaced = self._outputs is not None
-        output = self._outputs[len(self.inputs) - 1] if replaced else torch.ops.aten.relu.default(values)
+        outputs = self._outputs
+        output = torch.ops.aten.relu.default(values) if outputs is None else outputs[len(self.inputs) - 1]
         return values.copy_(output) if func is torch.ops.aten.relu_.default else output.clone()
 
 

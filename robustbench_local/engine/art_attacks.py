@@ -1,8 +1,8 @@
 """Every evasion attack of adversarial-robustness-toolbox as an attack of this engine: `art/NAME`.
 
-The toolbox searches; whatever it returns is moved into the ball and the box and then verified like anybody's claim.
-Its attacks draw from NumPy's global generator, so here a sample's fate does depend on its batch; the generator is
-seeded from the run's own keys and put back as it was.
+Whatever the toolbox returns is projected into the ball and the box, then verified like any other success. Its attacks
+draw from NumPy's global generator, so a sample's outcome depends on its batch; the generator is seeded from the run's
+random keys and restored afterwards.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from robustbench_local.engine.random_state import seeded
 from robustbench_local.errors import UserError, nearest
 
 _OURS = {"norm", "eps", "targeted", "batch_size", "verbose", "summary_writer", "classifier", "estimator", "self"}
-"""Arguments that the threat model and the engine decide."""
+"""Arguments that the threat model and the engine set."""
 _NORMS = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 class ArtAttack:
-    """One call of `generate` on a batch; the subclasses made below carry the attack's own settings as fields."""
+    """One call of `generate` on a batch. `art_attack` makes a subclass for every attack, its settings as fields."""
 
     name: ClassVar[str]
     steps: ClassVar[int] = 1
@@ -54,15 +54,19 @@ class ArtAttack:
             estimator = _estimator(model, images, classes, threat_model)
             attack = self.kind(estimator, **self._arguments(threat_model, images))
             onehot = np.eye(classes, dtype=np.float32)[labels.cpu().numpy()]
-            found = attack.generate(x=images.cpu().numpy(), y=onehot)
-        if not isinstance(found, np.ndarray) or found.shape != tuple(images.shape):
-            raise UserError(f"{self.name} does not give one perturbed image for every image, so no norm can bound it")
-        points = torch.from_numpy(found.astype(np.float32)).to(images.device)
+            output = attack.generate(x=images.cpu().numpy(), y=onehot)
+        if not isinstance(output, np.ndarray) or output.shape != tuple(images.shape):
+            raise UserError(
+                f"{self.name} does not return one perturbed image for every image, so no norm bounds it: choose "
+                "another attack",
+                slug="toolbox-attack-unsupported",
+            )
+        points = torch.from_numpy(output.astype(np.float32)).to(images.device)
         points = torch.where(torch.isfinite(points), points, images)
         return {**state, "points": threat_model.project(points, images), "step": state["step"] + 1}
 
     def _arguments(self, threat_model: ThreatModel, images: Tensor) -> dict[str, Any]:
-        """The attack's own settings, and the engine's in the toolbox's words as far as the attack knows them."""
+        """The attack's own settings, and those of the engine that the attack accepts."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         ours = {
             "norm": _NORMS[threat_model.norm],
@@ -74,13 +78,16 @@ class ArtAttack:
         }
         known = inspect.signature(self.kind).parameters
         if threat_model.target is not None and "targeted" not in known:
-            raise UserError(f"{self.name} has no targeted mode: leave --target out or choose another attack")
+            raise UserError(
+                f"{self.name} has no targeted mode: leave --target out or choose another attack",
+                slug="toolbox-attack-untargeted",
+            )
         if settings.get("eps_step", 0) is None:
             settings["eps_step"] = self._step_size(threat_model.eps)
         return {**settings, **{name: value for name, value in ours.items() if name in known}}
 
     def _step_size(self, eps: float) -> float:
-        """The toolbox's default of 0.1 is wider than most balls: what the attacks' papers use, relative to eps."""
+        """A step size relative to eps, as in the attacks' papers: the toolbox's default of 0.1 exceeds most balls."""
         if self.kind.__name__ == "FastGradientMethod":
             return eps
         return 2 * eps if "Auto" in self.kind.__name__ else 2.5 * eps / getattr(self, "max_iter", 1)
@@ -92,7 +99,10 @@ class ArtAttack:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{self.name} failed in adversarial-robustness-toolbox: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{self.name} failed in adversarial-robustness-toolbox: {reason}", slug="toolbox-attack-failed"
+            ) from error
 
 
 def _estimator(model: Model, images: Tensor, classes: int, threat_model: ThreatModel) -> Any:
@@ -111,7 +121,8 @@ def _estimator(model: Model, images: Tensor, classes: int, threat_model: ThreatM
 def _toolbox() -> ModuleType:
     import art.attacks.evasion
 
-    return art.attacks.evasion
+    module: ModuleType = art.attacks.evasion
+    return module
 
 
 @functools.cache
@@ -141,7 +152,8 @@ def art_attack(name: str) -> type[ArtAttack]:
     if name not in art_names():
         raise UserError(
             f"adversarial-robustness-toolbox has no attack {name!r} on PyTorch image classifiers; "
-            f"'robust list attacks' shows those it has.{nearest(name, art_names())}"
+            f"'robust list attacks' shows those it has.{nearest(name, art_names())}",
+            slug="unknown-attack",
         )
     kind = getattr(_toolbox(), name)
     fields: list[tuple[str, Any, Any]] = []

@@ -66,7 +66,7 @@ class ActiveRows(NamedTuple):
     host: dict[str, Tensor]
 
     @property
-    def count(self) -> int:
+    def rows(self) -> int:
         return len(self.host["position"])
 
     def take(self, rows: Tensor) -> ActiveRows:
@@ -79,7 +79,7 @@ class ActiveRows(NamedTuple):
 
     def split(self, size: int) -> tuple[ActiveRows, ActiveRows]:
         """The first `size` rows, and the others."""
-        first = torch.arange(self.count) < size
+        first = torch.arange(self.rows) < size
         return self.take(first), self.take(~first)
 
     def without_best(self) -> ActiveRows:
@@ -112,11 +112,11 @@ class WaitingRows:
     def fill(self, batch: ActiveRows | None, size: int) -> ActiveRows | None:
         """The batch with waiting rows in its free places; None when no row is left."""
         parts = [] if batch is None else [batch]
-        while (room := size - sum(part.count for part in parts)) > 0:
+        while (room := size - sum(part.rows for part in parts)) > 0:
             part = self._returned.pop() if self._returned else self._load_more(room)
             if part is None:
                 break
-            if part.count > room:
+            if part.rows > room:
                 part, rest = part.split(room)
                 self._returned.append(rest)
             parts.append(part)

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ def as_attack(candidate: Attack | AttackFunction) -> Attack:
             slug="attack-is-a-class",
         )
     if hasattr(candidate, "start") and hasattr(candidate, "step"):
-        return candidate
+        return cast(Attack, candidate)
     if not callable(candidate):
         raise UserError(
             f"{candidate!r} is no attack: give attacks such as PGD(), or functions of (model, images, labels, "
@@ -230,7 +230,8 @@ def _innermost(function: AttackFunction) -> AttackFunction:
     """The function inside partials and decorators."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.unwrap(function)
+    inner: AttackFunction = inspect.unwrap(function)
+    return inner
 
 
 def _code_sha256(function: AttackFunction) -> str:

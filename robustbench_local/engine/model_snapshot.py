@@ -28,7 +28,9 @@ class ModelSnapshot:
             {name: dict(vars(part)[name]) for name in _TABLES if name in vars(part)} for part in self._modules
         ]
         self._parameters = [(each, each.requires_grad, each.grad) for each in module.parameters()]
-        self._tensors = [(each, each.detach().clone(), "parameters") for each in module.parameters()]
+        self._tensors: list[tuple[Tensor, Tensor, str]] = [
+            (each, each.detach().clone(), "parameters") for each in module.parameters()
+        ]
         self._tensors += [(each, each.detach().clone(), "buffers") for each in module.buffers()]
 
     @torch.no_grad()

@@ -163,7 +163,7 @@ def _advance(
         if not state:
             context.batch_size.halve(context.device)
             batch, rest = batch.split(context.batch_size.value)
-            if rest.count:
+            if rest.rows:
                 waiting.put_back(rest)
             continue
         batch = ActiveRows(state, _charge(batch.host, steps, context.model.passes.since(passes)))
@@ -204,7 +204,7 @@ def _verify_low_precision(context: RunContext, batches: Iterator[ActiveRows], fi
                 finish(claims.take(verification.success), verification.take(verification.success))
             claims.host["low_precision_refuted"] += 1
             rows = join_rows([batch.take(~claimed), claims.take(~verification.success)])
-        if rows.count:
+        if rows.rows:
             # A margin measured in low precision does not count in float32.
             rows.state["points"] = rows.state["best_points"]
             yield rows.without_best()
@@ -215,7 +215,7 @@ def _rebatch(batches: Iterator[ActiveRows], size: BatchSize) -> Iterator[ActiveR
     collected: list[ActiveRows] = []
     for batch in batches:
         collected.append(batch)
-        if sum(part.count for part in collected) >= size.value:
+        if sum(part.rows for part in collected) >= size.value:
             yield join_rows(collected)
             collected = []
     if collected:
