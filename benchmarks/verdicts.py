@@ -1,10 +1,10 @@
-"""Broken defenses and honest models: what is claimed, what `robust` reports, what the best adaptive attack leaves.
+"""Broken defenses and honest models: the accuracy claimed, the one that `robust` reports, and the best attack's.
 
     python benchmarks/verdicts.py [--part broken|honest|published|cost] [--data digits|fashion] [--suite fast]
 
-Broken ones (tests/zoo) must be flagged and end within two points of the best adaptive attack that was written for
-them; honest ones must raise no warning. `cost` counts what looking costs beside `autoattack/1`, from 1,000 images.
-Results go to benchmarks/results/verdicts.json, one section for each part and data.
+Broken defenses (tests/zoo) must be flagged, and their accuracy be within two points of what the best adaptive attack
+written for them leaves. Honest models must raise no warning. `cost` compares the passes of all checks with those of
+`autoattack/1`, on 1,000 images. Results go to benchmarks/results/verdicts.json, a section for each part and data set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from machine import machine
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / room) for room in ("zoo", "support")]
 
-import honest  # noqa: E402 – lies with the tests
+import honest  # noqa: E402 – in the tests' directory
 import members  # noqa: E402
 from subjects import FOLDER, all_subjects  # noqa: E402
 from tasks import task  # noqa: E402
@@ -35,8 +35,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "verdicts.json"
 SEARCH = ("search", "follow-up", "probe", "tail", "solver")
 
 
-def told(result: Result) -> dict[str, Any]:
-    """What a result says, in short."""
+def summary(result: Result) -> dict[str, Any]:
+    """The main numbers of a result."""
     suite = [report.robust_accuracy_after for report in result.attacks if report.role in SEARCH]
     return {
         "clean": result.clean_accuracy.value,
@@ -53,17 +53,17 @@ def told(result: Result) -> dict[str, Any]:
     }
 
 
-def judged(classifier: Classifier, dataset: Dataset, threat_model: ThreatModel, suite: str) -> dict[str, Any]:
-    began = time.process_time()
-    row = told(evaluate(classifier, dataset, threat_model, suite=suite, device="cpu").result)
-    return {**row, "seconds": round(time.process_time() - began, 1)}
+def evaluated(classifier: Classifier, dataset: Dataset, threat_model: ThreatModel, suite: str) -> dict[str, Any]:
+    start = time.process_time()
+    row = summary(evaluate(classifier, dataset, threat_model, suite=suite, device="cpu").result)
+    return {**row, "seconds": round(time.process_time() - start, 1)}
 
 
-def keep(section: str, name: str, row: dict[str, Any]) -> None:
-    """Every row at once, so that a run that is stopped has not been in vain."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    kept.setdefault(section, {})[name] = row
-    RESULTS.write_text(json.dumps({**kept, "machine": machine()}, indent=1) + "\n")
+def write_row(section: str, name: str, row: dict[str, Any]) -> None:
+    """Write every row at once, so that an interrupted run loses nothing."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    rows.setdefault(section, {})[name] = row
+    RESULTS.write_text(json.dumps({**rows, "machine": machine()}, indent=1) + "\n")
 
 
 def broken(data: str, suite: str, names: list[str], samples: int) -> None:
@@ -74,9 +74,9 @@ def broken(data: str, suite: str, names: list[str], samples: int) -> None:
         test = test.subset(range(min(samples, len(test))))
         images, labels = test.images(range(len(test))), test.labels
         claimed = float(member.claimed(classifier, images, labels).float().mean())
-        row = judged(classifier, test, member.threat_model, suite)
+        row = evaluated(classifier, test, member.threat_model, suite)
         best = float(member.adaptive(classifier, images, labels, member.threat_model).float().mean())
-        keep(
+        write_row(
             f"broken-{data}-{suite}",
             name,
             {
@@ -98,8 +98,8 @@ def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list
     for one in ones:
         if names and one.name not in names:
             continue
-        row = judged(one.build(), one.dataset(), one.threat_model, suite)
-        keep(section, one.name, {"eps": one.threat_model.eps_text, **row})
+        row = evaluated(one.build(), one.dataset(), one.threat_model, suite)
+        write_row(section, one.name, {"eps": one.threat_model.eps_text, **row})
         print(
             f"| {one.name} | {row['clean']:.1%} | {row['reported']:.1%} | {row['verdict']} | "
             f"{'; '.join(row['flagged_by'])} |",
@@ -115,25 +115,26 @@ def cost(names: list[str]) -> None:
         classifier, dataset = subject.classifier(FOLDER), subject.dataset(FOLDER)
         dataset = dataset.subset(range(min(1000, len(dataset))))
         passes = {}
-        for suite, assess in (("fast", False), ("fast", True), ("autoattack", False)):
-            done = evaluate(classifier, dataset, subject.threat_model, suite=suite, diagnostics=assess, device="cpu")
-            result = done.result
-            passes[suite, assess] = result.cost.forward_passes + result.cost.backward_passes
+        for suite, checks in (("fast", False), ("fast", True), ("autoattack", False)):
+            result = evaluate(
+                classifier, dataset, subject.threat_model, suite=suite, diagnostics=checks, device="cpu"
+            ).result
+            passes[suite, checks] = result.cost.forward_passes + result.cost.backward_passes
             attacks = sum(report.forward_passes + report.backward_passes for report in result.attacks)
-            if not assess and suite == "fast":
-                before = passes[suite, assess] - attacks - len(dataset)
-        looking = before + passes["fast", True] - passes["fast", False]
+            if not checks and suite == "fast":
+                before = passes[suite, checks] - attacks - len(dataset)
+        checking = before + passes["fast", True] - passes["fast", False]
         row = {
             "n": len(dataset),
             "stands": result.robust_accuracy.value,
             "preflight": before,
-            "looking": looking,
+            "looking": checking,
             "autoattack": passes["autoattack", False],
-            "share": looking / passes["autoattack", False],
+            "share": checking / passes["autoattack", False],
         }
-        keep("cost", name, row)
+        write_row("cost", name, row)
         print(
-            f"| {name} | {len(dataset)} | {row['stands']:.1%} | {looking:,} | {row['autoattack']:,} | "
+            f"| {name} | {len(dataset)} | {row['stands']:.1%} | {checking:,} | {row['autoattack']:,} | "
             f"{row['share']:.2%} |",
             flush=True,
         )

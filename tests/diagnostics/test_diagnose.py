@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 
 import pytest
 from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
+from robustbench_local.diagnostics import diagnose
 from robustbench_local.diagnostics.adaptive_attacks import REASONS
+from robustbench_local.diagnostics.check import Check, Measurement
 from robustbench_local.diagnostics.diagnose import PROBES, probe_finding
 from robustbench_local.diagnostics.verdict import verdict_of
 from robustbench_local.engine.cascade import StageRun
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.protocol import custom
 from robustbench_local.results import checks
+from robustbench_local.results.checks import Sentences
+from robustbench_local.results.reading import read_result
 from robustbench_local.results.schema import Diagnostic
 
 THREAT = ThreatModel("linf", "0.1")
@@ -189,3 +195,30 @@ def test_the_verdict_is_the_gravest_finding(statuses, assessed, expected):
 
 def test_probes_are_no_larger_than_they_say():
     assert all(stage.most == 32 and stage.role == "diagnostic" for stage in PROBES.values())
+
+
+def brightness(outcome):
+    return Measurement(float(outcome.probe.images.mean()), len(outcome.probe))
+
+
+def test_a_new_check_is_one_file_and_one_name(digits, monkeypatch, tmp_path):
+    """Its sentences are its own: result files show them where no code knows the check."""
+    module = types.ModuleType("robustbench_local.diagnostics.brightness_check")
+    sentences = Sentences("images are dark", "images are bright", "")
+    module.CHECKS = (
+        Check("images-dark", brightness, 0.01, "{n} images have a mean of {value:.1f}", sentences=sentences),
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(diagnose, "CHECK_FILES", (*diagnose.CHECK_FILES, "brightness_check"))
+    output = tmp_path / "r.json"
+    result = evaluate(load_classifier("digits-cnn-robust"), digits.subset(range(12)), THREAT, output=output).result
+    for finding in (by_check(result)["images-dark"], by_check(read_result(output))["images-dark"]):
+        assert (finding.status, finding.threshold, finding.n) == ("warn", 0.01, result.clean_accuracy.correct)
+        assert finding.sentence == "images are bright"
+        assert "images have a mean of 0." in finding.advice
+    assert result.verdict.status == "doubtful"
+
+
+def test_slugs_of_checks_are_unique():
+    slugs = [check.slug for check in diagnose.outcome_checks()] + list(PROBES)
+    assert sorted(slugs) == sorted(checks.AFTER_ATTACKS)
