@@ -68,7 +68,7 @@ def read_only_folder(scene: Scene) -> None:
     try:
         for arguments in ([*COMMAND, "--output", "r.json"], COMMAND, TRAINING):
             command = ended(scene.folder, *arguments, prepare=[bound_by_permissions])
-            require_refusal(command, "Permission denied", "name another place with --output")
+            require_refusal(command, "Permission denied", "--output", "[cannot-write]")
             assert list(scene.folder.iterdir()) == []
     finally:
         scene.folder.chmod(0o755)
