@@ -123,3 +123,14 @@ def test_doctor_says_what_it_found(robust, tmp_path):
     outcome = robust("doctor", "f.py:Half", "--data", "digits")
     assert outcome.code == 0
     assert "--normalize 0.5:0.5" in outcome.err
+
+
+def test_importing_the_package_loads_nothing_heavy_and_lists_its_public_names():
+    code = (
+        "import sys, robustbench_local as package\n"
+        "assert not {'torch', 'numpy', 'click'} & set(sys.modules)\n"
+        "assert set(package.__all__) <= set(dir(package))\n"
+        "assert all(hasattr(package, name) for name in package.__all__)\n"
+        "assert not hasattr(package, 'evaluator')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
