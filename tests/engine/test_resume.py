@@ -156,7 +156,7 @@ def test_a_fresh_start_does_not_throw_away_what_was_found(model, digits, referen
     output = tmp_path / "r.json"
     interrupted(model, digits, output, 12)
     before = journal_path(output).read_bytes()
-    with pytest.raises(UserError, match="--resume to go on"):
+    with pytest.raises(UserError, match="--resume to continue"):
         evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
     assert journal_path(output).read_bytes() == before
     journal_path(output).unlink()
