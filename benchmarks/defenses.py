@@ -2,7 +2,7 @@
 
     python benchmarks/defenses.py [--data digits fashion-mnist …] [--methods pgd-at …] [--seeds 2]
 
-trains every method from scratch with the recipe of its data set, evaluates the chosen epoch on the whole test split
+trains every method from scratch with the recipe of its dataset, evaluates the chosen epoch on the whole test split
 with standard/1, and writes a row of benchmarks/results/defenses.json as soon as it is known; rows that are there
 already are not made again. Seconds are those of the processor (one thread), because wall-clock is worth little on a
 machine that does other things too. `--show` prints the table.
@@ -38,7 +38,7 @@ MORE = ("mart", "hat", "trades+awp", "fgsm-rs", "free", "rslad", "defensive-dist
 
 @dataclass(frozen=True)
 class Board:
-    """A data set and the recipe it is trained by. steps: of the inner attacks."""
+    """A dataset and the recipe it is trained by. steps: of the inner attacks."""
 
     config: str
     steps: int
@@ -59,7 +59,7 @@ STEPPED = ("pgd-at", "trades", "mart", "hat", "rslad")
 
 
 def recipe_of(data: str, method: str, seed: int) -> Recipe:
-    """The data set's recipe with another method and seed."""
+    """The dataset's recipe with another method and seed."""
     board = BOARDS[data]
     name, plus, add_ons = method.partition("+")
     settings: dict[str, Any] = {"seed": seed, **CHANGES.get(name, {})}

@@ -4,7 +4,7 @@
 
 Broken defenses (tests/zoo) must be flagged, and their accuracy be within two points of what the best adaptive attack
 written for them leaves. Honest models must raise no warning. `cost` compares the passes of all checks with those of
-`autoattack/1`, on 1,000 images. Results go to benchmarks/results/verdicts.json, a section for each part and data set.
+`autoattack/1`, on 1,000 images. Results go to benchmarks/results/verdicts.json, a section for each part and dataset.
 """
 
 from __future__ import annotations

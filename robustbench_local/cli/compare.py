@@ -22,7 +22,7 @@ NOT_COMPARABLE = 5
 )
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool) -> None:
-    r"""Compare results of the same samples, threat model and protocol: A is the earlier result, B the later.
+    """Compare results of the same samples, threat model and protocol: A is the earlier result, B the later.
 
     For two results: the change with its confidence interval, a paired exact test, the samples that changed, and the
     change by class and by attack. For more: a table with groups of models that do not differ significantly. Exits with

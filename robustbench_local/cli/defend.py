@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 RUN_OPTIONS = (
     click.option("--config", metavar="NAME|FILE", help="Recipe: a bundled one or a YAML file; options win over it."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Data set directory.  [default: data]"),
-    click.option("--download", is_flag=True, help="Download the data set where it is missing."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Dataset directory.  [default: data]"),
+    click.option("--download", is_flag=True, help="Download the dataset where it is missing."),
     click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best available]"),
     click.option("--workers", type=click.IntRange(min=0), help="Processes that decode images.  [default: automatic]"),
     click.option("--compile", "compiled", is_flag=True, help="Compile the network; faster on GPUs."),

@@ -126,7 +126,7 @@ def check_defense(text: str) -> None:
 
 
 def check_data(spec: str) -> None:
-    """`--data SPEC`: the name of the data set, or the file or directory after `npz:` or `imagefolder:`."""
+    """`--data SPEC`: the name of the dataset, or the file or directory after `npz:` or `imagefolder:`."""
     from robustbench_local.io.safe_read import printable
 
     require_known(spec)

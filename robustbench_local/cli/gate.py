@@ -78,7 +78,7 @@ def gate_command(
     update_baseline: bool,
     **limits: Any,
 ) -> None:
-    r"""Decide whether RESULT files, one for each threat model, meet their limits.
+    """Decide whether RESULT files, one for each threat model, meet their limits.
 
     Exit codes: 0 pass, 3 fail, 4 undecided, 5 not comparable or not trusted.
 

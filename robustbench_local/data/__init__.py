@@ -1,4 +1,4 @@
-"""From `--data SPEC` to labeled images. Imports torch only when a data set is loaded."""
+"""From `--data SPEC` to labeled images. Imports torch only when a dataset is loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_dataset(
     resize: Resize | None = None,
     class_names: list[str] | None = None,
 ) -> Dataset:
-    """The data set for a `--data` text: a name of `list_datasets()`, `imagefolder:PATH` or `npz:PATH`.
+    """The dataset for a `--data` text: a name of `list_datasets()`, `imagefolder:PATH` or `npz:PATH`.
 
     split: `"test"` or `"train"` (ImageNet also `"val"`, which is its `"test"`); sets given by a path have no splits.
     data_dir: where downloaded sets are, by default $ROBUST_DATA or `data`. download: fetch a set that is not there.
@@ -68,7 +68,7 @@ def require_known(spec: str) -> DatasetEntry:
     if entry is not None:
         return entry
     names = ", ".join(entry.spec for entry in registered_datasets().values())
-    raise UserError(f"there is no data set {quoted(spec)}: choose one of {names}.{_hint(spec)}", slug="unknown-dataset")
+    raise UserError(f"there is no dataset {quoted(spec)}: choose one of {names}.{_hint(spec)}", slug="unknown-dataset")
 
 
 def require_files(spec: str) -> None:

@@ -1,6 +1,6 @@
-"""The data sets that `--data` knows by name. Loads torch only when a data set is loaded.
+"""The datasets that `--data` knows by name. Loads torch only when a dataset is loaded.
 
-A data set is one file in `data/sets/` with a `DatasetEntry` called `DATASET`, and one line in `MODULES` below. Command
+A dataset is one file in `data/sets/` with a `DatasetEntry` called `DATASET`, and one line in `MODULES` below. Command
 line, listing, default eps, help and the hints for misspelled names follow from the entry.
 """
 
@@ -25,7 +25,7 @@ SMALL_COLOR_EPS = {"linf": "8/255", "l2": "0.5"}
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a data set is asked for.
+    """What a dataset is asked for.
 
     split: one of the entry's splits. path: what follows the colon of `--data NAME:PATH`, else None.
     data_dir: where downloaded sets are. download: fetch a set that is not there. resize: for image files, else None.
@@ -42,9 +42,9 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One data set of the catalog.
+    """One dataset of the catalog.
 
-    name: what `--data` calls it. description: one line for `robust list datasets`. load: returns the data set, and
+    name: what `--data` calls it. description: one line for `robust list datasets`. load: returns the dataset, and
     imports torch and other libraries only when it is called; raises UserError for what cannot be read.
     default_eps: the customary eps for each norm, as text, so that reports print it as the field writes it.
     splits: what `--split` takes; empty where a set has no splits. takes_path: written `NAME:PATH`.
@@ -67,7 +67,7 @@ class DatasetEntry:
 
 @cache
 def registered_datasets() -> dict[str, DatasetEntry]:
-    """Every data set by its name."""
+    """Every dataset by its name."""
     modules = (importlib.import_module(f"robustbench_local.data.sets.{module}") for module in MODULES)
     return {module.DATASET.name: module.DATASET for module in modules}
 
@@ -80,7 +80,7 @@ def find_dataset(spec: str) -> DatasetEntry | None:
 
 
 def default_eps(spec: str, norm: str) -> str | None:
-    """The customary eps for a data set and a norm as text (`"8/255"`), or None where `--eps` must be given."""
+    """The customary eps for a dataset and a norm as text (`"8/255"`), or None where `--eps` must be given."""
     entry = find_dataset(spec)
     return None if entry is None else entry.default_eps.get(norm.lower())
 

@@ -1,4 +1,4 @@
-"""The interface of every data set: labels in memory, images on request as float32 in [0, 1]."""
+"""The interface of every dataset: labels in memory, images on request as float32 in [0, 1]."""
 
 from __future__ import annotations
 

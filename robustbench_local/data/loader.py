@@ -1,4 +1,4 @@
-"""Batches of a data set on a device: from memory where the set fits, else decoded by worker processes."""
+"""Batches of a dataset on a device: from memory where the set fits, else decoded by worker processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Reader(TorchDataset[Tensor]):
 
 
 class BatchLoader:
-    """Batches of a data set on a device. workers: processes that read a set too large for memory; None: automatic."""
+    """Batches of a dataset on a device. workers: processes that read a set too large for memory; None: automatic."""
 
     def __init__(self, dataset: Dataset, device: torch.device, *, workers: int | None = None):
         self._dataset, self._device = dataset, device

@@ -32,7 +32,7 @@ def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Te
         )
     if samples > total:
         raise UserError(
-            f"a subset of {samples:,} samples is not possible, because the data set has {total:,}: give a smaller "
+            f"a subset of {samples:,} samples is not possible, because the dataset has {total:,}: give a smaller "
             "--samples, or leave it out to use all",
             slug="samples-exceed-dataset",
         )

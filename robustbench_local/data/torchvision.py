@@ -1,4 +1,4 @@
-"""The public data sets that torchvision reads. Its arrays and file lists are used, its transforms are not."""
+"""The public datasets that torchvision reads. Its arrays and file lists are used, its transforms are not."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _track(path: Path, label: int) -> int:
 
 
 def _read(name: str, request: LoadRequest, own_paths: Sequence[str], make: Callable[[], Any]) -> Any:
-    """Torchvision's data set, or a UserError that says where it looked and how to get the files.
+    """Torchvision's dataset, or a UserError that says where it looked and how to get the files.
 
     own_paths: the files and directories in `data_dir` that belong to this set.
     """

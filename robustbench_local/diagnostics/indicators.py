@@ -25,7 +25,7 @@ NOISE_RADIUS = 4 / 255
 class ProbeSet:
     """A model and the images to measure it on.
 
-    images: float [rows, ...] in the box. labels, indices: int64 [rows]; indices are the images' places in the data set.
+    images: float [rows, ...] in the box. labels, indices: int64 [rows]; indices are the images' places in the dataset.
     """
 
     model: nn.Module

@@ -28,7 +28,7 @@ def accuracy_is_plausible(
 ) -> Diagnostic:
     """Check that the accuracy beats guessing, and that other labels or another reading of the pixels are no better.
 
-    predictions: int64 [n], of the first n samples. The data set may hold more.
+    predictions: int64 [n], of the first n samples. The dataset may hold more.
     """
     labels = dataset.labels[: len(predictions)]
     n, correct = len(predictions), int((predictions == labels).sum())

@@ -46,12 +46,12 @@ class Preflight(NamedTuple):
 
 
 def probe_images(dataset: Dataset, count: int = PROBE_IMAGES) -> Tensor:
-    """Positions from all over the data set, int64 [at most count]."""
+    """Positions from all over the dataset, int64 [at most count]."""
     return torch.arange(len(dataset))[:: max(1, len(dataset) // count)][:count]
 
 
 def first_images(dataset: Dataset, device: torch.device) -> Tensor:
-    """A few images from all over the data set, float [at most PROBE_IMAGES, ...]."""
+    """A few images from all over the dataset, float [at most PROBE_IMAGES, ...]."""
     return dataset.images(probe_images(dataset)).to(device)
 
 
@@ -192,7 +192,7 @@ def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel
     if highest >= classes:
         raise UserError(
             f"{dataset.name} has label {highest}, but the model has {classes} classes (labels 0 to {classes - 1}): "
-            "choose the data set that the model was trained on, or labels that start at 0",
+            "choose the dataset that the model was trained on, or labels that start at 0",
             slug="label-out-of-range",
         )
     if threat_model.reject is not None and bool((dataset.labels == threat_model.reject).any()):

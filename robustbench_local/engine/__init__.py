@@ -1,1 +1,1 @@
-"""Runs attacks over a data set: protocols, the cascade, batches, verification, the journal."""
+"""Runs attacks over a dataset: protocols, the cascade, batches, verification, the journal."""

@@ -53,7 +53,7 @@ class StageRun:
 class Cascade:
     """A block of samples that goes through the stages; all samples of the run, unless it works block by block.
 
-    positions: int64 [samples], the block's places in the run's data set. block: its number.
+    positions: int64 [samples], the block's places in the run's dataset. block: its number.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ DIAGNOSTIC_STAGES = 100
 class Event(BaseModel):
     """Something that happened to some samples.
 
-    positions: places in the run's data set, from 0. forward, backward: passes in images. seconds: how long it took.
+    positions: places in the run's dataset, from 0. forward, backward: passes in images. seconds: how long it took.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

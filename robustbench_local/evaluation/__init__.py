@@ -1,1 +1,1 @@
-"""From a classifier and a data set to a result: `evaluate`, `doctor` and the evaluation of detectors."""
+"""From a classifier and a dataset to a result: `evaluate`, `doctor` and the evaluation of detectors."""

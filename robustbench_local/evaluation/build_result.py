@@ -44,7 +44,7 @@ from robustbench_local.runtime.resources import peak_memory
 class CompletedRun:
     """What a run has found.
 
-    context: its data set and states hold the samples that were evaluated. seconds: of all sessions. batch_size: images
+    context: its dataset and states hold the samples that were evaluated. seconds: of all sessions. batch_size: images
     per batch at the start. block_ends: how many samples had been evaluated after each block.
     """
 

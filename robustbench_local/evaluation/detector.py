@@ -134,7 +134,7 @@ def evaluate_detector(
     settings: DetectorSettings = DetectorSettings(),
     **overrides: Any,
 ) -> DetectorEvaluation:
-    """Evaluate the feature-squeezing detector in front of a classifier on every image of a data set.
+    """Evaluate the feature-squeezing detector in front of a classifier on every image of a dataset.
 
     calibration: other clean images, which determine the threshold. overrides: fields of `DetectorSettings`.
 

@@ -1,4 +1,4 @@
-"""The checks that need no attack: whether a classifier can be evaluated on a data set."""
+"""The checks that need no attack: whether a classifier can be evaluated on a dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def doctor(
 ) -> tuple[Accuracy, list[Diagnostic]]:
     """Run every check that precedes an attack; return the clean accuracy and the findings.
 
-    Raises UserError where the classifier and the data set cannot be evaluated together.
+    Raises UserError where the classifier and the dataset cannot be evaluated together.
     """
     device = device if isinstance(device, torch.device) else choose_device(device)
     with full_precision(device), enough_memory(device), metered_on(classifier, device) as model:

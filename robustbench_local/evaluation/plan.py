@@ -1,4 +1,4 @@
-"""An evaluation's settings, resolved for one classifier, data set and threat model."""
+"""An evaluation's settings, resolved for one classifier, dataset and threat model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plan_evaluation(
 ) -> EvaluationPlan:
     """Resolve the settings; nothing is run yet.
 
-    Raises UserError for an unknown suite, attack, layer, device or precision, and where the data set has no sample
+    Raises UserError for an unknown suite, attack, layer, device or precision, and where the dataset has no sample
     that the threat model applies to.
     """
     if settings.attacks is not None:

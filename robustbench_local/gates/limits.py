@@ -67,7 +67,7 @@ def refused(rule: str, limit: str, reason: Reason) -> Check:
 class Limit(ABC):
     """A limit and the counts that it is compared with.
 
-    rule, name: in a gate file and for people. n: samples. limit: a fraction. available: how many samples the data set
+    rule, name: in a gate file and for people. n: samples. limit: a fraction. available: how many samples the dataset
     has. of: ` of class 4` where the limit is for some samples only.
     """
 
@@ -112,14 +112,14 @@ class Limit(ABC):
         return high
 
     def more_samples(self, alpha: float, limits: int, most: int = MOST_SAMPLES) -> str:
-        """How many samples would decide, and whether the data set has them."""
+        """How many samples would decide, and whether the dataset has them."""
         needed = self.samples_to_decide(alpha, limits, most)
         if needed is None:
             return "the value is so close to the limit that more samples are unlikely to decide"
         decide = f"about {needed:,} samples{self.of} would decide"
         if self.available >= needed:
-            return f"{decide}, and the data set has {self.available:,}"
-        has = f"the data set has only {self.available:,}" if self.available > self.n else f"all {self.n:,} are used"
+            return f"{decide}, and the dataset has {self.available:,}"
+        has = f"the dataset has only {self.available:,}" if self.available > self.n else f"all {self.n:,} are used"
         return f"{decide}, but {has}: use more data or another limit"
 
 

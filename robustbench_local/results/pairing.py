@@ -123,7 +123,7 @@ def incomparable_reason(now: EvaluatedResult, before: EvaluatedResult) -> Reason
     if (_source(new.data), new.data.split) != (_source(old.data), old.data.split):
         return Reason(
             "data-differ",
-            f"the data sets differ: {old.data.name} ({old.data.split}) {there}, "
+            f"the datasets differ: {old.data.name} ({old.data.split}) {there}, "
             f"{new.data.name} ({new.data.split}) {here}",
         )
     for each in (before, now):

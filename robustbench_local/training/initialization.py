@@ -155,7 +155,7 @@ def resize_of(recipe: Recipe) -> Resize | None:
 
 
 def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
-    """The recipe's architecture for the classes of the data set, with random weights from the recipe's seed.
+    """The recipe's architecture for the classes of the dataset, with random weights from the recipe's seed.
 
     `pretrained` keeps the published weights, or those of the recipe's checkpoint, with their normalization; only the
     last layer is random. Raises UserError where there are no such weights, or the architecture does not fit the images.
@@ -257,7 +257,7 @@ def _refuse_auxiliary_classifiers(architecture: str) -> None:
 
 
 def check_eval_data(network: nn.Module, name: str, dataset: Dataset, *, trained_on: Dataset) -> int:
-    """The number of classes of a network that is evaluated on another data set than it is trained on.
+    """The number of classes of a network that is evaluated on another dataset than it is trained on.
 
     Raises UserError where the network cannot take its images, or lacks one of its classes.
     """
@@ -272,7 +272,7 @@ def check_eval_data(network: nn.Module, name: str, dataset: Dataset, *, trained_
 
 
 def check_fits(network: nn.Module, name: str, dataset: Dataset) -> int:
-    """The number of classes of a network that can be trained on the data set.
+    """The number of classes of a network that can be trained on the dataset.
 
     Raises UserError where the two do not fit, the network ends in a softmax, or all images are of one class.
     """

@@ -33,7 +33,7 @@ def last_of(path: Path) -> Path:
 
 
 class TrainingData(StrictModel):
-    """sha256: of every image and label, in order; null for a data set that does not fit in memory."""
+    """sha256: of every image and label, in order; null for a dataset that does not fit in memory."""
 
     name: str
     split: str

@@ -93,15 +93,15 @@ class Recipe(BaseModel):
     pretrained: bool = setting(False, "Start from --arch's published weights, with a new last layer.")
     resize: str | None = setting(None, "Resize and center-crop images from files.", metavar="SIZE[:CROP]")
     teacher: str | None = setting(None, "Classifier to learn from, for methods with a teacher.", metavar="MODEL")
-    data: str = setting("digits", "Data set; its train split is used.", metavar="SPEC")
-    eval_data: str | None = setting(None, "Another data set for the final evaluation.", metavar="SPEC")
+    data: str = setting("digits", "Dataset; its train split is used.", metavar="SPEC")
+    eval_data: str | None = setting(None, "Another dataset for the final evaluation.", metavar="SPEC")
     samples: Whole | None = setting(None, "Train on a seeded, stratified subset.", metavar="N", shown="all", ge=1)
     eval_samples: Whole | None = setting(
         None, "Evaluate on a seeded, stratified subset.", metavar="N", shown="all", ge=1
     )
     norm: Annotated[Literal["linf", "l2", "l1"], BeforeValidator(_lower)] = setting("linf", "Norm of the perturbation.")
     eps: Annotated[str | None, BeforeValidator(_text)] = setting(
-        None, "Largest perturbation, for pixels in [0, 1], such as 8/255.", metavar="RADIUS", shown="by data set"
+        None, "Largest perturbation, for pixels in [0, 1], such as 8/255.", metavar="RADIUS", shown="by dataset"
     )
     epochs: Whole = setting(30, "Passes over the training images.", metavar="N", ge=1)
     freeze_epochs: Whole = setting(0, "Epochs at the start that train the last layer alone.", metavar="N", ge=0)

@@ -10,8 +10,8 @@ from pathlib import Path
 class RuntimeSettings:
     """Settings of the machine, not of the result.
 
-    device: `cpu`, `cuda`, `cuda:1` or `mps`; None for the best there is. data_dir: the data set directory; None for
-    `data`. download: fetch a data set that is missing. workers: processes that decode images; None for an automatic
+    device: `cpu`, `cuda`, `cuda:1` or `mps`; None for the best there is. data_dir: the dataset directory; None for
+    `data`. download: fetch a dataset that is missing. workers: processes that decode images; None for an automatic
     number. compiled: compile the network with torch.compile.
     """
 

@@ -110,12 +110,12 @@ def prepare(recipe: Recipe, runtime: RuntimeSettings) -> TrainingSetup:
 
 
 def _eval_data(recipe: Recipe, holdout: Dataset, load: Callable[[str, str], Dataset]) -> Dataset:
-    """The data set of the final evaluation."""
+    """The dataset of the final evaluation."""
     if recipe.eval_data is not None:
         return load(recipe.eval_data, "test")
     if holdout.split != "all":
         return load(recipe.data, "test")
-    # A data set without splits has no test split. Its hold-out was not trained on, and is named as what it is.
+    # A dataset without splits has no test split. Its hold-out was not trained on, and is named as what it is.
     named = copy.copy(holdout)
     named.split = "holdout"
     return named

@@ -225,7 +225,7 @@ BAD = {
     "no usual eps": (["--norm", "l2"], "--eps 0.5"),
     "crop larger than size": (["f.py:color", "--data", "imagefolder:photos", "--resize", "8:9"], "--resize"),
     "resize of an array": (["f.py:net", *GOOD, "--resize", "8"], "--resize"),
-    "empty data name": (["f.py:net", "--data", "", "--eps", "0.1"], "data set"),
+    "empty data name": (["f.py:net", "--data", "", "--eps", "0.1"], "dataset"),
 }
 
 

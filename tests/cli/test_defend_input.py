@@ -64,7 +64,7 @@ def npz(tmp_path):
         (("--method", "PGD-AT"), "Did you mean 'pgd-at'"),
         (("--batch-size", "500"), "[fewer-images-than-a-batch]"),
         (("--accumulate", "3"), "for 1 process and"),
-        (("--data", "digit"), "there is no data set 'digit'"),
+        (("--data", "digit"), "there is no dataset 'digit'"),
         (("--norm", "L2"), "give --eps, such as 0.5"),
         (("--eps", ""), "--eps is empty"),
         (("--method", ""), "--method is empty"),

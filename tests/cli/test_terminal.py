@@ -5,10 +5,12 @@ import subprocess
 import sys
 import warnings
 
+import click
 import pytest
 from torch.distributed import TCPStore
 
 import robustbench_local
+from robustbench_local.cli import COMMANDS, cli
 from robustbench_local.cli.terminal import routed_warnings, show_error
 from robustbench_local.errors import RobustWarning, UserError, nearest
 
@@ -144,3 +146,12 @@ def test_only_near_names_are_suggested(robust, name, suggestion):
 def test_a_name_that_is_not_near_has_no_suggestion():
     assert nearest("version", ["train", "attack"]) == ""
     assert nearest("max_drop", ["resume", "samples"]) == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_in_the_help_keep_their_lines(name):
+    command = cli.get_command(click.Context(cli), name)
+    with click.Context(command, info_name=name) as context:
+        help_text = command.get_help(context)
+    assert "\\b" not in help_text
+    assert [line for line in help_text.splitlines() if line.startswith(f"  robust {name}")]

@@ -1,4 +1,4 @@
-"""The catalog of data sets: what an entry of it brings with it, and what a failed download leaves behind."""
+"""The catalog of datasets: what an entry of it brings with it, and what a failed download leaves behind."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ DATASET = DatasetEntry(name="squares", description="two gray squares", load=load
 
 @pytest.fixture
 def squares(tmp_path, monkeypatch):
-    """A data set of one's own: one file and one line."""
+    """A dataset of one's own: one file and one line."""
     (tmp_path / "squares.py").write_text(OWN_SET)
     monkeypatch.setattr(robustbench_local.data.sets, "__path__", [*robustbench_local.data.sets.__path__, str(tmp_path)])
     monkeypatch.setattr(catalog, "MODULES", (*catalog.MODULES, "squares"))

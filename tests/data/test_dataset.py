@@ -1,4 +1,4 @@
-"""What every data set promises the engine."""
+"""What every dataset promises the engine."""
 
 import hashlib
 import struct
@@ -40,7 +40,7 @@ def test_callers_cannot_change_the_images():
 
 
 class Streamed(Dataset):
-    """A data set of a user's own, whose pixels nobody has seen before they are asked for."""
+    """A dataset of a user's own, whose pixels nobody has seen before they are asked for."""
 
     def __init__(self, images):
         super().__init__(torch.zeros(len(images), dtype=torch.int64), name="streamed")

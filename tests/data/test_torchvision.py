@@ -15,7 +15,7 @@ from robustbench_local.errors import UserError
 
 SHARED = Path(os.environ.get("ROBUST_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here (ROBUST_SHARED)")
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared datasets are not here (ROBUST_SHARED)")
 
 
 def _unpack(source, target):

@@ -125,16 +125,16 @@ def no_handles(scene: Scene) -> None:
 
 
 FAULTS = {
-    "a limit on the size of files": file_limit,
-    "a folder that is read-only": read_only_folder,
-    "a folder that becomes read-only during the run": folder_becomes_read_only,
-    "the folder is deleted during the run": folder_is_deleted,
-    "a link to itself, a folder or a pipe in the place of a file": record_in_the_way,
+    "a file size limit": file_limit,
+    "the output directory is read-only": read_only_folder,
+    "the output directory becomes read-only during the run": folder_becomes_read_only,
+    "the output directory is deleted during the run": folder_is_deleted,
+    "the output path is a link to itself, a directory or a pipe": record_in_the_way,
     "no file handles are left": no_handles,
 }
 MOUNTED = {
-    "a full disk in an evaluation": full_disk,
-    "a full disk, and an older result": full_disk_over_an_old_result,
-    "a full disk in a training": full_disk_in_training,
+    "the disk is full during an evaluation": full_disk,
+    "the disk is full and there is an older result": full_disk_over_an_old_result,
+    "the disk is full during a training": full_disk_in_training,
 }
 """These make disks of their own, which not everybody may."""

@@ -69,9 +69,9 @@ def found_by_another_worker(scene: Scene) -> None:
 
 
 FAULTS = {
-    "a journal cut off anywhere": cut_off,
-    "a journal with lines twice": doubled_lines,
-    "a garbled journal": garbled,
-    "another run's journal": foreign,
-    "a journal of another process": found_by_another_worker,
+    "a truncated journal": cut_off,
+    "a journal with duplicate lines": doubled_lines,
+    "a corrupt journal": garbled,
+    "a journal of another run": foreign,
+    "a journal of another process of the run": found_by_another_worker,
 }

@@ -181,11 +181,11 @@ def clocks(scene: Scene) -> None:
 
 
 FAULTS = {
-    "no memory for a batch": no_memory_for_a_batch,
-    "no memory, once": no_memory_once,
-    "no memory for a single image, half-way": no_memory_for_one_image,
+    "a batch does not fit into memory": no_memory_for_a_batch,
+    "memory runs out once": no_memory_once,
+    "a single image does not fit into memory during the run": no_memory_for_one_image,
     "NaN for one image": nan_on_an_image,
-    "NaN from the middle of a run on": nan_half_way,
+    "NaN for every image from the middle of a run": nan_half_way,
     "NaN for some images under attack": nan_for_some,
-    "clocks that jump": clocks,
+    "the clock jumps": clocks,
 }

@@ -196,15 +196,15 @@ def full_output(scene: Scene) -> None:
 
 
 FAULTS = {
-    "kill -9 of an evaluation": killed_evaluation,
-    "kill -9 of an evaluation with diagnostics": killed_diagnostics,
-    "kill -9 of a training": killed_training,
-    "kill -9 while a baseline is replaced": killed_update,
-    "ctrl-C, SIGTERM, SIGHUP": interrupted_evaluation,
-    "a worker of several dies": dead_worker,
-    "two runs on one record": two_runs,
-    "two runs where files cannot be locked": two_runs_without_locks,
-    "the reader of a pipe leaves": reader_leaves,
+    "an evaluation is killed (kill -9)": killed_evaluation,
+    "an evaluation is killed during its diagnostics": killed_diagnostics,
+    "a training is killed": killed_training,
+    "a baseline update is killed": killed_update,
+    "ctrl-C, SIGTERM or SIGHUP": interrupted_evaluation,
+    "one of several processes dies": dead_worker,
+    "two runs with the same output": two_runs,
+    "two runs with the same output, without file locks": two_runs_without_locks,
+    "the reader of a pipe exits": reader_leaves,
     "stdout or stderr is closed": closed_output,
     "stdout is full": full_output,
 }

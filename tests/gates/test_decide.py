@@ -42,7 +42,7 @@ def test_undecided_says_how_many_samples_would_decide(make_result, tmp_path):
     assert "samples would decide" in sentence
     assert "all 1,000 are used" in sentence
     path = make_result(tmp_path / "s.json", 515, changes={"data.available": 10000})
-    assert "the data set has 10,000" in decide_one(path, min_robust=0.5).checks[0].sentence
+    assert "the dataset has 10,000" in decide_one(path, min_robust=0.5).checks[0].sentence
     exactly = make_result(tmp_path / "t.json", 500)
     assert "samples would decide" not in decide_one(exactly, min_robust=0.5).checks[0].sentence
 

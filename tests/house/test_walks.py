@@ -25,7 +25,7 @@ COMMANDS = {
     "A training method": ["defend", "--method", "sign-at", "--epochs", "1", "--suite", "fast", "--output", "method"],
     "An add-on": ["defend", "--method", "pgd-at:steps=1+weight-scale", "--epochs", "1", "--suite", "fast"],
     "An architecture": ["train", "--arch", "linear-net", "--epochs", "1", "--suite", "fast", "--output", "arch"],
-    "A data set": ["attack", "--data", "stripes", "--eps", "0.1", "--samples", "20", "--no-diagnostics", "digits-cnn"],
+    "A dataset": ["attack", "--data", "stripes", "--eps", "0.1", "--samples", "20", "--no-diagnostics", "digits-cnn"],
     "An input defense": ["attack", "--defense", "quantize", "--samples", "20", "--no-diagnostics"],
     "A check": ["attack", "--samples", "20"],
 }

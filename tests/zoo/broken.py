@@ -303,7 +303,7 @@ class Flattened(nn.Module):
 
 
 def flat(on: Task) -> nn.Module:
-    """Nayebi and Ganguli (2017): gradients regularised away, by a penalty on features that are not saturated."""
+    """Nayebi and Ganguli (2017): gradients regularized away, by a penalty on features that are not saturated."""
 
     def penalised(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         before = model.before(images)

@@ -133,7 +133,7 @@ KINDS: dict[str, _Kind] = {
         "FGSM training, overfitted to it", broken.overfitted, _through(_itself), naive="fgsm", eps=4 / 3
     ),
     "softmaxes": _Kind("softmax of softmax", broken.softmaxes, _through(_core)),
-    "flat": _Kind("slopes regularised away", broken.flat, _through(*_gentler(0.3, 0.1, 0.03), _itself)),
+    "flat": _Kind("gradients regularized away", broken.flat, _through(*_gentler(0.3, 0.1, 0.03), _itself)),
     "rejecting": _Kind(
         "features far from their class are refused", broken.rejecting, _hunt_rejecting, reject=broken.REJECT
     ),

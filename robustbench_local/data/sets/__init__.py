@@ -1,1 +1,1 @@
-"""The data sets of the catalog, one file each. Imports nothing heavy before a set is loaded."""
+"""The datasets of the catalog, one file each. Imports nothing heavy before a set is loaded."""
