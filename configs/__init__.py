@@ -1,0 +1,1 @@
+"""Recipes and gates that ship with the package; each can be named on the command line."""

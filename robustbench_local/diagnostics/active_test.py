@@ -129,4 +129,5 @@ def _direction(inner: Tensor, planted: Tensor) -> Tensor:
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     weights: Tensor = torch.linalg.solve(covariance, planted.double() - inner.double().mean(0))
-    return (weights / weights.norm().clamp_min(1e-30)).to(inner.dtype)
+    unit: Tensor = weights / weights.norm().clamp_min(1e-30)
+    return unit.to(inner.dtype)
