@@ -46,7 +46,7 @@ class Diverged(UserError):
     """Training failed: the request was valid, but loss, gradients or predictions did not stay finite or useful."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str]) -> str:
     """`" Did you mean 'pgd'?"`, or nothing when no known name is near."""
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(name.lower(), list(candidates), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""

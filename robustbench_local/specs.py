@@ -75,9 +75,9 @@ def build(kind: type[T], settings: Mapping[str, str], where: str) -> T:
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     for key in settings:
         if key not in fields:
-            known = f"choose one of {', '.join(fields)}" if fields else "it has no settings"
+            allowed = f"choose one of {', '.join(fields)}" if fields else "it has no settings"
             raise UserError(
-                f"{where}: there is no setting {quoted(key)}: {known}.{nearest(key, fields)}", slug="unknown-setting"
+                f"{where}: there is no setting {quoted(key)}: {allowed}.{nearest(key, fields)}", slug="unknown-setting"
             )
     values = {key: _convert(text, fields[key], f"{where}: {key}") for key, text in settings.items()}
     try:

@@ -85,7 +85,7 @@ class _NetworkCache:
     """The network that was read last from every classifier."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[Classifier, tuple[str, tuple[int, ...], PiecewiseLinear]] = WeakKeyDictionary()
+        self._cache: WeakKeyDictionary[Classifier, tuple[str, tuple[int, ...], PiecewiseLinear]] = WeakKeyDictionary()
 
     def get(self, classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
         """The classifier's layers, read again only when its weights have changed.
@@ -93,8 +93,8 @@ class _NetworkCache:
         Raises ValueError where it is not piecewise linear in at most so many ReLUs.
         """
         weights = fingerprint(classifier)
-        known = self._known.get(classifier)
-        if known is None or known[:2] != (weights, shape):
-            known = weights, shape, PiecewiseLinear(classifier, shape, most_neurons=neurons)
-            self._known[classifier] = known
-        return known[2]
+        cached = self._cache.get(classifier)
+        if cached is None or cached[:2] != (weights, shape):
+            cached = weights, shape, PiecewiseLinear(classifier, shape, most_neurons=neurons)
+            self._cache[classifier] = cached
+        return cached[2]

@@ -45,9 +45,9 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        known = [*COMMANDS, "version"]
-        if args and args[0] not in known and not args[0].startswith("-"):
-            raise click.UsageError(f"There is no command {args[0]!r}.{nearest(args[0], known)}", ctx)
+        names = [*COMMANDS, "version"]
+        if args and args[0] not in names and not args[0].startswith("-"):
+            raise click.UsageError(f"There is no command {args[0]!r}.{nearest(args[0], names)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

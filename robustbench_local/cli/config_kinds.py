@@ -15,12 +15,12 @@ _USE = {
 }
 
 
-def require_kind(settings: Collection[str], known: Collection[str], where: str) -> None:
+def require_kind(settings: Collection[str], allowed: Collection[str], where: str) -> None:
     """Raise UserError where the settings that are not known are those of another kind of file.
 
-    settings, known: names with underscores. where: how the message names the file.
+    settings, allowed: names with underscores. where: how the message names the file.
     """
-    unknown = set(settings) - set(known)
+    unknown = set(settings) - set(allowed)
     for kind in (GATE, RECIPE, ATTACK) if unknown else ():
         if unknown <= _settings_of(kind):
             raise UserError(f"{where}: this is {kind}: {_USE[kind]}", slug="wrong-kind-of-config")

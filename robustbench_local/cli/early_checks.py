@@ -58,9 +58,9 @@ def check_suite(text: str) -> None:
             slug="unknown-suite",
         )
     if slash and f"{name}/{version}" not in versions:
-        known = ", ".join(each for each in versions if each.startswith(f"{name}/"))
+        available = ", ".join(each for each in versions if each.startswith(f"{name}/"))
         raise UserError(
-            f"--suite: there is no version {text!r}: the versions of this suite are {known}",
+            f"--suite: there is no version {text!r}: the versions of this suite are {available}",
             slug="unknown-suite-version",
         )
 
@@ -70,8 +70,8 @@ def check_attack(text: str) -> None:
     from robustbench_local.cli.source_registry import attack_settings, toolbox_attack_names
     from robustbench_local.specs import build, parse_function_spec, parse_spec
 
-    known = attack_settings()
-    if function := parse_function_spec(text, known):
+    available = attack_settings()
+    if function := parse_function_spec(text, available):
         if function.where.endswith(".py"):
             _check_code(function.where, function.function, text)
         return
@@ -85,13 +85,13 @@ def check_attack(text: str) -> None:
                 slug="unknown-attack",
             )
         return
-    if name not in known:
+    if name not in available:
         raise UserError(
-            f"--attack: unknown attack {name!r}: choose one of {', '.join(known)}, art/NAME from "
-            f"adversarial-robustness-toolbox, or path/file.py:FUNCTION.{nearest(name, known)}",
+            f"--attack: unknown attack {name!r}: choose one of {', '.join(available)}, art/NAME from "
+            f"adversarial-robustness-toolbox, or path/file.py:FUNCTION.{nearest(name, available)}",
             slug="unknown-attack",
         )
-    build(known[name], settings, f"--attack {name}")
+    build(available[name], settings, f"--attack {name}")
 
 
 def check_method(text: str) -> None:
@@ -99,15 +99,15 @@ def check_method(text: str) -> None:
     from robustbench_local.cli.source_registry import method_settings
     from robustbench_local.specs import build, parse_spec
 
-    known = method_settings()
+    available = method_settings()
     for part in text.split("+"):
         name, settings = parse_spec(part)
-        if name not in known:
+        if name not in available:
             raise UserError(
-                f"--method: unknown method {name!r}: choose one of {', '.join(known)}.{nearest(name, known)}",
+                f"--method: unknown method {name!r}: choose one of {', '.join(available)}.{nearest(name, available)}",
                 slug="unknown-method",
             )
-        build(known[name], settings, f"--method {name}")
+        build(available[name], settings, f"--method {name}")
 
 
 def check_defense(text: str) -> None:
@@ -116,13 +116,14 @@ def check_defense(text: str) -> None:
     from robustbench_local.specs import build, parse_spec
 
     name, settings = parse_spec(text)
-    known = input_defense_settings()
-    if name not in known:
+    available = input_defense_settings()
+    if name not in available:
         raise UserError(
-            f"--defense: unknown input defense {name!r}: choose one of {', '.join(known)}.{nearest(name, known)}",
+            f"--defense: unknown input defense {name!r}: choose one of {', '.join(available)}."
+            f"{nearest(name, available)}",
             slug="unknown-input-defense",
         )
-    build(known[name], settings, f"--defense {name}")
+    build(available[name], settings, f"--defense {name}")
 
 
 def check_data(spec: str) -> None:

@@ -86,10 +86,10 @@ class Dataset(ABC):
 
     def subset(self, positions: Sequence[int] | torch.Tensor) -> Self:
         """The samples at `positions`, in that order, without a copy of any image."""
-        chosen = torch.as_tensor(positions, dtype=torch.int64, device="cpu")
+        rows = torch.as_tensor(positions, dtype=torch.int64, device="cpu")
         part = copy.copy(self)
-        part.labels, part.indices = self.labels[chosen], self.indices[chosen]
-        part.groups = None if self.groups is None else self.groups[chosen]
+        part.labels, part.indices = self.labels[rows], self.indices[rows]
+        part.groups = None if self.groups is None else self.groups[rows]
         return part
 
     def sha256(self) -> str:

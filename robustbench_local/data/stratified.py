@@ -40,11 +40,11 @@ def stratified_subset(labels: torch.Tensor, samples: int, seed: int) -> torch.Te
     classes, counts = np.unique(targets, return_counts=True)
     quotas = _largest_remainder(classes, counts, samples, seed)
     priorities = _hashes(seed, np.arange(total, dtype=np.uint64))
-    chosen = []
+    parts = []
     for label, quota in zip(classes, quotas, strict=True):
         members = np.flatnonzero(targets == label)
-        chosen.append(members[np.argsort(priorities[members], kind="stable")[:quota]])
-    return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
+        parts.append(members[np.argsort(priorities[members], kind="stable")[:quota]])
+    return torch.from_numpy(np.sort(np.concatenate(parts)).astype(np.int64))
 
 
 def _largest_remainder(classes: np.ndarray, counts: np.ndarray, samples: int, seed: int) -> list[int]:

@@ -27,14 +27,14 @@ RIDGE = 1e-3
 
 
 class ActiveTestResult(NamedTuple):
-    """images: for how many the planted point can be separated. found: for how many of these the attack succeeds.
+    """images: for how many the planted point can be separated. successes: for how many of these the attack succeeds.
 
-    found_by_random: for how many of these further random points succeed.
+    random_successes: for how many of these further random points succeed.
     """
 
     images: int
-    found: int
-    found_by_random: int
+    successes: int
+    random_successes: int
 
 
 class _Readout(nn.Module):

@@ -121,14 +121,14 @@ def planted(outcome: Outcome) -> Measurement | Skipped:
     )
     if not result.images:
         return Skipped("no planted adversarial example can be separated from random points")
-    rarely = stats.binomtest(result.found, result.images, PLANTED_RATE, alternative="less").pvalue < 0.05
+    rarely = stats.binomtest(result.successes, result.images, PLANTED_RATE, alternative="less").pvalue < 0.05
     # In small L2 and L1 balls random points lie near the boundary and may find all of them.
-    no_better_than_random = result.found < result.images and result.found <= result.found_by_random
+    no_better_than_random = result.successes < result.images and result.successes <= result.random_successes
     return Measurement(
-        result.found / result.images,
+        result.successes / result.images,
         result.images,
         bool(rarely or no_better_than_random),
-        {"found": result.found, "random": result.found_by_random, "attack": spec_text(outcome.planted_attack)},
+        {"found": result.successes, "random": result.random_successes, "attack": spec_text(outcome.planted_attack)},
     )
 
 

@@ -201,11 +201,11 @@ def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel
             "the class that no image belongs to",
             slug="reject-class-in-data",
         )
-    chosen_classes = ("target", threat_model.target), ("source", threat_model.source), ("reject", threat_model.reject)
-    for role, chosen in chosen_classes:
-        if chosen is not None and not 0 <= chosen < classes:
+    special_classes = ("target", threat_model.target), ("source", threat_model.source), ("reject", threat_model.reject)
+    for role, label in special_classes:
+        if label is not None and not 0 <= label < classes:
             raise UserError(
-                f"the {role} class is {chosen}, but the model's classes are 0 to {classes - 1}", slug="unknown-class"
+                f"the {role} class is {label}, but the model's classes are 0 to {classes - 1}", slug="unknown-class"
             )
     return classes
 

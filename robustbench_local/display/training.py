@@ -108,11 +108,11 @@ def show_training(screen: Console, run: TrainingRun, *, curves: Path | None) -> 
     assert card.evaluation is not None
     screen.print(f"epoch {card.chosen.epoch} of {card.recipe.epochs} was chosen on the hold-out", soft_wrap=True)
     if (last := card.last_evaluation) is not None:
-        chosen = card.evaluation
+        evaluation = card.evaluation
         screen.print(
             f"the last epoch on the same images: clean {last.clean_accuracy.value:.1%}, robust "
-            f"{last.robust_accuracy.value:.1%}; the chosen one: clean {chosen.clean_accuracy.value:.1%}, robust "
-            f"{chosen.robust_accuracy.value:.1%}",
+            f"{last.robust_accuracy.value:.1%}; the chosen one: clean {evaluation.clean_accuracy.value:.1%}, robust "
+            f"{evaluation.robust_accuracy.value:.1%}",
             soft_wrap=True,
         )
     missing = "not drawn: pip install 'robustbench-local[plot]'"

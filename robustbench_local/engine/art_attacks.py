@@ -76,15 +76,15 @@ class ArtAttack:
             "targeted": threat_model.target is not None,
             "summary_writer": False,
         }
-        known = inspect.signature(self.kind).parameters
-        if threat_model.target is not None and "targeted" not in known:
+        parameters = inspect.signature(self.kind).parameters
+        if threat_model.target is not None and "targeted" not in parameters:
             raise UserError(
                 f"{self.name} has no targeted mode: leave --target out or choose another attack",
                 slug="toolbox-attack-untargeted",
             )
         if settings.get("eps_step", 0) is None:
             settings["eps_step"] = self._step_size(threat_model.eps)
-        return {**settings, **{name: value for name, value in ours.items() if name in known}}
+        return {**settings, **{name: value for name, value in ours.items() if name in parameters}}
 
     def _step_size(self, eps: float) -> float:
         """A step size relative to eps, as in the attacks' papers: the toolbox's default of 0.1 exceeds most balls."""

@@ -143,7 +143,7 @@ class Cascade:
         number = self._block * STAGES_PER_BLOCK + number
         started, states = time.perf_counter(), self.context.states
         robust = self.robust_positions
-        chosen = _smallest_margin_first(robust, step.stage)
+        positions = _smallest_margin_first(robust, step.stage)
         total = number_of_runs(step.attack, self.context.threat_model.number_of_targets(self.context.classes))
         runs = range(first_run, first_run + total)
         finished: dict[int, set[int]] = {run: set() for run in runs}
@@ -158,11 +158,11 @@ class Cascade:
             states.apply_search(event, spec_text(step.attack))
             finished[event.run].update(event.positions)
         done = sum(len(event.positions) for event in restored)
-        self._observer.begin(spec_text(step.attack), len(chosen) * total, done)
-        self._receive(self._search(step, number, chosen, finished, apply), apply)
+        self._observer.begin(spec_text(step.attack), len(positions) * total, done)
+        self._receive(self._search(step, number, positions, finished, apply), apply)
         fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
         seconds = seconds_since(started) + seconds_of(restored)
-        stage_run = StageRun(step, number, len(robust), len(chosen), fooled, seconds, because)
+        stage_run = StageRun(step, number, len(robust), len(positions), fooled, seconds, because)
         self.stage_runs.append(stage_run)
         return stage_run
 
@@ -170,7 +170,7 @@ class Cascade:
         self,
         step: Step,
         number: int,
-        chosen: Tensor,
+        positions: Tensor,
         finished: dict[int, set[int]],
         apply: Callable[[SearchEvent], None],
     ) -> list[SearchEvent]:
@@ -186,7 +186,7 @@ class Cascade:
             events.append(event)
             apply(event)
 
-        share = _share_of_this_rank(chosen)
+        share = _share_of_this_rank(positions)
         for run, done in finished.items():
             waiting = [position for position in share[states.robust[share]].tolist() if position not in done]
             if waiting:

@@ -186,9 +186,9 @@ def function_attack(
     kind = dataclasses.make_dataclass("settings", [(key, type_, default) for key, (type_, default) in options.items()])
     values = dataclasses.asdict(build(kind, settings or {}, f"--attack {name}"))
     arguments = {key: value for key, value in values.items() if value != options[key][1]}
-    written = ",".join(f"{key.replace('_', '-')}={value}" for key, value in arguments.items())
+    settings_text = ",".join(f"{key.replace('_', '-')}={value}" for key, value in arguments.items())
     namespace = {
-        "name": f"{name}:{written}" if written else name,
+        "name": f"{name}:{settings_text}" if settings_text else name,
         "source": FunctionSource(function, arguments, random_argument),
         "code_sha256": code_sha256 or _code_sha256(function),
     }

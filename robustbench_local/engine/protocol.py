@@ -70,8 +70,10 @@ def resolve_suite(text: str) -> tuple[Protocol, tuple[Step, ...]]:
     versions = SUITES[name]
     version = max(versions) if not slash else int(number) if number.isdecimal() and len(number) < 10 else -1
     if version not in versions:
-        known = ", ".join(f"{name}/{each}" for each in versions)
-        raise UserError(f"there is no {text!r}: the versions of this suite are {known}", slug="unknown-suite-version")
+        available = ", ".join(f"{name}/{each}" for each in versions)
+        raise UserError(
+            f"there is no {text!r}: the versions of this suite are {available}", slug="unknown-suite-version"
+        )
     steps = tuple(Step(resolve_attack(stage.attack), stage) for stage in versions[version])
     return Protocol(name=name, version=version, sha256=settings_hash(steps)), steps
 

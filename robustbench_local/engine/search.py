@@ -77,8 +77,8 @@ def run_attack(
     next_positions = positions_in_order(positions)
 
     def load_more(room: int) -> ActiveRows | None:
-        chosen = next_positions(room)
-        return None if chosen is None else _start(context, attack, run, chosen)
+        batch = next_positions(room)
+        return None if batch is None else _start(context, attack, run, batch)
 
     started = time.perf_counter()
 

@@ -181,8 +181,8 @@ class _Samples(NamedTuple):
     labels: Tensor
     indices: Tensor
 
-    def rows(self, chosen: Tensor) -> _Samples:
-        return _Samples(*(each[chosen] for each in self))
+    def rows(self, rows: Tensor) -> _Samples:
+        return _Samples(*(each[rows] for each in self))
 
 
 class _Tally(NamedTuple):
@@ -292,8 +292,8 @@ def verify(
 def _summarize(threshold: float, tally: _Tally) -> DetectorEvaluation:
     n = len(tally.correct)
 
-    def rate(chosen: Tensor) -> Accuracy:
-        return Accuracy.of(int(chosen.sum()), n)
+    def rate(mask: Tensor) -> Accuracy:
+        return Accuracy.of(int(mask.sum()), n)
 
     def detected(misclassified: Tensor, evaded: Tensor) -> Accuracy | None:
         if not misclassified.any():

@@ -30,9 +30,9 @@ def class_floors(result: Result, path: Path, limits: Limits) -> tuple[list[Floor
     floors: list[Floor] = []
     refusals: list[Check] = []
     for rule, of_rule in (("min_class_robust", limits.min_class_robust), ("min_class_clean", limits.min_class_clean)):
-        chosen, unknown = _class_limits(of_rule, rule, result, path)
+        limited_classes, unknown = _class_limits(of_rule, rule, result, path)
         refusals += unknown
-        if chosen and result.sequential is not None and result.data.n < result.data.available:
+        if limited_classes and result.sequential is not None and result.data.n < result.data.available:
             reason = Reason(
                 "classes-of-stopped-run",
                 "the evaluation stopped when a gate was decided, and how many images of each class the rest of the "
@@ -40,7 +40,7 @@ def class_floors(result: Result, path: Path, limits: Limits) -> tuple[list[Floor
             )
             refusals.append(refused(rule, "accuracy of single classes", reason))
             continue
-        floors += [_class_floor(result, rule, each, limit) for each, limit in chosen]
+        floors += [_class_floor(result, rule, each, limit) for each, limit in limited_classes]
     return floors, refusals
 
 
@@ -65,7 +65,7 @@ def _class_limits(
     floors: ClassFloors, rule: str, result: Result, path: Path
 ) -> tuple[list[tuple[ClassReport, float]], list[Check]]:
     """Each limited class with its limit, and a refusal for each limit whose class the result does not have."""
-    chosen: dict[int, float] = {}
+    limit_by_label: dict[int, float] = {}
     refusals = []
     for key, limit in floors.single.items():
         labels = [each.label for each in result.per_class if each.name == key]
@@ -75,12 +75,12 @@ def _class_limits(
             reason = Reason("unknown-class", f"{path} has no samples of that class")
         elif len(labels) > 1:
             reason = Reason("ambiguous-class", f"{path} has {len(labels)} classes of that name, so give the label")
-        elif labels[0] in chosen:
+        elif labels[0] in limit_by_label:
             reason = Reason("duplicate-class", "another line limits the same class")
         else:
-            chosen[labels[0]] = limit
+            limit_by_label[labels[0]] = limit
             continue
         sentence = f"{rule} limits class {key!r}, but {reason.sentence}"
         refusals.append(refused(f"{rule}:{key}", f"accuracy of class {key}", Reason(reason.slug, sentence)))
-    limits = [(each, chosen.get(each.label, floors.default)) for each in result.per_class]
+    limits = [(each, limit_by_label.get(each.label, floors.default)) for each in result.per_class]
     return [(each, limit) for each, limit in limits if limit is not None], refusals

@@ -132,11 +132,11 @@ def no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def first_duplicate(keys: list[str]) -> str | None:
     """The first key that occurs a second time, or None."""
-    known: set[str] = set()
+    visited: set[str] = set()
     for key in keys:
-        if key in known:
+        if key in visited:
             return key
-        known.add(key)
+        visited.add(key)
     return None
 
 

@@ -57,16 +57,16 @@ def with_underscores(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     return settings
 
 
-def reject_unknown(settings: Collection[str], known: Collection[str], where: str) -> None:
+def reject_unknown(settings: Collection[str], allowed: Collection[str], where: str) -> None:
     """Raises UserError that names every unknown setting with the nearest known one."""
-    problems = [unknown_setting(name, known) for name in settings if name not in known]
+    problems = [unknown_setting(name, allowed) for name in settings if name not in allowed]
     if problems:
         raise UserError(f"{where}: {_joined(problems)}", slug="unknown-setting")
 
 
-def unknown_setting(name: str, known: Collection[str]) -> str:
+def unknown_setting(name: str, allowed: Collection[str]) -> str:
     """What a message says of an unknown setting."""
-    return f"there is no setting {quoted(name)}.{nearest(name, known)}".rstrip(".")
+    return f"there is no setting {quoted(name)}.{nearest(name, allowed)}".rstrip(".")
 
 
 def validate_settings(

@@ -85,9 +85,9 @@ def torchvision_classifiers() -> tuple[str, ...]:
 def require_architecture(name: str) -> None:
     """Raise UserError for a name that is none of our architectures, with the nearest one."""
     if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+        names = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"unknown architecture {name!r}; there are {known}.{nearest(name, ARCHITECTURES)}",
+            f"unknown architecture {name!r}; there are {names}.{nearest(name, ARCHITECTURES)}",
             slug="unknown-architecture",
         )
 
@@ -95,9 +95,9 @@ def require_architecture(name: str) -> None:
 def require_input_defense(name: str) -> None:
     """Raise UserError for a name that is none of the input defenses, with the nearest one."""
     if name not in INPUT_DEFENSES:
-        known = ", ".join(INPUT_DEFENSES)
+        names = ", ".join(INPUT_DEFENSES)
         raise UserError(
-            f"unknown input defense {name!r}; choose from {known}.{nearest(name, INPUT_DEFENSES)}",
+            f"unknown input defense {name!r}; choose from {names}.{nearest(name, INPUT_DEFENSES)}",
             slug="unknown-input-defense",
         )
 
@@ -153,5 +153,5 @@ def _unknown(model: str) -> str:
         return f"{model!r} is a file or directory of none of these kinds: {kinds}, or path/file.py:FACTORY"
     if model in torchvision_classifiers():
         return f"there is no model {model!r}, but there is torchvision/{model}"
-    known = [*bundled_names(), *ARCHITECTURES, *(f"torchvision/{name}" for name in torchvision_classifiers())]
-    return f"there is no model {model!r}; MODEL is {FORMS}.{nearest(model, known)}"
+    names = [*bundled_names(), *ARCHITECTURES, *(f"torchvision/{name}" for name in torchvision_classifiers())]
+    return f"there is no model {model!r}; MODEL is {FORMS}.{nearest(model, names)}"

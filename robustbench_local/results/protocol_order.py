@@ -41,14 +41,14 @@ def require_known(text: str) -> tuple[str, int]:
     """
     name, slash, number = text.partition("/")
     versions = [version for suite, version in SUITE_HASHES if suite == name]
-    known = ", ".join(f"{suite}/{version}" for suite, version in SUITE_HASHES)
+    suites = ", ".join(f"{suite}/{version}" for suite, version in SUITE_HASHES)
     if not versions:
         raise UserError(
-            f"unknown suite {name!r}: a gate can require {known}.{nearest(name, NO_WEAKER)}", slug="unknown-suite"
+            f"unknown suite {name!r}: a gate can require {suites}.{nearest(name, NO_WEAKER)}", slug="unknown-suite"
         )
     version = max(versions) if not slash else int(number) if number.isdecimal() and len(number) < 10 else -1
     if version not in versions:
-        raise UserError(f"there is no suite {text!r}: a gate can require {known}", slug="unknown-suite")
+        raise UserError(f"there is no suite {text!r}: a gate can require {suites}", slug="unknown-suite")
     return name, version
 
 

@@ -174,14 +174,14 @@ class Diagnostic(StrictModel):
         if not isinstance(values, dict) or not isinstance(values.get("slug", values.get("check")), str):
             return values
         slug = values.get("slug") or slug_of(values["check"])
-        known = CHECKS.get(slug)
-        return {**values, "slug": slug, "check": known.passes if known else values.get("check") or slug}
+        sentences = CHECKS.get(slug)
+        return {**values, "slug": slug, "check": sentences.passes if sentences else values.get("check") or slug}
 
     @property
     def sentence(self) -> str:
         """The outcome of the check, for people."""
-        known = CHECKS.get(self.slug)
-        return known.fails if known and self.status in ("warn", "fail") else self.check
+        sentences = CHECKS.get(self.slug)
+        return sentences.fails if sentences and self.status in ("warn", "fail") else self.check
 
 
 class Verdict(StrictModel):

@@ -59,10 +59,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and those that it was raised from."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen and not isinstance(cause, UserError):
-        seen.add(id(cause))
+    while cause is not None and id(cause) not in visited and not isinstance(cause, UserError):
+        visited.add(id(cause))
         yield cause
         cause = cause.__cause__
 

@@ -42,8 +42,8 @@ def draw_curves(reports: Sequence[EpochReport], folder: Path) -> Path | None:
         if any(measured):
             percents = [100 * accuracy.value if accuracy else float("nan") for accuracy in measured]
             accuracies.plot(epochs, percents, marker=".", color=color, label=name)
-    if chosen := best(reports):
-        accuracies.axvline(chosen.epoch, color="0.6", linestyle=":", label=f"chosen: epoch {chosen.epoch}")
+    if best_report := best(reports):
+        accuracies.axvline(best_report.epoch, color="0.6", linestyle=":", label=f"chosen: epoch {best_report.epoch}")
     accuracies.set(xlabel="epoch", ylabel="accuracy on the hold-out, %", ylim=(0, 100))
     accuracies.legend(frameon=False, fontsize="small")
     for axes in (losses, accuracies):

@@ -68,8 +68,8 @@ class TrainingObserver:
 
 def best(reports: Sequence[EpochReport]) -> EpochReport | None:
     """The epoch whose weights are kept; of equally good ones the latest."""
-    chosen = [report for report in reports if report.chosen]
-    return chosen[-1] if chosen else None
+    candidates = [report for report in reports if report.chosen]
+    return candidates[-1] if candidates else None
 
 
 def is_catastrophic(report: EpochReport, earlier: Sequence[EpochReport]) -> bool:

@@ -162,12 +162,12 @@ class Recipe(BaseModel):
 
         name, settings = _methods(self.method)[0]
         if name in ADD_ONS:
-            known = ", ".join(OBJECTIVES)
-            message = f"--method {name}: {name} is an add-on; write it behind a method, as in trades+{name} ({known})"
+            choices = ", ".join(OBJECTIVES)
+            message = f"--method {name}: {name} is an add-on; write it behind a method, as in trades+{name} ({choices})"
             raise UserError(message, slug="add-on-without-method")
         if name not in OBJECTIVES:
-            known = f"choose one of {', '.join(OBJECTIVES)}"
-            raise UserError(f"unknown method {name!r}: {known}.{nearest(name, OBJECTIVES)}", slug="unknown-method")
+            choices = f"choose one of {', '.join(OBJECTIVES)}"
+            raise UserError(f"unknown method {name!r}: {choices}.{nearest(name, OBJECTIVES)}", slug="unknown-method")
         return build(OBJECTIVES[name], settings, f"--method {name}")
 
     def add_ons(self) -> tuple[AddOn, ...]:
@@ -180,8 +180,8 @@ class Recipe(BaseModel):
         add_ons: dict[str, AddOn] = {}
         for name, settings in _methods(self.method)[1:]:
             if name not in ADD_ONS:
-                known = f"choose from {', '.join(ADD_ONS)}"
-                message = f"--method {self.method}: {name!r} is not an add-on: {known}.{nearest(name, ADD_ONS)}"
+                choices = f"choose from {', '.join(ADD_ONS)}"
+                message = f"--method {self.method}: {name!r} is not an add-on: {choices}.{nearest(name, ADD_ONS)}"
                 raise UserError(message, slug="unknown-add-on")
             if name in add_ons:
                 raise UserError(f"--method {self.method}: {name} appears twice; write it once", slug="add-on-twice")

@@ -98,18 +98,18 @@ def _below(name: str, key: str) -> bool:
     return name.startswith(f"{key}.")
 
 
-def _mappings(value: object, where: tuple[str, ...], seen: set[int]) -> Iterator[TensorMapping]:
+def _mappings(value: object, where: tuple[str, ...], visited: set[int]) -> Iterator[TensorMapping]:
     """Every mapping of names to tensors; one that is referred to several times, once."""
-    if not isinstance(value, Mapping) or len(where) > DEPTH or id(value) in seen:
+    if not isinstance(value, Mapping) or len(where) > DEPTH or id(value) in visited:
         return
-    seen.add(id(value))
+    visited.add(id(value))
     tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
     # A mapping of scalars alone is a log, not a network.
     if any(tensor.ndim for tensor in tensors.values()):
         yield TensorMapping(join_key(*where), tensors, _foreign(value))
     for key, item in value.items():
         if isinstance(key, str) and not any(word in key.lower() for word in NO_WEIGHTS):
-            yield from _mappings(item, (*where, key), seen)
+            yield from _mappings(item, (*where, key), visited)
 
 
 def _foreign(value: Mapping[object, object]) -> tuple[str, str] | None:

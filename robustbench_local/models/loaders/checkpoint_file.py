@@ -163,10 +163,10 @@ def _check_zip(path: Path) -> None:
 
 def _refusal(path: Path, message: str) -> str:
     """Why a file was not unpickled, with the class or function that it would call."""
-    called = re.search(r"(?:GLOBAL|global:?|function:?|class:?)\s+([A-Za-z_][\w]*(?:\.[\w<>]+)+)", message)
-    if called:
+    match = re.search(r"(?:GLOBAL|global:?|function:?|class:?)\s+([A-Za-z_][\w]*(?:\.[\w<>]+)+)", message)
+    if match:
         return (
-            f"{path} was not loaded: it holds a pickled {called.group(1)}, and unpickling that could run any code; "
+            f"{path} was not loaded: it holds a pickled {match.group(1)}, and unpickling that could run any code; "
             f"{RESAVE}"
         )
     if zipfile.is_zipfile(path):

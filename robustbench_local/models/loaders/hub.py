@@ -45,8 +45,8 @@ def load_torchvision(spec: str, options: LoadOptions, checkpoint: Checkpoint | N
         loaded = LoadedModel(_untrained(name, classes))
         assert options.checkpoint is not None
         published = published_weights(name, options.checkpoint) if named is None else None
-        known = published if named is None else weights
-        set_input_transform(loaded, name, options.checkpoint, weights=known, named=named is not None)
+        implied = published if named is None else weights
+        set_input_transform(loaded, name, options.checkpoint, weights=implied, named=named is not None)
         weights = published or weights
     elif weights is None:
         return LoadedModel(_untrained(name, classes or IMAGENET_CLASSES))
@@ -65,9 +65,9 @@ def _classes_of(checkpoint: Checkpoint, build: Callable[[int], nn.Module], key: 
     return infer_size(checkpoint, build, (IMAGENET_CLASSES, IMAGENET_CLASSES + 1), key) or IMAGENET_CLASSES
 
 
-def _other_classes(weights: str, known: int, classes: int | None, where: str) -> UserError:
+def _other_classes(weights: str, available: int, classes: int | None, where: str) -> UserError:
     return UserError(
-        f"{where}: the {weights} have {known} classes, not {classes}; give weights for {classes} classes with "
+        f"{where}: the {weights} have {available} classes, not {classes}; give weights for {classes} classes with "
         f"--checkpoint, or {where}:weights=none for random ones",
         slug="weights-have-other-classes",
     )
@@ -119,16 +119,16 @@ def _parse_settings(settings: dict[str, str], where: str, num_classes: int | Non
 
 def _weights(name: str, named: str | None, where: str) -> WeightsEnum:
     """Torchvision's entry for the named weights, or its DEFAULT."""
-    known = torchvision.models.get_model_weights(name)
+    published = torchvision.models.get_model_weights(name)
     if named is None:
-        return known.DEFAULT
-    if named not in known.__members__:
-        names = ", ".join([*known.__members__, "none"])
+        return published.DEFAULT
+    if named not in published.__members__:
+        names = ", ".join([*published.__members__, "none"])
         raise UserError(
-            f"{where} has no weights {named!r}; there are {names}.{nearest(named, [*known.__members__, 'none'])}",
+            f"{where} has no weights {named!r}; there are {names}.{nearest(named, [*published.__members__, 'none'])}",
             slug="unknown-weights",
         )
-    return known[named]
+    return published[named]
 
 
 def _require_torchvision(name: str) -> None:
