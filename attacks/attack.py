@@ -188,7 +188,7 @@ def random_keys(attack: Attack, seed: int, indices: Tensor, number: int) -> Tens
 def random_stream_name(attack: Attack) -> str:
     """The attack's spec without restarts and targets.
 
-    Random numbers do not depend on these two: an attack with more restarts begins with the runs of one with fewer.
+    Random numbers do not depend on these two: an attack with more restarts repeats the runs of one with fewer first.
     """
     return _spec(
         attack, {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}

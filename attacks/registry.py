@@ -1,4 +1,4 @@
-"""Registries: names, as the command line writes them, and the dataclasses of settings that they stand for."""
+"""Registries: from names, as on the command line, to dataclasses of settings."""
 
 from __future__ import annotations
 

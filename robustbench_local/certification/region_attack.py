@@ -22,7 +22,7 @@ from robustbench_local.models.metered import Metered
 class RegionSearch:
     """Branch and bound over the activation regions of a ReLU network, for L∞ only, one sample at a time.
 
-    programs: the most linear programs for a sample. starts: PGD restarts; the search begins at their best point.
+    programs: the most linear programs for a sample. starts: PGD restarts; the search starts at their best point.
     neurons: the most ReLUs that a network may have. Meant for the few samples on which gradient attacks have failed;
     see `region_search`.
     """
@@ -65,7 +65,7 @@ class RegionSearch:
         images, labels = state["images"], state["labels"]
         shape = tuple(images.shape[1:])
         if reason := self.unsupported_reason(model.model, shape, threat_model):
-            raise UserError(f"regions cannot be used here: {reason}", slug="regions-unsupported")
+            raise UserError(f"the attack regions does not support this model: {reason}", slug="regions-unsupported")
         network = self._network(model.model, shape)
         starts = pgd(
             model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce", indices=state["keys"]
@@ -90,7 +90,7 @@ class _NetworkCache:
     def get(self, classifier: Classifier, shape: tuple[int, ...], neurons: int) -> PiecewiseLinear:
         """The classifier's layers, read again only when its weights have changed.
 
-        Raises ValueError where it is not piecewise linear in at most so many ReLUs.
+        Raises ValueError where it is not piecewise linear in at most `most_neurons` ReLUs.
         """
         weights = fingerprint(classifier)
         cached = self._cache.get(classifier)

@@ -220,7 +220,7 @@ class _Tree:
         self.costs = -np.eye(1, rows.shape[1], rows.shape[1] - 1)[0]
 
     def grow(self, programs: int) -> int:
-        """Search until a success, the end of the tree, the deadline or so many programs; return the programs solved."""
+        """Search until a success, the end of the tree, the deadline or the limit; return the programs solved."""
         before = self.solved
         while self.open and self.best.margin >= 0 and self.solved < before + programs and self._time() > 0:
             images = self._dive(min(before + programs, self.solved + _DIVE_PROGRAMS))

@@ -28,7 +28,7 @@ _MODULES = {"train": "defend"}
 
 
 class Commands(click.Group):
-    """A group that knows names and one-line helps, and imports a command's module when the command is used."""
+    """A group with the names and one-line helps of the commands; it imports a command's module only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -80,7 +80,7 @@ def main() -> None:
     """
     from robustbench_local.cli.terminal import routed_warnings
 
-    # A cancelled job and a closed terminal end like ctrl-C: a run keeps its results so far.
+    # A canceled job and a closed terminal end like ctrl-C: a run keeps its results so far.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores one
             signal.signal(getattr(signal, name), _interrupt)
@@ -114,7 +114,7 @@ def _exit_code(arguments: list[str]) -> int:
         click.echo("robust: interrupted", err=True)
         code = 130
     except BrokenPipeError:
-        # The reader of stdout has left. The command's own exit code stands.
+        # The reader of stdout has closed it. The command's own exit code is kept.
         code = context.obj if context is not None else 0
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -18,7 +18,7 @@ NOT_COMPARABLE = 5
     "--format",
     "style",
     type=click.Choice(["terminal", "json"]),
-    help="Format on stdout; terminal writes nothing there.",
+    help="Format of the comparison on stdout; terminal: nothing on stdout.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool) -> None:
@@ -26,7 +26,7 @@ def compare_command(results: tuple[Path, ...], style: str | None, as_json: bool)
 
     For two results: the change with its confidence interval, a paired exact test, the samples that changed, and the
     change by class and by attack. For more: a table with groups of models that do not differ significantly. Exits with
-    5 where the results are not comparable.
+    5 if the results are not comparable.
 
     \b
     robust compare main.json mine.json

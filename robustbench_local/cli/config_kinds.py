@@ -1,4 +1,4 @@
-"""Three kinds of YAML files are written much alike: option files, gate files and recipes. Tell which one a file is."""
+"""Option files, gate files and recipes are YAML files that look alike. Decide which kind a file is."""
 
 from __future__ import annotations
 

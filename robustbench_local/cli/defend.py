@@ -20,19 +20,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RUN_OPTIONS = (
-    click.option("--config", metavar="NAME|FILE", help="Recipe: a bundled one or a YAML file; options win over it."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Dataset directory.  [default: data]"),
-    click.option("--download", is_flag=True, help="Download the dataset where it is missing."),
+    click.option(
+        "--config",
+        metavar="NAME|FILE",
+        help="Recipe: a bundled one or a YAML file; command-line options take precedence.",
+    ),
+    click.option(
+        "--data-dir", type=click.Path(path_type=Path), help="Dataset directory.  [default: $ROBUST_DATA or data]"
+    ),
+    click.option("--download", is_flag=True, help="Download the dataset if it is missing."),
     click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: the best available]"),
-    click.option("--workers", type=click.IntRange(min=0), help="Processes that decode images.  [default: automatic]"),
-    click.option("--compile", "compiled", is_flag=True, help="Compile the network; faster on GPUs."),
+    click.option(
+        "--workers", type=click.IntRange(min=0), help="Number of processes that decode images.  [default: automatic]"
+    ),
+    click.option("--compile", "compiled", is_flag=True, help="Use torch.compile; faster on GPUs."),
     click.option(
         "--search",
         multiple=True,
         metavar="KEY=V1,V2,…",
-        help="Grid search: train with each value, all combinations; the hold-out chooses. Repeatable.",
+        help="Grid search: train with every combination of values; the hold-out chooses the best. Repeatable.",
     ),
-    click.option("--tensorboard", is_flag=True, help="Write the training curves for TensorBoard too."),
+    click.option("--tensorboard", is_flag=True, help="Also write the training curves for TensorBoard."),
     click.option("--output", type=click.Path(path_type=Path), help="Output directory.  [default: a new one in runs/]"),
     click.option("--resume", is_flag=True, help="Continue the interrupted training in --output."),
 )

@@ -38,8 +38,8 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
 
 @click.command("gate")
 @click.argument("results", metavar="RESULT...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--min-robust", callback=_fraction, metavar="FRACTION", help="Least robust accuracy.")
-@click.option("--min-clean", callback=_fraction, metavar="FRACTION", help="Least clean accuracy.")
+@click.option("--min-robust", callback=_fraction, metavar="FRACTION", help="Minimum robust accuracy.")
+@click.option("--min-clean", callback=_fraction, metavar="FRACTION", help="Minimum clean accuracy.")
 @click.option(
     "--baseline",
     "baselines",
@@ -47,15 +47,12 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     type=click.Path(path_type=Path),
     help="Earlier result of the same samples to compare with; one for each threat model.",
 )
-@click.option("--max-drop", callback=_fraction, metavar="FRACTION", help="Largest drop of robust accuracy.")
-@click.option("--max-clean-drop", callback=_fraction, metavar="FRACTION", help="Largest drop of clean accuracy.")
+@click.option("--max-drop", callback=_fraction, metavar="FRACTION", help="Maximum drop of robust accuracy.")
+@click.option("--max-clean-drop", callback=_fraction, metavar="FRACTION", help="Maximum drop of clean accuracy.")
 @click.option(
-    "--require-baseline",
-    is_flag=True,
-    default=None,
-    help="Exit with 5 where the baseline is missing, instead of warning.",
+    "--require-baseline", is_flag=True, default=None, help="Exit with 5 if the baseline is missing, instead of warning."
 )
-@click.option("--require", metavar="SUITE[/VERSION]", help="Weakest accepted protocol.")
+@click.option("--require", metavar="SUITE[/VERSION]", help="Weakest protocol that is accepted.")
 @click.option(
     "--gate", "gate_name", metavar="FILE|NAME", help="Gate file, or a shipped gate; options override its settings."
 )
@@ -63,11 +60,16 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
     "--alpha",
     callback=_fraction,
     metavar="FRACTION",
-    help="Probability that a limit wrongly passes, or any wrongly fails.  [default: 0.05]",
+    help="Largest probability that a limit passes wrongly, and that any limit fails wrongly.  [default: 0.05]",
 )
-@click.option("--format", "style", type=click.Choice(FORMATS), help="Format on stdout; terminal writes nothing there.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(FORMATS),
+    help="Format of the decision on stdout; terminal: nothing on stdout.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the format to this file instead of stdout.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write that format to this file instead of stdout.")
 @click.option("--update-baseline", is_flag=True, help="Replace the baseline by the result, unless the gate fails.")
 def gate_command(
     results: tuple[Path, ...],
@@ -82,7 +84,7 @@ def gate_command(
 
     Exit codes: 0 pass, 3 fail, 4 undecided, 5 not comparable or not trusted.
 
-    A least accuracy is decided by exact one-sided bounds, not by the measured value. A largest drop is decided by
+    A minimum accuracy is decided by exact one-sided bounds, not by the measured value. A maximum drop is decided by
     bounds of the paired difference on the same samples.
 
     \b

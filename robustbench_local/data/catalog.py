@@ -1,4 +1,4 @@
-"""The datasets that `--data` knows by name. Loads torch only when a dataset is loaded.
+"""The datasets that `--data` accepts by name. Imports torch only when a dataset is loaded.
 
 A dataset is one file in `data/sets/` with a `DatasetEntry` called `DATASET`, and one line in `MODULES` below. Command
 line, listing, default eps, help and the hints for misspelled names follow from the entry.
@@ -25,7 +25,7 @@ SMALL_COLOR_EPS = {"linf": "8/255", "l2": "0.5"}
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a dataset is asked for.
+    """The arguments for loading a dataset.
 
     split: one of the entry's splits. path: what follows the colon of `--data NAME:PATH`, else None.
     data_dir: where downloaded sets are. download: fetch a set that is not there. resize: for image files, else None.

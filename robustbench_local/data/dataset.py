@@ -219,7 +219,7 @@ def _range_advice(low: float, high: float) -> str:
     if low >= -0.1 and high <= 1.1:
         return "clamp them before you save them"
     if low >= 0 and high <= 255:
-        return "these look like grey levels, so divide them by 255 or store them as uint8"
+        return "these look like gray levels, so divide them by 255 or store them as uint8"
     return (
         "these look normalized, so store them before normalization and give the mean and standard deviation with "
         "--normalize instead; eps then keeps its meaning in pixels"

@@ -131,7 +131,7 @@ def load_imagenet(request: LoadRequest) -> FolderDataset:
 
 
 def _one_split(maker: type, train: bool) -> type:
-    """Torchvision's class for the two files of one split: its own wants all four even to read two.
+    """A torchvision dataset that needs only the two files of one split; torchvision's own class needs all four.
 
     The name must stay, because torchvision derives the directory from it.
     """

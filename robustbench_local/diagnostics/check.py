@@ -15,7 +15,7 @@ from robustbench_local.results.checks import CHECKS, Sentences
 from robustbench_local.results.schema import Diagnostic
 
 GRADIENT_ATTACK = PGD(steps=20, loss="scaled-ce", schedule="cosine", momentum=0.25, random_start=False)
-"""The attack that every suite begins with."""
+"""The first attack of every suite."""
 PLANTED_ATTACK = PGD(steps=50, loss="margin", schedule="cosine", momentum=0.25, restarts=2)
 """The attack that has to find planted adversarial examples."""
 MOST_IN_WIDE_BALLS, MOST_PLANTED = 16, 8

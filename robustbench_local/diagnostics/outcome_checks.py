@@ -122,7 +122,7 @@ def planted(outcome: Outcome) -> Measurement | Skipped:
     if not result.images:
         return Skipped("no planted adversarial example can be separated from random points")
     rarely = stats.binomtest(result.successes, result.images, PLANTED_RATE, alternative="less").pvalue < 0.05
-    # In small L2 and L1 balls random points lie near the boundary and may find all of them.
+    # In small L2 and L1 balls random points are close to the boundary and may find all of them.
     no_better_than_random = result.successes < result.images and result.successes <= result.random_successes
     return Measurement(
         result.successes / result.images,

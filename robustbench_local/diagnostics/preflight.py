@@ -159,7 +159,7 @@ def _cannot_classify(classifier: Classifier, images: Tensor, dataset: Dataset, r
 
 
 def _input_channels(classifier: Classifier) -> int | None:
-    """The number of input channels, where the model declares it or begins with a convolution."""
+    """The number of input channels, if the model declares it or its first layer is a convolution."""
     if classifier.input_shape is not None:
         return classifier.input_shape[0]
     for module in classifier.modules():

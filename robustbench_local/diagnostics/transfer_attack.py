@@ -33,7 +33,7 @@ NOISE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(PGD):
-    """PGD along a surrogate's gradients. The model itself is asked about every iterate, and only its answers count."""
+    """PGD along a surrogate's gradients. The model itself evaluates every iterate, and only its predictions count."""
 
     name: ClassVar[str] = "transfer"
     surrogate: ClassVar[Callable[[], Model]]

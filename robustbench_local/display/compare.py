@@ -18,7 +18,7 @@ SHOWN = 10
 PAIR_LAYOUTS = (((0,), (1,), (2,), (3,), (4,), (5,), (6,)), ((0, 1), (2,), (3, 4), (5, 6)), ((0, 1, 2, 3, 4, 5, 6),))
 """Which numbers of a change share a column."""
 MANY, NARROW = 4, 80
-"""So many results are numbered instead of named; in fewer columns an interval is under its value."""
+"""More results than this are numbered, not named; in a terminal narrower than this, intervals are below values."""
 
 
 def show_comparison(screen: Console, comparison: Comparison) -> None:

@@ -15,7 +15,7 @@ from robustbench_local.errors import UserError
 
 
 class Screen(Console):
-    """A console that goes quiet where its reader closes the pipe. The run goes on and writes its files."""
+    """A console that becomes silent if its reader closes the pipe. The run continues and writes its files."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

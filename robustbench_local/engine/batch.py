@@ -102,7 +102,7 @@ def join_rows(parts: list[ActiveRows]) -> ActiveRows:
 class WaitingRows:
     """Rows that wait for a free place in the batch.
 
-    load_more: gives about so many further rows, or None when there are no more.
+    load_more: takes a number of rows and returns about as many further rows, or None if none are left.
     """
 
     def __init__(self, load_more: Callable[[int], ActiveRows | None]) -> None:
@@ -128,7 +128,7 @@ class WaitingRows:
 
 
 def positions_in_order(positions: Tensor) -> Callable[[int], Tensor | None]:
-    """A function that hands out the positions, so many at a call, and None when all are out."""
+    """A function that takes a number and returns as many of the positions, in order; None when none are left."""
     waiting = iter(positions.split(1))
 
     def take(count: int) -> Tensor | None:

@@ -38,7 +38,7 @@ E = TypeVar("E", CleanEvent, SearchEvent)
 class StageRun:
     """A finished stage.
 
-    robust_before: how many samples were robust before it. because: the check that asked for it.
+    robust_before: how many samples were robust before it. because: the check that failed and caused it.
     """
 
     step: Step
@@ -123,7 +123,7 @@ class Cascade:
         return [*findings, _probe_diagnostic(probes, gradients)] if probes else findings
 
     def run_extra_stages(self, extra: Sequence[tuple[int, Step, str]]) -> None:
-        """Stages that another block's diagnosis asked for: number, step, and the check."""
+        """Stages that the diagnostics of another block caused: number, step, and the check."""
         self.use_full_precision()
         for number, step, because in extra:
             if len(self.robust_positions):
@@ -250,7 +250,7 @@ def _with_untouched_model(context: RunContext) -> RunContext:
 def _first_run(context: RunContext, step: Step, earlier: Sequence[Step]) -> int:
     """The number of a stage's first run.
 
-    It comes after the runs of all stages with the same random numbers, and begins with the top wrong class.
+    It comes after the runs of all stages with the same random numbers, and starts with the top wrong class.
     """
     classes = context.threat_model.number_of_targets(context.classes)
     before = sum(

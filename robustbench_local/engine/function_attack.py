@@ -109,7 +109,7 @@ class FunctionAttack:
     def _checked(self, output: object, images: Tensor, threat_model: ThreatModel) -> Tensor:
         """The images returned, as float like `images`. Raises UserError where they are no images of that shape.
 
-        Whether they lie in the ball and the box is verified for every attack alike; pixels outside the box by a
+        Whether they are in the ball and the box is verified as for any other attack; pixels outside the box by a
         rounding error are clamped here.
         """
         if not isinstance(output, Tensor):

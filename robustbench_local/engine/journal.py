@@ -110,7 +110,7 @@ class Journal:
         return lengths[path]
 
     def _begin(self, path: Path, fingerprint: RunFingerprint, length: int) -> None:
-        """Continue after so many bytes of the journal, or start again where none are kept."""
+        """Continue after the kept bytes of the journal, or start again if none are kept."""
         assert self._file is not None
         with writable(path):
             self._file.truncate(length)
@@ -124,7 +124,7 @@ class Journal:
             raise
 
     def _exchange(self) -> None:
-        """Tell every process what each of them has read: none can continue before it knows all events."""
+        """Share the events that each process has read: no process can continue before it has all of them."""
         mine: list[CleanEvent | SearchEvent] = [*self.clean, *self.searches]
         events = [event for theirs in gather(mine) for event in theirs]
         self.clean, self.searches, self._finished = [], [], set()
@@ -143,7 +143,7 @@ class Journal:
             if event is None or (number == 1 and not isinstance(event, Header)):
                 fix = "the file to start again" if number == 1 else "that line to continue with the others, or the file"
                 raise UserError(f"{path}, line {number} is damaged: delete {fix}", slug="journal-damaged")
-            if isinstance(event, Header):  # a second header belongs to a run that began at the same moment
+            if isinstance(event, Header):  # a second header belongs to a run that started at the same moment
                 _require_same(event.binding, fingerprint, path)
                 continue
             if isinstance(event, SearchEvent) and event.stage % STAGES_PER_BLOCK >= DIAGNOSTIC_STAGES:
@@ -281,7 +281,7 @@ _DIFFERENCES = {
 def difference(earlier: RunFingerprint | None, current: RunFingerprint) -> str | None:
     """Return in words what sets an earlier run apart from this one; None where nothing does.
 
-    What the earlier run did not record is not compared. None stands for a fingerprint that cannot be read.
+    What the earlier run did not record is not compared. None: a fingerprint that cannot be read.
     """
     if earlier is None:
         return "settings that cannot be read"

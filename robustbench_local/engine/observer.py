@@ -7,11 +7,11 @@ class Observer:
     """Receives the progress of a run and ignores it. A display overrides what it shows."""
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
-        """A stage begins: the clean pass or one attack.
+        """A stage starts: the clean pass or one attack.
 
         total: how many samples it has, counted once per run of the attack. done: how many of them an interrupted
         session finished; they take no time now, so they belong in no speed.
         """
 
     def advance(self, finished: int, robust: int) -> None:
-        """So many more samples finished the stage; so many samples of the run are still robust."""
+        """finished: how many more samples have finished the stage. robust: samples of the run that are still robust."""

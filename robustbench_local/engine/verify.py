@@ -1,4 +1,4 @@
-"""Whether an attack succeeded: the untouched float32 model decides, and the point must lie in the ball and the box."""
+"""Whether an attack succeeded: the unmodified float32 model decides, and the point must be in the ball and the box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustbench_local.attacks.norms import NORMS, expand_rows, to_float64
 from robustbench_local.engine.batch import ActiveRows, RunContext
 
 ROUNDING = 1e-6
-"""How far outside the ball a point may lie, in pixel units, for the rounding of float32 sums."""
+"""How far outside the ball a point may be, in pixel units: the rounding error of float32 sums."""
 
 
 @dataclass(frozen=True)

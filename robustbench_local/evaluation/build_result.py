@@ -62,7 +62,7 @@ def build_result(
 ) -> Result:
     """Return the content of the result file.
 
-    fingerprint: what identifies the run. config: what the caller wants to be recorded beside the settings.
+    fingerprint: what identifies the run. config: what the caller records in addition to the settings.
     """
     context, n = run.context, len(run.context.dataset)
     states, rule = context.states, plan.settings.stopping_rule

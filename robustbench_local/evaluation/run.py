@@ -240,7 +240,7 @@ def _first_samples(context: RunContext, n: int) -> RunContext:
 def _all_passes(own: Passes, journal: Journal, earlier_events: tuple[int, int]) -> Passes:
     """The passes of the whole run: those of all events, of every process and session, and the checks' of this process.
 
-    own: all passes of this process in this session. earlier_events: the journal's events when this session began.
+    own: all passes of this process in this session. earlier_events: the journal's events when this session started.
     """
     rank = rank_and_world()[0]
     events = [*journal.clean, *journal.searches]

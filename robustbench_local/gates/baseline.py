@@ -1,4 +1,4 @@
-"""The baselines of a gate: find the one of each result, and replace baselines where the user asks for it."""
+"""The baselines of a gate: find the one of each result, and replace baselines on request."""
 
 from __future__ import annotations
 

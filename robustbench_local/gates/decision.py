@@ -58,7 +58,7 @@ class ResultDecision:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome for all results. updated: baselines that were written because the user asked for it."""
+    """The outcome for all results. updated: baselines that were written on request."""
 
     results: list[ResultDecision]
     alpha: float

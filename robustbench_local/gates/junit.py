@@ -1,7 +1,7 @@
 """A gate's decision as JUnit XML.
 
-JUnit knows passed tests, failures, errors and skipped tests. An undecided limit is a failure of type "undecided",
-because nobody looks at skipped tests; what is not comparable is an error.
+JUnit has passed tests, failures, errors and skipped tests. An undecided limit is a failure of type "undecided",
+because skipped tests are easily overlooked; a result that is not comparable is an error.
 """
 
 from __future__ import annotations

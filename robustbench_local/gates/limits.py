@@ -18,7 +18,7 @@ from robustbench_local.statistics.intervals import drop_bounds, drop_p_value, ex
 from robustbench_local.statistics.sequential import finite_bounds
 
 MOST_SAMPLES = 10_000_000
-"""Where even so many samples would not decide a limit, the true value is practically equal to it."""
+"""If even this many samples would not decide a limit, the true value is practically equal to it."""
 
 
 class Outcome(IntEnum):

@@ -174,7 +174,7 @@ def _write_temporary(destination: Path, data: str | bytes, stack: contextlib.Exi
 
 def _remove_stale(destination: Path) -> None:
     """Remove temporary files of processes that were killed while they wrote this file."""
-    # Only eight letters of mkstemp's may stand in between: the file may have a longer name that begins alike.
+    # Only mkstemp's eight letters may be in between: another file's longer name may start with the same letters.
     unfinished = re.compile(re.escape(f".{destination.name}.") + "[a-z0-9_]{8}" + re.escape(UNFINISHED))
     for path in destination.parent.iterdir():
         if not unfinished.fullmatch(path.name):

@@ -90,7 +90,7 @@ def validate_settings(
 
 
 def plain_reason(problem: ErrorDetails) -> str:
-    """Pydantic's sentence about a value, without the words that only its own users know."""
+    """Pydantic's message about a value, without pydantic's own terms."""
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
 
 

@@ -118,7 +118,7 @@ CHECKS: dict[str, Sentences] = {
         "logits stay finite under attack", "logits are not finite under attack", "logits are numbers under attack"
     ),
     POINTS_ALLOWED: Sentences(
-        "every image returned by an attack lies in the ball and the pixel range",
+        "every image returned by an attack is in the ball and the pixel range",
         "an attack returned images outside the ball or the pixel range",
         "attacks stay inside",
     ),

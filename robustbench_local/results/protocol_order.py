@@ -70,7 +70,7 @@ def weaker(protocol: Protocol, required: str) -> Reason | None:
         return Reason(
             "protocol-version-unknown",
             f"the result was made with {actual}, which this version of robust does not know: "
-            "gate it with the version that made it",
+            "run the gate with the version that made it",
         )
     if published != protocol.sha256:
         own, expected = distinct_prefixes(protocol.sha256, published)

@@ -63,7 +63,7 @@ class _Settings:
 
 @dataclass
 class _Switches:
-    """The process's precision switches and what every thread inside `tensor_float_32` asks of them."""
+    """The process's precision switches, and the setting that each thread inside `tensor_float_32` has requested."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     requests: dict[int, list[bool]] = field(default_factory=dict)

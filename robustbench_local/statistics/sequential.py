@@ -1,6 +1,6 @@
 """Bounds on the accuracy over a finite set while its samples are drawn at random without replacement.
 
-The bounds may be looked at after every sample, and drawing may stop because of them: over the whole course each of them
+The bounds may be computed after every sample, and sampling may stop because of them: over the whole course each of them
 is wrong with probability at most alpha (prior-posterior ratio of Waudby-Smith and Ramdas, 2020).
 """
 
@@ -15,8 +15,8 @@ import scipy
 def finite_bounds(correct: int, n: int, population: int, alpha: float = 0.05) -> tuple[float, float]:
     """Anytime-valid one-sided bounds on the accuracy over `population` samples, after n of them were drawn.
 
-    correct: how many of the n are correct. Each bound is wrong with probability at most alpha, however often one looks.
-    Both equal the accuracy once all samples are drawn. They use this moment alone, not the bounds of earlier moments.
+    correct: how many of the n are correct. Each bound is wrong with probability at most alpha, even if computed often.
+    Both equal the accuracy once all samples are drawn. They depend on the current counts only, not on earlier bounds.
     Raises ValueError unless 0 <= correct <= n <= population and population > 0.
     """
     if not 0 <= correct <= n <= population or population < 1:

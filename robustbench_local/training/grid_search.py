@@ -71,14 +71,14 @@ class Search(StrictModel):
 
 
 class SearchObserver:
-    """Is told how a grid search goes, and does nothing with it. A display overrides what it shows."""
+    """Receives the progress of a grid search and ignores it. A display overrides what it shows."""
 
     def trial(self, number: int, trials: int, trial: Trial) -> AbstractContextManager[TrainingObserver]:  # noqa: ARG002
-        """A trial begins; its training is observed by what the context gives. number: from 1."""
+        """A trial starts; the context's value observes its training. number: from 1."""
         return nullcontext(TrainingObserver())
 
     def failed(self, trial: Trial) -> None:
-        """A trial has failed; the others go on."""
+        """A trial has failed; the others continue."""
 
     def ranked(self, trials: Sequence[Trial]) -> None:
         """All trials are done. trials: best first."""
@@ -218,6 +218,6 @@ def _earlier_winner(output: Path, grid: Sequence[dict[str, str]]) -> Trial:
         raise UserError(f"{output / TABLE} cannot be read: name another --output", slug="bad-search-table") from None
     if any(trial.settings not in grid for trial in trials) or len(trials) != len(grid):
         raise UserError(
-            f"{output} is of another --search: give the same one, or name another --output", slug="another-search"
+            f"{output} belongs to another --search: give the same one, or name another --output", slug="another-search"
         )
     return trials[0]

@@ -123,7 +123,7 @@ def from_checkpoint(recipe: Recipe) -> InitialModel:
     module = copy.deepcopy(classifier.module)
     if not any(True for _ in module.parameters()):
         raise UserError(
-            f"{recipe.model} has no weights to train: give a network that has some", slug="nothing-to-train"
+            f"{recipe.model} has no weights to train: give a network with trainable weights", slug="nothing-to-train"
         )
     return InitialModel(
         NormalizedModel(module, classifier.normalization),

@@ -31,7 +31,7 @@ from robustbench_local.training.task import TrainingTask
 from robustbench_local.training.validation import HoldoutMetrics, validate
 
 MAX_CONSTANT_EPOCHS = 5
-"""Training stops after so many epochs in a row that predict one class for every image: the first of a hard training
+"""Training stops after this many epochs in a row that predict one class for every image: the first of a hard training
 often do."""
 SAVE_SECONDS = 600.0
 """How much work on an epoch a kill may lose."""
@@ -39,11 +39,11 @@ SAVE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class TrainingCallbacks:
-    """What happens as training goes on.
+    """Callbacks of a training run.
 
     epoch_end: called after every epoch with all reports and the validated network; the last report's `chosen` says that
-    no epoch before was better. save_state: called with states that training can be resumed from. observer: is told
-    about progress.
+    no epoch before was better. save_state: called with states that training can be resumed from. observer: receives
+    the progress.
     """
 
     epoch_end: Callable[[Sequence[EpochReport], nn.Module], None] = lambda reports, network: None  # noqa: ARG005
@@ -227,7 +227,7 @@ class Trainer:
         return report.model_copy(update={"chosen": all(report.rank >= each.rank for each in earlier)})
 
     def _accept(self, report: EpochReport) -> None:
-        """Add the report; where the epoch overfitted to its own single step, undo it and go on with the fallback."""
+        """Add the report; where the epoch overfitted to its own single step, undo it and continue with the fallback."""
         step = self._step
         fallback = step.objective.fallback() if is_catastrophic(report, self.reports) else None
         if fallback is not None and self._rollback is not None:

@@ -1,4 +1,4 @@
-"""The report of an epoch, who is told about it, and the checks for overfitting."""
+"""The report of an epoch, the observers that receive it, and the checks for overfitting."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import BeforeValidator, Field
 
 from robustbench_local.results.schema import Accuracy, StrictModel
 
-GAP, FALLEN, LESSER_GAP = 0.20, 0.8, 0.10
-"""Catastrophic overfitting: the robust accuracy is GAP below FGSM's; or it is below FALLEN times its best while FGSM's
+GAP, DECLINE, LESSER_GAP = 0.20, 0.8, 0.10
+"""Catastrophic overfitting: the robust accuracy is GAP below FGSM's; or it is below DECLINE times its best while FGSM's
 has risen, and LESSER_GAP below FGSM's (Wong, Rice and Kolter, ICLR 2020, stop where it falls)."""
 OVERFITTED = 0.02
 """Robust overfitting: the last epoch's robust accuracy is so far below the best epoch's (Rice, Wong and Kolter, ICML
-2020), and the hold-out is large enough to tell."""
+2020), and the hold-out is large enough to show it."""
 
 
 class EpochReport(StrictModel):
@@ -48,10 +48,10 @@ class EpochReport(StrictModel):
 
 
 class TrainingObserver:
-    """Is told how training goes, and does nothing with it. A display overrides what it shows."""
+    """Receives the progress of a training run and ignores it. A display overrides what it shows."""
 
     def begin(self, epochs: int, images: int, done: int = 0) -> None:
-        """Training begins or resumes. images: in an epoch. done: epochs that an earlier session has finished."""
+        """Training starts or resumes. images: in an epoch. done: epochs that an earlier session has finished."""
 
     def advance(self, images: int, loss: float) -> None:
         """A batch has been trained on."""
@@ -60,7 +60,7 @@ class TrainingObserver:
         """An epoch has ended."""
 
     def warn(self, text: str) -> None:
-        """Something about the whole training that people should know."""
+        """A warning about the whole training run."""
 
     def note(self, text: str) -> None:
         """A choice that was made for the user, such as a default."""
@@ -83,7 +83,7 @@ def is_catastrophic(report: EpochReport, earlier: Sequence[EpochReport]) -> bool
     if peak is None or peak.robust_accuracy is None or peak.fgsm_accuracy is None:
         return False
     risen = fgsm >= peak.fgsm_accuracy.value and fgsm - robust > LESSER_GAP
-    return risen and robust < FALLEN * peak.robust_accuracy.value
+    return risen and robust < DECLINE * peak.robust_accuracy.value
 
 
 def overfitting(reports: Sequence[EpochReport]) -> str | None:

@@ -104,10 +104,10 @@ class Recipe(BaseModel):
         None, "Largest perturbation, for pixels in [0, 1], such as 8/255.", metavar="RADIUS", shown="by dataset"
     )
     epochs: Whole = setting(30, "Passes over the training images.", metavar="N", ge=1)
-    freeze_epochs: Whole = setting(0, "Epochs at the start that train the last layer alone.", metavar="N", ge=0)
-    batch_size: Whole = setting(128, "Images of an optimizer step, over all processes.", metavar="N", ge=2)
+    freeze_epochs: Whole = setting(0, "First epochs, in which only the last layer is trained.", metavar="N", ge=0)
+    batch_size: Whole = setting(128, "Images per optimizer step, over all processes.", metavar="N", ge=2)
     accumulate: Whole = setting(
-        1, "Chunks of a batch whose gradients are accumulated, to save memory.", metavar="N", ge=1
+        1, "Split every batch into N parts and accumulate their gradients, to save memory.", metavar="N", ge=1
     )
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "Optimizer.")
     lr: Real = setting(
@@ -122,16 +122,16 @@ class Recipe(BaseModel):
     weight_decay: Real = setting(5e-4, "Weight decay.", metavar="RATE", ge=0, allow_inf_nan=False)
     schedule: Literal["onecycle", "cosine", "piecewise", "constant"] = setting(
         "onecycle",
-        "Learning-rate schedule; piecewise divides by ten after half and three quarters.",
+        "Learning-rate schedule; piecewise divides the rate by ten after 1/2 and 3/4 of training.",
         shown="onecycle, or cosine for trained weights",
     )
     warmup: Real = setting(
-        0.0, "Share of training in which the learning rate rises; onecycle has its own.", metavar="SHARE", ge=0, lt=1
+        0.0, "Share of training with a rising learning rate; onecycle has its own warmup.", metavar="SHARE", ge=0, lt=1
     )
     eps_warmup: Real = setting(0.0, "Share of training in which eps rises from 0.", metavar="SHARE", ge=0, le=1)
     clip_norm: Real = setting(
         0.0,
-        "Largest norm of the gradient; 0 for no limit.",
+        "Clip the gradient to this norm; 0: no clipping.",
         shown="0, or 1 for trained weights and some methods",
         metavar="NORM",
         ge=0,
@@ -140,7 +140,7 @@ class Recipe(BaseModel):
     label_smoothing: Real = setting(0.0, "Label smoothing.", metavar="SHARE", ge=0, lt=1)
     average: Real = setting(
         0.0,
-        "Decay of averaged weights (EMA), such as 0.999, which are then the result; 0 for none.",
+        "Decay of the weight average (EMA), such as 0.999; the averaged weights are the result. 0: no averaging.",
         metavar="DECAY",
         ge=0,
         lt=1,
@@ -149,7 +149,9 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "Precision of training.", shown="bf16 on GPUs that support it, else fp32"
     )
-    holdout: Real = setting(0.1, "Share of the training images that chooses the epoch.", metavar="SHARE", gt=0, lt=1)
+    holdout: Real = setting(
+        0.1, "Share of the training images held out to choose the epoch.", metavar="SHARE", gt=0, lt=1
+    )
     seed: Whole = setting(0, "Random seed.", metavar="N", ge=0)
     suite: str = setting("standard", "Protocol of the final evaluation.", metavar="NAME[/VERSION]")
 
@@ -233,7 +235,7 @@ LOOP_SETTINGS = (
     "precision",
     "holdout",
 )
-"""Settings that may stand among a method's own, as in `pgd-at:steps=7,epochs=20`."""
+"""Settings of the recipe that may be written with the method, as in `pgd-at:steps=7,epochs=20`."""
 
 
 def _methods(text: str) -> list[tuple[str, dict[str, str]]]:
@@ -310,7 +312,7 @@ def _lift(values: dict[str, Any], where: str) -> dict[str, Any]:
     for key in lifted:
         if key in values:
             raise UserError(
-                f"{where} gives {_dashed(key)} twice: once by itself and once with the method", slug="duplicate-setting"
+                f"{where} gives {_dashed(key)} twice: as a setting and with the method", slug="duplicate-setting"
             )
     return {**values, **lifted, "method": "+".join(_method_text(*method) for method in methods)}
 

@@ -144,7 +144,7 @@ def _load_teacher(
         if recipe.teacher is not None:
             with_teacher = ", ".join(name for name, kind in OBJECTIVES.items() if kind.needs_teacher)
             raise UserError(
-                f"{objective.name} learns from no teacher, but --teacher is {recipe.teacher}: leave it out, or choose "
+                f"{objective.name} does not use a teacher, but --teacher is {recipe.teacher}: leave it out, or choose "
                 f"a method that has one ({with_teacher})",
                 slug="method-without-teacher",
             )
@@ -163,7 +163,7 @@ def _load_teacher(
     teacher_classes = check_fits(model.to(device), name, all_data)
     if teacher_classes != classes:
         raise UserError(
-            f"{name} has {teacher_classes} classes, but the student {classes}: give a teacher of the same",
+            f"{name} has {teacher_classes} classes, but the student {classes}: give a teacher with the same classes",
             slug="teacher-of-other-classes",
         )
     return model

@@ -29,7 +29,7 @@ from robustbench_local.training.snapshot import TrainingState, part
 from robustbench_local.training.task import TrainingTask
 
 MAX_SKIPPED_BATCHES = 5
-"""Training stops after so many batches in a row without a finite gradient."""
+"""Training stops after this many batches in a row without a finite gradient."""
 
 
 class TrainingStep:
@@ -256,12 +256,12 @@ class TrainingStep:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the interrupted training was of another network ({reason}): name another --output",
+                f"the interrupted training used another network ({reason}): name another --output",
                 slug="state-of-another-network",
             ) from None
         self._frozen_copy.invalidate()
 
 
 def _without_functions(state: dict[str, Any]) -> dict[str, Any]:
-    """The schedule's state as JSON can hold it; its functions are created anew."""
+    """The schedule's state as JSON can hold it; its functions are created again."""
     return {name: value for name, value in state.items() if not callable(value)}

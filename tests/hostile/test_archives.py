@@ -174,7 +174,7 @@ def test_a_mapping_within_itself_is_looked_at_once(tmp_path):
 def test_sizes_beyond_sense_build_no_network():
     for size in (0, MOST_CLASSES + 1):
         shape = Checkpoint.from_content({"3.weight": torch.empty(size, 8, device="meta")}, "w.pt")
-        with pytest.raises(UserError, match="1 to 100,000 make sense"):
+        with pytest.raises(UserError, match="1 to 100,000 are allowed"):
             infer_size(shape, lambda count: nn.Sequential(*valid_files.network()[:3], nn.Linear(8, count)), (10, 11))
 
 
@@ -552,7 +552,7 @@ def test_onnx_weights_come_from_beside_the_model_only(tmp_path, inside):
     for location in ("../weights.bin", str(tmp_path / "weights.bin"), "link.bin", "/dev/zero", ".", "", "absent"):
         path = external(tmp_path, location, 192, inside)
         refused(lambda path: load_classifier(str(path)), path, "no plain file in its")
-    refused(lambda path: load_classifier(str(path)), external(tmp_path, "weights.bin", 2**40, inside), "not so many")
+    refused(lambda path: load_classifier(str(path)), external(tmp_path, "weights.bin", 2**40, inside), "has fewer")
     classifier = load_classifier(str(external(tmp_path, "weights.bin", 192, inside)))
     assert torch.allclose(classifier(torch.ones(2, 1, 4, 4)), torch.full((2, 3), 16.0))
 

@@ -79,7 +79,7 @@ def test_searches_that_make_no_sense_are_one_sentence(texts, sentence):
         ("arch=cnn-small,cnn-smal", "unknown architecture 'cnn-smal'"),
         ("batch-size=32,5000", "fewer than one batch of 5000"),
         ("method=pgd-at;standard", "cannot be compared"),
-        ("teacher=digits-cnn", "pgd-at learns from no teacher"),
+        ("teacher=digits-cnn", "pgd-at does not use a teacher"),
     ],
 )
 def test_what_is_wrong_with_the_last_combination_is_found_before_the_first(text, sentence, tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path):
 def test_the_snapshot_of_another_network_is_refused():
     snapshot = training("plain").run().saved[-1]
     for model in (network(norm=False), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))):
-        with pytest.raises(UserError, match="was of another network") as caught:
+        with pytest.raises(UserError, match="used another network") as caught:
             Training(model, epochs=EPOCHS).run(resume=snapshot)
         assert "\n" not in str(caught.value)
 

@@ -103,7 +103,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # the library raises others of types that torch does not have
         raise UserError(
-            f"{path} is not a readable safetensors file ({reason(error)}): it is cut off or of "
+            f"{path} is not a readable safetensors file ({reason(error)}): it is truncated or of "
             "another kind; get it again, or rename it with the right suffix",
             slug="checkpoint-damaged",
         ) from None
@@ -122,7 +122,7 @@ def _read_torch(path: Path) -> object:
         raise UserError(_refusal(path, str(error)), slug="checkpoint-not-plain") from None
     except Exception as error:  # the restricted unpickler calls torch's constructors with whatever the file says
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason(error)}): it is cut off, damaged or of "
+            f"{path} cannot be read as a checkpoint ({reason(error)}): it is truncated, damaged or of "
             "another kind; get it again and compare its size with the original's",
             slug="checkpoint-damaged",
         ) from None

@@ -18,7 +18,7 @@ Attributes = dict[str, Any]
 MOST_VALUES = 1_000
 """Values of an integer tensor that may be folded: shapes are short, and folding must not allocate much."""
 Value = npt.NDArray[np.object_]
-"""A small integer tensor; None stands for a size that is known only when the graph runs, such as the batch's."""
+"""A small integer tensor; None: a size that is known only when the graph runs, such as the batch size."""
 
 
 def fold_constants(model: ModelProto) -> None:

@@ -29,8 +29,8 @@ def load_onnx(path: Path) -> LoadedModel:
     """An ONNX graph as a module; the input's shape is the graph's.
 
     Where onnxruntime is installed, the module's outputs are compared with its. Raises UserError without the `onnx`
-    extra, for a damaged file, an operator that onnx2torch does not know, a graph that does not take one batch of images
-    N×C×H×W, and a converted graph that computes something else.
+    extra, for a damaged file, an operator that onnx2torch does not support, a graph that does not take one batch of
+    images N×C×H×W, and a converted graph that computes something else.
     """
     check_file(path)
     require_plain_file(path, MOST_ONNX)
@@ -38,7 +38,7 @@ def load_onnx(path: Path) -> LoadedModel:
         import onnx2torch
     except ImportError:
         raise UserError(
-            f"{path}: ONNX models need two packages more: pip install 'robustbench-local[onnx]'", slug="missing-extra"
+            f"{path}: ONNX models need two more packages: pip install 'robustbench-local[onnx]'", slug="missing-extra"
         ) from None
     from robustbench_local.models.loaders.onnx_constants import fold_constants
 
@@ -75,7 +75,7 @@ def _read(path: Path) -> ModelProto:
         raise
     except Exception as error:  # protobuf's own errors, and missing external data
         raise UserError(
-            f"{path} cannot be read as ONNX ({reason(error)}): it is cut off or of another kind, or "
+            f"{path} cannot be read as ONNX ({reason(error)}): it is truncated or not an ONNX file, or "
             "the file with its weights is not beside it",
             slug="onnx-unreadable",
         ) from None
@@ -110,7 +110,7 @@ def _check_beside(path: Path, external: dict[str, str]) -> None:
     start, length = int(external.get("offset") or 0), int(external.get("length") or 0)
     if min(start, length) < 0 or start + length > beside.stat().st_size:
         raise UserError(
-            f"{path} takes {length:,} bytes from {quoted(location)}, which has not so many; get both again",
+            f"{path} takes {length:,} bytes from {quoted(location)}, which has fewer; get both files again",
             slug="onnx-external-weights",
         )
 
@@ -171,7 +171,7 @@ def _require_same_outputs(path: Path, module: nn.Module, shape: tuple[int, int, 
             outputs = module(images)
     except Exception as error:  # converted code raises any type
         raise UserError(
-            f"{path}: the graph that onnx2torch made fails ({type(error).__name__}: {reason(error)}), while "
+            f"{path}: the graph converted by onnx2torch fails ({type(error).__name__}: {reason(error)}), while "
             "onnxruntime runs the original; give the model as path/file.py:FACTORY",
             slug="onnx-conversion",
         ) from None
@@ -180,7 +180,7 @@ def _require_same_outputs(path: Path, module: nn.Module, shape: tuple[int, int, 
     difference = float((outputs - expected).abs().max()) if outputs.shape == expected.shape else float("inf")
     if not difference <= TOLERANCE * max(size, 1e-6):
         raise UserError(
-            f"{path}: the graph that onnx2torch made computes something else than onnxruntime (outputs of up to "
+            f"{path}: the graph converted by onnx2torch differs from onnxruntime (outputs of up to "
             f"{size:.3g} differ by {difference:.3g}); give the model as path/file.py:FACTORY",
             slug="onnx-conversion-differs",
         )

@@ -41,7 +41,7 @@ class Match:
     """Tensors of one mapping under a module's names.
 
     state: everything under one prefix of the mapping's names; names that the module lacks are kept. prefix: that
-    prefix, dropped. added: what all of the module's names begin with and the file lacks. names: what the used tensors
+    prefix, dropped. added: a prefix of all the module's names that the file's names lack. names: what the used tensors
     are called in the mapping. score: how many names agree, those with equal shapes counted twice. complete: every
     weight of the module is there with its shape.
     """
@@ -278,7 +278,7 @@ def _sensible(size: int, name: str) -> int:
     if not 1 <= size <= MOST_CLASSES:
         raise UserError(
             f"the checkpoint's {quoted(name)} would make a network of {size:,} classes or channels, but 1 to "
-            f"{MOST_CLASSES:,} make sense: give another checkpoint",
+            f"{MOST_CLASSES:,} are allowed: give another checkpoint",
             slug="checkpoint-size",
         )
     return size

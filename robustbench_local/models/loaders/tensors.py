@@ -36,7 +36,7 @@ def require_short_names(names: Iterable[str], source: str) -> None:
         if len(name) > LONGEST_NAME:
             raise UserError(
                 f"{source}: a tensor's name has {len(name):,} characters ({quoted(name)}), but no more than "
-                f"{LONGEST_NAME:,} make sense; get the file again from where you trust it",
+                f"{LONGEST_NAME:,} are allowed; get the file again from a source you trust",
                 slug="tensor-name-too-long",
             )
 
@@ -61,7 +61,7 @@ def require_backed(state: State, source: str) -> None:
         if unbacked > MOST_UNBACKED:
             raise UserError(
                 f"{source}: {quoted(key)} claims {value.numel():,} values ({shape_text(value.shape)}), far "
-                "more than the file holds; get it again from where you trust it",
+                "more than the file holds; get it again from a source you trust",
                 slug="tensor-larger-than-file",
             )
 

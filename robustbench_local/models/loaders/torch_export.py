@@ -120,7 +120,7 @@ def _checked_copy(path: Path) -> io.BytesIO:
     """A copy of the archive in which every part was checked."""
     if not zipfile.is_zipfile(path):
         raise UserError(
-            f"{path} is not an exported program: it is cut off or of another kind; get it again",
+            f"{path} is not an exported program: it is truncated or of another kind; get it again",
             slug="not-an-exported-program",
         )
     copy = io.BytesIO()

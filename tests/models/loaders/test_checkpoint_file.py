@@ -173,7 +173,7 @@ def saved(value) -> bytes:
         (b'{"error": "Repository not found"}', "is a text file"),
         (b"\x1f\x8b\x08\x00abc", "compressed or tar archive"),
         (b"", "is empty"),
-        (saved(STATE)[:2000], "cut off, damaged"),
+        (saved(STATE)[:2000], "truncated, damaged"),
         (bytes(range(128, 256)) * 8, "is not a checkpoint"),
         (saved(3), "holds no weights, but a int"),
         (saved({}), "holds no weights, but an empty dict"),
@@ -198,7 +198,7 @@ def test_truncated_files_of_every_format(tmp_path):
     for name in ("old.pth", "new.safetensors"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[:-9])
-        with pytest.raises(UserError, match="cut off"):
+        with pytest.raises(UserError, match="truncated"):
             read_checkpoint(tmp_path / name)
 
 
