@@ -1,9 +1,9 @@
-"""PGD-50 on a ResNet-18 at 32×32: this project beside a bare loop and beside peers, interleaved in one run.
+"""PGD-50 on a ResNet-18 at 32×32: this project, a minimal loop and peers, interleaved in one run.
 
     python benchmarks/attack_speed.py [--steps 50] [--images 16] [--rounds 5]
 
 Everybody does the same work: L∞ 8/255, steps of 2/255 from a random start, no sample dropped. The bare loop is the
-floor: so many forwards and gradients to the input, parameters frozen. Ratios are taken within each round, because
+floor: as many forward passes and input gradients, parameters frozen. Ratios are taken within each round, because
 these machines drift; the median of the rounds and its range are printed and written to benchmarks/results/.
 """
 

@@ -20,7 +20,7 @@ def percent(rate: float) -> str:
 
 
 def error_rates(content: dict[str, Any]) -> list[str]:
-    """The worst error rate of each part, beside that of the simpler rule."""
+    """The worst error rate of each part, and that of the simpler rule."""
     lines = ["| what | at worst | naive, at worst | where |", "|---|---|---|---|"]
 
     def worst(part: str, what: str, key: str, naive: str | None, where: Callable[[dict[str, Any]], str]) -> None:

@@ -5,7 +5,7 @@
 makes, from the folder of shared files that $ROBUST_SHARED names (by default ../shared beside the checkout):
 `cifar10-{train,test}.npz` (stored as JPEG there, so pixels differ a little from the canonical ones),
 `gtsrb-{train,test}.npz` (every third frame of the training tracks, whose frames form groups),
-`fashion-{train,test}.npz`, and the canonical Fashion-MNIST where `--data fashion-mnist --data-dir FOLDER` looks for it.
+`fashion-{train,test}.npz`, and the canonical Fashion-MNIST where `--data fashion-mnist --data-dir FOLDER` reads it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rich.table import Table
 
 Row = dict[str, Any]
 NAMED = 6
-"""So many samples are listed one by one."""
+"""Up to this many samples are listed by index."""
 WIDTH = 110
 """Columns that the tables need; a pipe is taken to have 80."""
 
@@ -33,7 +33,7 @@ def show(rows: list[Row], *, base: str, reference: str) -> None:
     for subject, mine in groupby(rows, itemgetter("subject")):
         found = {row["attacker"]: row for row in mine}
         console.print(_table(subject, found, base, reference))
-    console.print(f"×: the cost over that of {base}. -N: fell here, stands under {reference}; +N: the reverse.")
+    console.print(f"×: the cost over that of {base}. -N: fooled here, robust under {reference}; +N: the reverse.")
 
 
 def _table(subject: str, found: dict[str, Row], base: str, reference: str) -> Table:
@@ -81,7 +81,7 @@ def _listed(sign: str, samples: list[int]) -> str:
 def draw(rows: list[Row], path: Path) -> None:
     """One panel per subject: cost per image to the right, robust accuracy upwards, so the best is at the lower left.
 
-    Names stand in one legend: attackers of equal strength lie on one line, where labels would cover each other.
+    Names are in one legend: attackers of equal strength are on one line, where labels would overlap.
     """
     import matplotlib
 

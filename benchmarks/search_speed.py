@@ -1,4 +1,4 @@
-"""PGD-50 with everything on – folded, channels-last, bfloat16, dropping – beside the bare float32 loop and the toolbox.
+"""PGD-50 with everything on – folded, channels-last, bfloat16, dropping – compared with a minimal float32 loop and ART.
 
     python benchmarks/search_speed.py [--images 200] [--rounds 3] [--threads 1]
 
@@ -110,7 +110,7 @@ def timed(contenders: dict[str, Callable], call: Callable, rounds: int) -> dict[
 
 
 def whole_answer(model: Classifier, dataset, eps: float, rounds: int) -> dict:
-    """The robust accuracy after PGD-50 in two ways: seconds, standing samples, verdicts alike."""
+    """The robust accuracy after PGD-50 in two ways: seconds, robust samples, equal verdicts."""
     images, labels = dataset.images(range(len(dataset))), dataset.labels
     attack = bare_loop(model, eps, STEPS)
 

@@ -1,4 +1,4 @@
-"""Strength and cost of this project's suites beside peers: same models, same images, one process.
+"""Strength and cost of this project's suites compared with peers: same models, same images, one process.
 
     python benchmarks/strength.py [--images 200] [--subjects NAME…] [--attackers NAME…] [--output JSON] [--plot PNG]
 
@@ -53,7 +53,7 @@ SUBJECTS = (
     "quantised-input",
     "digits-cnn",
 )
-"""What is compared where nothing is named."""
+"""The default comparison."""
 
 Row = dict[str, Any]
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -103,7 +103,7 @@ def pyautoattack(model: nn.Module, threat_model: ThreatModel, classes: int) -> A
 
 
 def _toolbox(kind: str, model: nn.Module, threat_model: ThreatModel, classes: int, **settings: Any) -> Attack:
-    """adversarial-robustness-toolbox, which wants the shape of the images and labels as one-hot rows."""
+    """adversarial-robustness-toolbox, which needs the image shape, and labels as one-hot rows."""
     import art.attacks.evasion
     from art.estimators.classification import PyTorchClassifier
 
@@ -171,7 +171,7 @@ def torchattacks_autoattack(model: nn.Module, threat_model: ThreatModel, classes
 
 
 def _adversarial_library() -> types.ModuleType:
-    """adv-lib's attacks. They import a plotting server that they only use where it is asked for."""
+    """adv-lib's attacks. They import a plotting server that they use only on request."""
     sys.modules.setdefault("visdom", types.ModuleType("visdom"))
     import adv_lib.attacks
 
@@ -242,7 +242,7 @@ def run_ours(suite: str, classifier: Classifier, dataset: Dataset, threat_model:
 def run_peer(peer: Peer, classifier: Classifier, dataset: Dataset, threat_model: ThreatModel) -> Row:
     images, labels = dataset.images(range(len(dataset))), dataset.labels
     counted = Metered(classifier)
-    counted.training = False  # foolbox asks; the classifier inside is in eval mode whatever this says
+    counted.training = False  # foolbox checks this; the classifier inside is always in eval mode
     torch.manual_seed(0)
     np.random.seed(0)  # the toolbox draws from it
     with torch.no_grad():
@@ -294,7 +294,7 @@ def run_one(attacker: str, classifier: Classifier, dataset: Dataset, threat_mode
 
 
 def made_by(attacker: str) -> str | None:
-    """What tells one version of an attacker from another, None where it is not installed or does not exist."""
+    """The version of an attacker; None if it is not installed or does not exist."""
     try:
         if attacker in OURS:
             return resolve_suite(attacker.removeprefix("robust "))[0].sha256
@@ -327,7 +327,7 @@ class Record:
         key = ("subject", "attacker", "images")
         self.rows = [old for old in self.rows if any(old[name] != row[name] for name in key)] + [row]
         head = {
-            "what": "robust counts, passes in images, seconds; indices of the samples that stand",
+            "what": "robust counts, passes in images, seconds; indices of the robust samples",
             "date": _now(),
             "machine": self.machine,
         }
@@ -370,8 +370,8 @@ def compare(
                 found = run_one(attacker, classifier, dataset, subject.threat_model)
                 row = {**settings, "about": subject.about, "date": _now(), **found}
                 record.enter(row)
-                told = row.get("error") or f"{row['robust']}/{row['images']} stand, {row['seconds']:.1f} s"
-                print(f"{subject.name}  {attacker}: {told}", file=sys.stderr, flush=True)
+                outcome = row.get("error") or f"{row['robust']}/{row['images']} robust, {row['seconds']:.1f} s"
+                print(f"{subject.name}  {attacker}: {outcome}", file=sys.stderr, flush=True)
             rows.append(row)
     return rows
 
@@ -383,8 +383,8 @@ def warm_up() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Strength and cost beside peers.")
-    parser.add_argument("--images", type=int, default=200, help="the first so many of each subject's images")
+    parser = argparse.ArgumentParser(description="Strength and cost compared with peers.")
+    parser.add_argument("--images", type=int, default=200, help="number of images of each subject, the first ones")
     parser.add_argument("--subjects", nargs="+", metavar="NAME", help="by default a choice; 'all' for every one")
     parser.add_argument(
         "--attackers", nargs="+", metavar="NAME", choices=list(ATTACKERS), help=f"of: {', '.join(ATTACKERS)}"
@@ -392,20 +392,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "strength.json")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where trained subjects lie")
-    parser.add_argument("--again", action="store_true", help="run rows anew that are there already")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="directory of the trained subjects")
+    parser.add_argument("--again", action="store_true", help="run existing rows again")
     options = parser.parse_args()
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
     torch.set_num_threads(options.threads)
     known = all_subjects()
-    wanted = list(known) if options.subjects == ["all"] else options.subjects or [*SUBJECTS]
-    for name in wanted:
+    names = list(known) if options.subjects == ["all"] else options.subjects or [*SUBJECTS]
+    for name in names:
         if name not in known:
             print(f"skipped: {name}: {missing() or 'there is no such subject'}", file=sys.stderr)
     attackers = options.attackers or [name for name, usual in ATTACKERS.items() if usual]
     rows = compare(
-        [known[name] for name in wanted if name in known],
+        [known[name] for name in names if name in known],
         attackers,
         options.images,
         Record(options.output),

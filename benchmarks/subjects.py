@@ -2,7 +2,7 @@
 
     python benchmarks/subjects.py [--folder runs/subjects] [NAME…]
 
-trains whatever is missing and lists the subjects. Seeds are fixed; weights lie as safetensors in the folder, one
+trains the missing subjects and lists all. Seeds are fixed; weights are safetensors files in the folder, one
 subfolder per model. Images and published checkpoints come from $ROBUST_SHARED (by default ../shared beside the
 checkout); where that is absent, only the bundled digits model is left.
 """
@@ -94,15 +94,15 @@ def _published() -> list[Subject]:
 
 
 def _written(eps: float) -> str:
-    """Eps as the field writes it: with few decimals, else in grey levels."""
+    """Eps as papers write it: with few decimals, else in gray levels."""
     return f"{eps:g}" if round(eps, 4) == eps else f"{round(eps * 255)}/255"
 
 
 def _load_published(entry: dict[str, Any], folder: Path) -> Classifier:  # noqa: ARG001 – these are not trained
-    normalisation = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
+    normalization = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
     published = SHARED / "published"
     factory = f"{published / 'architectures.py'}:{entry['architecture']}"
-    return load_classifier(factory, checkpoint=published / entry["file"], normalize=normalisation)
+    return load_classifier(factory, checkpoint=published / entry["file"], normalize=normalization)
 
 
 def _npz(path: Path, folder: Path) -> Dataset:  # noqa: ARG001
@@ -140,7 +140,7 @@ def _trained() -> list[Subject]:
         ),
         subject(
             "quantised-input",
-            f"masks gradients: {LEVELS} grey levels, gradient 0",
+            f"masks gradients: {LEVELS} gray levels, gradient 0",
             lambda: Quantised(_small()),
             _train_quantised,
         ),
@@ -202,7 +202,7 @@ def _train_cifar(making: Path) -> nn.Module:
 
 
 def _hardened(recipe: Recipe, making: Path) -> nn.Module:
-    """The network of the epoch that stood up best."""
+    """The network of the epoch with the best robust accuracy."""
     module = run_training(recipe, making, runtime=RuntimeSettings(device="cpu")).start.network.module
     read_weights(making / WEIGHTS, module)
     return module
@@ -228,8 +228,8 @@ def _train_distilled(making: Path) -> nn.Module:
 
     def soft(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
         with torch.no_grad():
-            told = (teacher(images) / TEMPERATURE).softmax(1)
-        return F.cross_entropy(model(images) / TEMPERATURE, told)
+            soft_labels = (teacher(images) / TEMPERATURE).softmax(1)
+        return F.cross_entropy(model(images) / TEMPERATURE, soft_labels)
 
     return _fit(_small, soft, making.parent, rate=5e-3)
 
@@ -247,7 +247,7 @@ def _train_smoothed(making: Path) -> nn.Module:
 
 
 class Quantised(nn.Module):
-    """Rounds images to a few grey levels before the network sees them; the gradient of that is 0 everywhere."""
+    """Rounds images to a few gray levels in front of the network; the gradient of that is 0 everywhere."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -265,7 +265,7 @@ def _train_quantised(making: Path) -> nn.Module:
 
 
 def _fit(build: Builder, loss: Loss, folder: Path, *, epochs: int = 4, rate: float = 2e-3) -> nn.Module:
-    """A network fitted to the Fashion-MNIST training images; the caller's random numbers go on as if it had not."""
+    """A network fitted to the Fashion-MNIST training images; the caller's random state is not changed."""
     images, labels = _fashion_images(fashion("train", folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,8 +1,8 @@
-"""What adversarial training costs, beside the bare arithmetic and beside adversarial-robustness-toolbox.
+"""What adversarial training costs, compared with a minimal loop and with adversarial-robustness-toolbox.
 
     python benchmarks/training_speed.py [--rounds 7] [--part cost peer] [--setting digits …] [--methods pgd-at …]
 
-cost: one step of PGD-10 training and of N-FGSM, beside the least there is to compute: as many forward and backward
+cost: one step of PGD-10 training and of N-FGSM, compared with the minimum computation: as many forward and backward
 passes in a loop of ten lines. Contenders take turns in every round, ratios are taken within a round.
 peer: the same network, images, epochs and attack steps trained here and by the toolbox's two trainers, in turn; robust
 accuracy is that of standard/1 on the same test images. The toolbox gets the better of two optimizers: this project's
@@ -48,7 +48,7 @@ EPS, STEPS = 8 / 255, 10
 Step = Callable[[], None]
 
 
-# One step beside the bare arithmetic.
+# One step compared with a minimal loop.
 
 
 def network(name: str) -> NormalizedModel:
@@ -57,7 +57,7 @@ def network(name: str) -> NormalizedModel:
 
 
 def bare(model: nn.Module, batch: Batch, steps: int) -> Step:
-    """PGD training as it stands in the papers: an attack in eval mode on frozen weights, then one step of SGD."""
+    """PGD training as in the papers: an attack in eval mode on frozen weights, then one step of SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def step() -> None:
@@ -136,7 +136,7 @@ def step_costs(name: str, size: int, rounds: int, device: torch.device) -> dict[
     return rows
 
 
-# Whole trainings beside the toolbox.
+# Whole trainings compared with ART.
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list
 
 
 def cost(names: list[str]) -> None:
-    """Passes of preflight and diagnostics beside those of autoattack/1 on the same images."""
+    """Passes of preflight and diagnostics compared with those of autoattack/1 on the same images."""
     for name, subject in all_subjects().items():
         if name not in names:
             continue

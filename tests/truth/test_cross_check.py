@@ -19,11 +19,11 @@ MODEL, EPS, STEP, STEPS = "sdp_cifar_cnn_a_adv", 2 / 255, 0.5 / 255, 50
 def problem(shared):
     folder = shared / "published"
     entry = next(e for e in json.loads((folder / "manifest.json").read_text())["models"] if e["name"] == MODEL)
-    normalisation = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
+    normalization = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
     classifier = load_classifier(
         f"{folder / 'architectures.py'}:{entry['architecture']}",
         checkpoint=folder / entry["file"],
-        normalize=normalisation,
+        normalize=normalization,
     )
     return classifier, load_dataset(f"npz:{folder / 'images' / 'cifar10_sdp200.npz'}")
 

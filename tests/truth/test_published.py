@@ -32,9 +32,9 @@ def checks():
 
 
 def load(entry):
-    normalisation = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
+    normalization = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
     factory = f"{FOLDER / 'architectures.py'}:{entry['architecture']}"
-    return load_classifier(factory, checkpoint=FOLDER / entry["file"], normalize=normalisation)
+    return load_classifier(factory, checkpoint=FOLDER / entry["file"], normalize=normalization)
 
 
 @pytest.fixture(scope="module", autouse=True)

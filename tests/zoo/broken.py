@@ -86,7 +86,7 @@ def saturated(on: Task) -> nn.Module:
 
 
 class Quantised(nn.Module):
-    """Rounds images to a few grey levels; the gradient of that is 0 everywhere."""
+    """Rounds images to a few gray levels; the gradient of that is 0 everywhere."""
 
     def __init__(self, core: nn.Module, levels: int):
         super().__init__()

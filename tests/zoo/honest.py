@@ -114,14 +114,14 @@ def published_honest() -> list[Honest]:
 
 
 def _written(eps: float) -> str:
-    """Eps as the field writes it: with few decimals, else in grey levels."""
+    """Eps as papers write it: with few decimals, else in gray levels."""
     return f"{eps:g}" if round(eps, 4) == eps else f"{round(eps * 255)}/255"
 
 
 def _load_published(folder: Path, entry: dict[str, Any]) -> Classifier:
-    normalisation = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
+    normalization = ":".join(",".join(map(repr, entry["normalisation"][key])) for key in ("mean", "std"))
     factory = f"{folder / 'architectures.py'}:{entry['architecture']}"
-    return load_classifier(factory, checkpoint=folder / entry["file"], normalize=normalisation)
+    return load_classifier(factory, checkpoint=folder / entry["file"], normalize=normalization)
 
 
 def _images_of(path: Path) -> Dataset:
