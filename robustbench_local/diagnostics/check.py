@@ -38,7 +38,7 @@ class Outcome:
     @functools.cached_property
     def robust_probe(self) -> ProbeSet:
         """A few of the robust images; may be empty."""
-        return self.probe.chosen(self.robust).first(MOST_IN_WIDE_BALLS)
+        return self.probe.subset(self.robust).first(MOST_IN_WIDE_BALLS)
 
     @functools.cached_property
     def fooled_by_one_step(self) -> Tensor:

@@ -40,9 +40,9 @@ class ProbeSet:
 
     def first(self, count: int) -> ProbeSet:
         """The first images, at most `count`."""
-        return self.chosen(torch.arange(len(self), device=self.labels.device) < count)
+        return self.subset(torch.arange(len(self), device=self.labels.device) < count)
 
-    def chosen(self, rows: Tensor) -> ProbeSet:
+    def subset(self, rows: Tensor) -> ProbeSet:
         """The images of some rows. rows: bool [rows]."""
         return replace(self, images=self.images[rows], labels=self.labels[rows], indices=self.indices[rows])
 
