@@ -162,13 +162,13 @@ def _resuming(output: Path, resume: bool, screen: Console) -> Iterator[None]:
     def say(text: str) -> None:
         screen.print(text, soft_wrap=True, markup=False)
 
-    if resume and not journals(output):
-        if output.exists():
-            say(f"{output} is complete: there is nothing left to do")
-        else:
-            say(f"there is no interrupted run of {output} to resume: this run starts from the beginning")
+    completed = resume and not journals(output) and output.exists()
+    if resume and not journals(output) and not completed:
+        say(f"there is no interrupted run of {output} to resume: this run starts from the beginning")
     try:
         yield
+        if completed:
+            say(f"{output} is complete: there is nothing left to do")
     except (KeyboardInterrupt, UserError) as error:
         if journals(output) and not (resume and isinstance(error, UserError)):
             say(f"the results so far are kept: run the same command with --output {output} --resume to continue")
@@ -192,7 +192,7 @@ def _stopping_rule(name: str | None, threat_model: ThreatModel) -> GateStoppingR
     from robustbench_local.gates.config import read_gate
     from robustbench_local.gates.stopping import stopping_rule
 
-    return stopping_rule(read_gate(name), name, threat_model_info(threat_model))
+    return stopping_rule(read_gate(name, option="--until-gate"), name, threat_model_info(threat_model))
 
 
 def _new_file(*parts: str) -> Path:

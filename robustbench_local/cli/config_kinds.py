@@ -27,7 +27,7 @@ def require_kind(settings: Collection[str], allowed: Collection[str], where: str
 
 
 def require_kind_of_file(name: str, kind: str, option: str) -> None:
-    """Raise UserError where the file of that name is of another kind; a name of no file is a shipped one."""
+    """Raise UserError where the file of that name is of another kind; a name of no file is a bundled one."""
     from robustbench_local.io.settings import read_settings
 
     if Path(name).is_file():

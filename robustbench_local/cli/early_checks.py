@@ -95,19 +95,31 @@ def check_attack(text: str) -> None:
 
 
 def check_method(text: str) -> None:
-    """`--method NAME[:KEY=VALUE,…][+awp]`: the names, and the names and types of the settings."""
-    from robustbench_local.cli.source_registry import method_settings
+    """`--method NAME[:KEY=VALUE,…][+ADD-ON…]`: the names, and the names and types of the settings."""
+    from robustbench_local.cli.source_registry import add_on_settings, method_settings
     from robustbench_local.specs import build, parse_spec
 
-    available = method_settings()
-    for part in text.split("+"):
+    methods, add_ons = method_settings(), add_on_settings()
+    for number, part in enumerate(text.split("+")):
         name, settings = parse_spec(part)
-        if name not in available:
+        if number == 0 and name in add_ons:
             raise UserError(
-                f"--method: unknown method {name!r}: choose one of {', '.join(available)}.{nearest(name, available)}",
+                f"--method {name}: {name} is an add-on; write it behind a method, as in trades+{name} "
+                f"({', '.join(methods)})",
+                slug="add-on-without-method",
+            )
+        if number == 0 and name not in methods:
+            raise UserError(
+                f"--method: unknown method {name!r}: choose one of {', '.join(methods)}.{nearest(name, methods)}",
                 slug="unknown-method",
             )
-        build(available[name], settings, f"--method {name}")
+        if number > 0 and name not in add_ons:
+            raise UserError(
+                f"--method {text}: {name!r} is not an add-on: choose from {', '.join(add_ons)}."
+                f"{nearest(name, add_ons)}",
+                slug="unknown-add-on",
+            )
+        build((add_ons if number else methods)[name], settings, f"--method {name}")
 
 
 def check_defense(text: str) -> None:
@@ -217,7 +229,7 @@ def check_gate(text: str) -> None:
     from robustbench_local.gates.config import read_gate
 
     require_kind_of_file(text, GATE, "--until-gate")
-    read_gate(text)
+    read_gate(text, option="--until-gate")
 
 
 CHECKS: dict[str, Callable[[str], None]] = {

@@ -54,7 +54,7 @@ def _fraction(ctx: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option("--require", metavar="SUITE[/VERSION]", help="Weakest protocol that is accepted.")
 @click.option(
-    "--gate", "gate_name", metavar="FILE|NAME", help="Gate file, or a shipped gate; options override its settings."
+    "--gate", "gate_name", metavar="FILE|NAME", help="Gate file, or a bundled gate; options override its settings."
 )
 @click.option(
     "--alpha",

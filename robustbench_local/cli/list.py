@@ -24,9 +24,10 @@ def _datasets() -> list[tuple[str, str]]:
 
 
 def _attacks() -> list[tuple[str, str]]:
-    """The attacks with their settings and defaults, then the suites with their attacks."""
+    """The attacks with what they do, their settings and defaults, then the suites with their attacks."""
     import dataclasses
 
+    from robustbench_local.attacks.registry import summary
     from robustbench_local.attacks.suites import SUITES
     from robustbench_local.engine.art_attacks import art_attack, art_names
     from robustbench_local.engine.protocol import OWN_ATTACKS
@@ -34,7 +35,7 @@ def _attacks() -> list[tuple[str, str]]:
     def settings(kind: type) -> str:
         return ", ".join(f"{field.name.replace('_', '-')}={field.default}" for field in dataclasses.fields(kind))
 
-    rows = [(name, settings(kind)) for name, kind in OWN_ATTACKS.items()]
+    rows = [(name, f"{summary(kind)} {settings(kind)}") for name, kind in OWN_ATTACKS.items()]
     rows += [(f"art/{name}", settings(art_attack(name))) for name in art_names()]
     rows += [("path/file.py:FUNCTION", "your own: (model, images, labels, threat_model, seed) -> images")]
     return rows + [

@@ -28,7 +28,21 @@ def attack_settings() -> dict[str, type]:
 
 @functools.cache
 def method_settings() -> dict[str, type]:
-    """Every training method and every add-on of a method by name, as a dataclass with the same fields."""
+    """Every training method by name, as a dataclass with the same fields."""
+    return {name: kind for name, kind in _defense_settings().items() if name not in add_on_settings()}
+
+
+@functools.cache
+def add_on_settings() -> dict[str, type]:
+    """Every add-on of a training method by name, as a dataclass with the same fields."""
+    classes = (node for path in _sources("defenses") for node in _classes(path))
+    add_ons = {node.name for node in classes if "ADD_ONS.register" in map(ast.unparse, node.decorator_list)}
+    return {name: kind for name, kind in _defense_settings().items() if kind.__name__ in add_ons}
+
+
+@functools.cache
+def _defense_settings() -> dict[str, type]:
+    """The training methods and the add-ons."""
     return _settings_classes(_sources("defenses"), _exported("defenses"))
 
 

@@ -362,8 +362,8 @@ def _layers(trace: GradientTrace, *, missing: bool) -> Diagnostic:
         slug=checks.LAYERS,
         status="warn" if causes else "pass",
         value=causes or "all",
-        advice=f"gradients end in {causes}, which hides adversarial examples from gradient attacks and does not remove "
-        "them: attacks need a surrogate gradient there (BPDA)"
+        advice=f"gradients stop here: {causes}. This hides adversarial examples from gradient attacks but does not "
+        "remove them: attacks need a surrogate gradient there (BPDA)"
         if causes
         else "",
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_local.display.fitted_table import Row, fitted_table
+from robustbench_local.display.result_table import spaced
 from robustbench_local.io.escape import plain
 from robustbench_local.results.compare import Change, Comparison, Pair
 from robustbench_local.results.pairing import Flip
@@ -118,7 +119,7 @@ def _attacks(screen: Console, comparison: Comparison) -> None:
     for name in names:
         table.add_column(Text(plain(name)), justify="right", min_width=6, overflow="fold")
     for each in comparison.attacks:
-        attack = each.attack.replace(",", ", ").replace(":", ": ")
+        attack = spaced(each.attack)
         table.add_row(Text(plain(attack)), *("–" if left is None else f"{left:.1%}" for left in each.left))
     screen.print(table)
 

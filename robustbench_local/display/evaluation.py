@@ -72,7 +72,11 @@ def show_result(screen: Console, result: Result) -> None:
     screen.print(result_table(result, screen.width))
     _show_protocol(screen, result)
     _show_verdict(screen, result)
-    show_findings(screen, [each for each in result.diagnostics if each.status in ("warn", "fail")])
+    show_findings(screen, [each for each in result.diagnostics if _deserves_a_line(each)])
+
+
+def _deserves_a_line(finding: Diagnostic) -> bool:
+    return finding.status in ("warn", "fail") or (finding.status == "pass" and bool(finding.advice))
 
 
 def _show_protocol(screen: Console, result: Result) -> None:
@@ -108,12 +112,11 @@ def was_assessed(result: Result) -> bool:
 
 
 def show_findings(screen: Console, findings: Sequence[Diagnostic]) -> None:
-    """One line for each check: PASS, WARN, FAIL or SKIPPED, its outcome, and the measured value or the advice."""
+    """One line for each check: PASS, WARN, FAIL or SKIPPED, its outcome, and the measured value and the advice."""
     for each in findings:
-        detail = ""
-        if each.status in ("warn", "fail", "skipped"):
-            detail = f": {each.advice}" if each.advice else ""
-        elif each.value is not None:
-            detail = f" ({each.value:.4g})" if isinstance(each.value, float) else f" ({each.value})"
+        detail = f": {each.advice}" if each.advice else ""
+        if each.status == "pass" and each.value is not None:
+            value = f"{each.value:.4g}" if isinstance(each.value, float) else str(each.value)
+            detail = f" ({value}){detail}"
         screen.print(f"[{COLORS[each.status]}]{each.status.upper():<8}[/]", end="")
         screen.print(plain(f"{each.sentence}{detail}"), markup=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.table import Table
 
 from robustbench_local.display.fitted_table import Row, fitted_table
@@ -16,6 +18,11 @@ def result_table(result: Result, width: int) -> Table:
     return fitted_table(HEADING, _rows(result), LAYOUTS, width, name=24)
 
 
+def spaced(attack: str) -> str:
+    """The name of an attack with spaces where it may wrap: before its settings and between them."""
+    return re.sub(r":(?=[\w-]+=)", ": ", attack).replace(",", ", ")
+
+
 def _rows(result: Result) -> list[Row]:
     clean, robust, cost = result.clean_accuracy, result.robust_accuracy, result.cost
     rows = [Row("clean", (*_accuracy(clean), "", f"{clean.n:,}", ""))]
@@ -25,7 +32,7 @@ def _rows(result: Result) -> list[Row]:
         after = Accuracy.of(round(attack.robust_accuracy_after * result.data.n), result.data.n)
         passes = f"{attack.forward_passes + attack.backward_passes:,}"
         fooled = f"{attack.fooled} of {attack.attacked}"
-        name = attack.name.replace(",", ", ").replace(":", ": ")
+        name = spaced(attack.name)
         rows.append(Row(name, (*_accuracy(after), fooled, passes, f"{attack.seconds:.1f}")))
     fooled = f"{clean.correct - robust.correct} of {clean.correct}"
     passes = f"{cost.forward_passes + cost.backward_passes:,}"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustbench_local.models import Classifier
-from robustbench_local.models.metered import Metered
+from robustbench_local.models.metered import Metered, backward_failures
 
 
 @contextlib.contextmanager
@@ -20,7 +20,8 @@ def metered_on(classifier: Classifier, device: torch.device) -> Iterator[Metered
 
     Attacks and checks hook into layers, so every run has layers of its own, and several threads may evaluate the same
     classifier at once. Parameters that are on the device already are shared, not copied. A module that cannot be copied
-    is the exception: it is used itself, moved to the device and back.
+    is the exception: it is used itself, moved to the device and back. An error of its backward pass inside the block
+    becomes a `ModelFailure`.
     """
     device = torch.empty(0, device=device).device  # "cuda" gets its index
     parameters = {id(parameter): _on(parameter, device) for parameter in classifier.parameters()}
@@ -31,11 +32,13 @@ def metered_on(classifier: Classifier, device: torch.device) -> Iterator[Metered
             itertools.chain(classifier.parameters(), classifier.buffers()), torch.empty(0, device=device)
         ).device
         try:
-            yield Metered(copy.copy(classifier.to(device)))
+            with backward_failures(classifier.name):
+                yield Metered(copy.copy(classifier.to(device)))
         finally:
             classifier.to(home)
         return
-    yield Metered(own)
+    with backward_failures(classifier.name):
+        yield Metered(own)
 
 
 def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:

@@ -165,17 +165,18 @@ class GateFile(LimitsPart):
     threat_models: list[ThreatPart] = []
 
 
-def read_gate(name: str | None, options: Mapping[str, Any] | None = None) -> Gate:
-    """Read a gate file or a shipped gate; options of the command line override its settings.
+def read_gate(name: str | None, options: Mapping[str, Any] | None = None, *, option: str = "--gate") -> Gate:
+    """Read a gate file or a bundled gate; options of the command line override its settings.
 
     name: a path, the name of a file in configs/gate/, or None for the options alone. options: alpha and fields of
-    `Limits`; those that are None or empty are ignored. Raises UserError that names every problem at once.
+    `Limits`; those that are None or empty are ignored. option: what messages call the option that names the gate.
+    Raises UserError that names every problem at once.
     """
     overrides = {key: value for key, value in (options or {}).items() if value is not None and value != ()}
     if name is None:
         where, directory, source, content = "the command line", Path(), None, GateFile()
     else:
-        where, directory, source, settings = _find(name)
+        where, directory, source, settings = _find(name, option)
         content = _validated(settings, where)
     shared = _limits(content, directory)
     parts = [
@@ -194,7 +195,7 @@ def is_gate_file(settings: Collection[str]) -> bool:
 
 
 def list_gates() -> list[tuple[str, str]]:
-    """Every shipped gate with the command that runs it: the first line of its file."""
+    """Every bundled gate with the command that runs it: the first line of its file."""
     files = [file for file in _shipped().iterdir() if file.name.endswith(".yaml")]
     texts = {file.name: file.read_text(encoding="utf-8") for file in files}
     return sorted((name.removesuffix(".yaml"), text.splitlines()[0].lstrip("# ")) for name, text in texts.items())
@@ -204,7 +205,7 @@ def _shipped() -> Traversable:
     return importlib.resources.files("robustbench_local.configs").joinpath("gate")
 
 
-def _find(name: str) -> tuple[str, Path, Path | None, dict[str, object]]:
+def _find(name: str, option: str) -> tuple[str, Path, Path | None, dict[str, object]]:
     """How messages name a gate, the directory its paths are relative to, its file, and its settings."""
     shipped = dict(list_gates())
     if name in shipped:
@@ -218,7 +219,7 @@ def _find(name: str) -> tuple[str, Path, Path | None, dict[str, object]]:
         exists = False
     if not exists:
         raise UserError(
-            f"--gate {name!r} is neither a file nor a shipped gate (there are {', '.join(shipped)})."
+            f"{option} {name!r} is neither a file nor a bundled gate (there are {', '.join(shipped)})."
             f"{nearest(name, shipped)}",
             slug="unknown-gate",
         )

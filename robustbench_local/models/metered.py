@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -63,11 +66,32 @@ class Metered(nn.Module):
         return self
 
 
+@contextlib.contextmanager
+def backward_failures(name: str) -> Iterator[None]:
+    """Turn an error of the backward pass inside the block into a `ModelFailure` of the model of that name.
+
+    `Metered` does the same for the forward pass. A lack of memory passes as it is, because a smaller batch may help.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error) or not _raised_in_backward(error):
+            raise
+        raise _failure(f"{name} failed in its backward pass", error, "fix its backward") from error
+
+
+def _raised_in_backward(error: Exception) -> bool:
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith("torch.autograd") for module in modules)
+
+
 def _model_failure(name: str, images: Tensor, error: BaseException) -> ModelFailure:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     shape = "×".join(map(str, images.shape))
-    failure = ModelFailure(
-        f"{name} failed on a batch of {shape}: {type(error).__name__}: {reason}; fix its forward", slug="model-failed"
-    )
+    return _failure(f"{name} failed on a batch of {shape}", error, "fix its forward")
+
+
+def _failure(what: str, error: BaseException, fix: str) -> ModelFailure:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    failure = ModelFailure(f"{what}: {type(error).__name__}: {reason}; {fix}", slug="model-failed")
     failure.reason = reason
     return failure

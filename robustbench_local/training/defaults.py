@@ -25,7 +25,7 @@ def with_defaults(recipe: Recipe, objective: Objective) -> tuple[Recipe, list[st
     own = {name: value for name, value in _unset(recipe, objective.training_defaults()).items() if name not in update}
     if own:
         update |= own
-        notes.append(f"{objective.name} trains with {_listed(own)} by default")
+        notes.append(f"the method is {objective.name}, so {_listed(own)} by default")
     needs_one = objective.needs_teacher and recipe.teacher is None and objective.own_teacher() is None
     if needs_one and recipe.data == "digits" and recipe.norm == "linf":
         update["teacher"] = ROBUST_TEACHER

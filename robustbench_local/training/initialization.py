@@ -65,6 +65,7 @@ class InitialModel:
     """The network that is trained, and what is needed to load it again.
 
     resize: how image files are resized for the network; None where it does not say. Arrays keep their size.
+    notes: what was done to load trained weights, such as the key in their file.
     """
 
     network: NormalizedModel
@@ -72,6 +73,7 @@ class InitialModel:
     normalization: Normalization | None
     class_names: list[str] | None
     resize: Resize | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -131,6 +133,7 @@ def from_checkpoint(recipe: Recipe) -> InitialModel:
         classifier.normalization,
         classifier.class_names,
         resize_of(recipe) or classifier.resize,
+        classifier.notes,
     )
 
 
@@ -169,7 +172,7 @@ def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
         classifier = load_classifier(
             architecture, checkpoint=checkpoint, checkpoint_key=key, normalize=recipe.normalize
         )
-        module, normalization = classifier.module, classifier.normalization
+        module, normalization, notes = classifier.module, classifier.normalization, classifier.notes
         with seeded(recipe.seed, torch.device("cpu")):
             replace_head(module, classes)
     else:
@@ -177,9 +180,9 @@ def from_scratch(recipe: Recipe, dataset: Dataset) -> InitialModel:
             module = _random(architecture, classes, dataset.image_shape)
         scaling = parse_normalization(recipe.normalize or "none")
         normalization = {"mean": list(scaling[0]), "std": list(scaling[1])} if scaling else None
-    return InitialModel(
-        NormalizedModel(module, normalization), architecture, normalization, dataset.class_names, resize_of(recipe)
-    )
+        notes = ()
+    network = NormalizedModel(module, normalization)
+    return InitialModel(network, architecture, normalization, dataset.class_names, resize_of(recipe), notes)
 
 
 def _random(architecture: str, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -298,7 +301,7 @@ def _logits_of(network: nn.Module, name: str, dataset: Dataset) -> Tensor:
     try:
         with torch.no_grad():
             logits: Tensor = network(dataset.images(torch.arange(min(2, len(dataset)))).to(device))
-        classes = int(logits.shape[1])
+        classes = int(logits.shape[1]) if logits.dim() > 1 else 1
     except UserError:
         raise
     except Exception as error:
@@ -307,6 +310,11 @@ def _logits_of(network: nn.Module, name: str, dataset: Dataset) -> Tensor:
             f"{name} cannot take the {shape} images of {dataset.name} ({reason}): check --arch, --normalize and --data",
             slug="images-do-not-fit",
         ) from None
+    if classes == 1:
+        raise UserError(
+            f"{name} has one output per image, but training needs one logit per class: give its last layer two outputs",
+            slug="one-output-per-image",
+        )
     if int(dataset.labels.max()) >= classes:
         raise UserError(
             f"{dataset.name} has label {int(dataset.labels.max())}, but {name} has {classes} classes (labels 0 to "

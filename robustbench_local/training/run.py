@@ -23,6 +23,7 @@ from robustbench_local.errors import Diverged, UserError
 from robustbench_local.evaluation.run import Evaluation, evaluate
 from robustbench_local.io.atomic_write import exclusive_directory, write_atomically
 from robustbench_local.models import load_classifier
+from robustbench_local.models.metered import backward_failures
 from robustbench_local.results.schema import Result
 from robustbench_local.runtime.device import enough_memory
 from robustbench_local.runtime.distributed import on_rank_zero, rank_and_world, require_process_group
@@ -204,7 +205,7 @@ def _run(setup: TrainingSetup, session: _Session) -> TrainingRun:
     if teacher is None and (method := setup.objective.own_teacher()) is not None:
         teacher = _train_teacher(setup, method, session)
     writer = _Writer(session.output, card, setup.start, about)
-    with enough_memory(setup.device):
+    with enough_memory(setup.device), backward_failures(setup.recipe.model or setup.start.architecture):
         reports = train(
             setup.task(teacher),
             setup.training,

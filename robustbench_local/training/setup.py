@@ -17,7 +17,7 @@ from robustbench_local.data.holdout import cut_holdout
 from robustbench_local.defenses import OBJECTIVES, Objective
 from robustbench_local.engine.protocol import require_goes_with, resolve_suite
 from robustbench_local.errors import UserError
-from robustbench_local.models import load_classifier
+from robustbench_local.models import Classifier, load_classifier
 from robustbench_local.runtime.distributed import device_for
 from robustbench_local.training.defaults import ROBUST_TEACHER, with_defaults
 from robustbench_local.training.initialization import (
@@ -38,9 +38,10 @@ from robustbench_local.training.task import TrainingTask
 class TrainingSetup:
     """Everything that a training needs.
 
-    recipe: with every default filled in. notes: a sentence for each default that depends on method or initial model.
-    classes: the number of classes. all_data: what is divided into training and holdout. eval_data: the images of the
-    final evaluation. teacher: the recipe's; None where there is none, or the method trains its own.
+    recipe: with every default filled in. notes: what was done to load trained weights, and a sentence for
+    each default that depends on method or initial model. classes: the number of classes. all_data: what is divided into
+    training and holdout. eval_data: the images of the final evaluation. teacher: the recipe's; None where there is
+    none, or the method trains its own.
     """
 
     recipe: Recipe
@@ -93,9 +94,11 @@ def prepare(recipe: Recipe, runtime: RuntimeSettings) -> TrainingSetup:
     require_batches(len(training), recipe)
     eval_data = _eval_data(recipe, holdout, load)
     _check_eval_data(recipe, start, eval_data, all_data)
+    teacher = _load_teacher(recipe, objective, all_data, classes, device)
+    teacher_notes = (f"teacher: {note}" for note in (teacher.notes if teacher is not None else ()))
     return TrainingSetup(
         recipe=recipe,
-        notes=tuple(notes),
+        notes=(*start.notes, *teacher_notes, *notes),
         objective=objective,
         threat_model=threat_model,
         start=start,
@@ -104,7 +107,7 @@ def prepare(recipe: Recipe, runtime: RuntimeSettings) -> TrainingSetup:
         training=training,
         holdout=holdout,
         eval_data=eval_data,
-        teacher=_load_teacher(recipe, objective, all_data, classes, device),
+        teacher=teacher,
         device=device,
     )
 
@@ -134,7 +137,7 @@ def _check_eval_data(recipe: Recipe, start: InitialModel, eval_data: Dataset, al
 
 def _load_teacher(
     recipe: Recipe, objective: Objective, all_data: Dataset, classes: int, device: torch.device
-) -> Model | None:
+) -> Classifier | None:
     """The recipe's teacher; None where there is none, or the method trains its own.
 
     Raises UserError where the method learns from no teacher, or needs one that the recipe does not name, and for one

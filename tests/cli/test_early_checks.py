@@ -12,7 +12,7 @@ import pytest
 
 from robustbench_local.cli import source_registry
 from robustbench_local.cli.attack import attack_command
-from robustbench_local.defenses import AWP, OBJECTIVES
+from robustbench_local.defenses import ADD_ONS, OBJECTIVES
 from robustbench_local.engine.protocol import OWN_ATTACKS
 from robustbench_local.models.catalog import INPUT_DEFENSES, load_entry
 
@@ -55,7 +55,11 @@ CASES = {
     "file of an attack with settings": ("attack --attack gone.py:mine:steps=3", "gone.py"),
     "file without a function": ("attack --attack f.py", "function-not-named"),
     "method": ("defend --method trade", "unknown-method"),
-    "method after plus": ("defend --method trades+wap", "unknown-method"),
+    "add-on": ("defend --method trades+wap", "unknown-add-on"),
+    "method instead of an add-on": ("defend --method trades+mart", "unknown-add-on"),
+    "nothing behind the plus": ("defend --method trades+", "unknown-add-on"),
+    "nothing before the plus": ("defend --method +awp", "unknown-method"),
+    "add-on alone": ("defend --method awp", "add-on-without-method"),
     "setting of a method": ("defend --method trades:bet=1", "'beta'"),
     "input defense": ("attack --defense jpg", "unknown-input-defense"),
     "setting of an input defense": ("doctor --defense jpeg:qualty=3", "'quality'"),
@@ -80,7 +84,7 @@ CASES = {
     "eval data": ("defend --eval-data npz:gone.npz", "npz-not-a-file"),
     "config": ("attack --config gone.yaml", "gone.yaml"),
     "recipe": ("defend --config gone.yaml", "gone.yaml"),
-    "gate": ("attack --until-gate gone.yaml", "gone.yaml"),
+    "gate": ("attack --until-gate gone.yaml", "--until-gate 'gone.yaml'"),
     "gate file as config": ("attack --config gate.yaml", "wrong-kind-of-config"),
     "gate file as recipe": ("defend --config gate.yaml", "wrong-kind-of-config"),
     "recipe as config": ("attack --config recipe.yaml", "wrong-kind-of-config"),
@@ -198,7 +202,8 @@ def test_every_whole_number_among_the_options_of_attack_is_tried():
     ("table", "registry"),
     [
         (source_registry.attack_settings, OWN_ATTACKS),
-        (source_registry.method_settings, {**OBJECTIVES, AWP.name: AWP}),
+        (source_registry.method_settings, OBJECTIVES),
+        (source_registry.add_on_settings, ADD_ONS),
         (
             source_registry.input_defense_settings,
             {name: load_entry(INPUT_DEFENSES, name, "input_defenses") for name in INPUT_DEFENSES},

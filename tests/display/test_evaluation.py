@@ -9,6 +9,7 @@ from rich.console import Console
 
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.display.evaluation import ProgressObserver, show_findings, show_result
+from robustbench_local.display.result_table import spaced
 from robustbench_local.engine.protocol import resolve_suite
 from robustbench_local.results.checks import CHECKS
 from robustbench_local.results.reading import read_result
@@ -106,6 +107,7 @@ def test_checks_begin_with_their_status_and_foreign_text_stays_text():
     screen = Console(file=io.StringIO(), width=60)
     findings = [
         Diagnostic(slug="gradients-reach-input", status="pass", value=1.0),
+        Diagnostic(slug="enough-classes", status="pass", value=2.0, advice="one output z"),
         Diagnostic(slug="gradients-reach-input", status="warn", advice="[red]layer[/]\n::error::x"),
         Diagnostic(slug="gradients-reach-input", status="fail", advice="use BPDA"),
         Diagnostic(slug="activation-regions-searched", status="skipped", advice="not a ReLU network"),
@@ -114,11 +116,39 @@ def test_checks_begin_with_their_status_and_foreign_text_stays_text():
     show_findings(screen, findings)
     assert screen.file.getvalue().splitlines() == [
         "PASS    gradients reach the input (1)",
+        "PASS    the model has enough classes for every loss (2): one output z",
         "WARN    gradients do not reach the input: [red]layer[/]\\n::error::x",
         "FAIL    gradients do not reach the input: use BPDA",
         "SKIPPED activation regions were searched: not a ReLU network",
         "PASS    the search converges",
     ]
+
+
+def test_a_check_that_passed_with_a_remark_is_shown(make_result, tmp_path):
+    """That a model with one output is taken as two classes is such a remark; other passed checks need no line."""
+    findings = [
+        {"slug": "enough-classes", "status": "pass", "value": 2.0, "advice": "one output z"},
+        {"slug": "gradients-reach-input", "status": "pass"},
+    ]
+    changes = {"diagnostics": findings, "config": {"seed": 0, "device": "cpu"}}
+    lines = shown(read_result(make_result(tmp_path / "r.json", 500, changes=changes)), 200)
+    assert [line.rstrip() for line in lines if line.startswith("PASS")] == [
+        "PASS    the model has enough classes for every loss (2): one output z"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attack", "shown_as"),
+    [
+        ("pgd", "pgd"),
+        ("pgd:steps=20,step-size=0.1", "pgd: steps=20, step-size=0.1"),
+        ("own.py:push", "own.py:push"),
+        ("own.py:push:scale=0.5,n=2", "own.py:push: scale=0.5, n=2"),
+        ("package.module:push:scale=1", "package.module:push: scale=1"),
+    ],
+)
+def test_names_of_attacks_wrap_at_their_settings(attack, shown_as):
+    assert spaced(attack) == shown_as
 
 
 def test_what_an_earlier_session_finished_is_in_no_speed(monkeypatch):

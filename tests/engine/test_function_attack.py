@@ -251,6 +251,10 @@ def push(model, images, labels, threat_model, generator, scale=0.5, sign=False):
     return (images + scale * threat_model.eps * (noise.sign() if sign else noise)).clamp(0, 1)
 
 constant = 3
+
+class Attack:
+    def __call__(self, model, images, labels, threat_model):
+        return images
 """
 
 
@@ -283,6 +287,7 @@ def test_the_command_line_takes_a_function_with_settings(robust, code, tmp_path)
         ("other.py:push", "no-such-file", "other.py"),
         ("mine.py:pusch", "function-not-found", "'push'"),
         ("mine.py:constant", "not-a-function", "int"),
+        ("mine.py:Attack", "not-a-function", "a class"),
         ("mine.py:push:scalle=1", "user-error", "'scale'"),
         ("no_such_package:push", "user-error", "no_such_package"),
     ],

@@ -134,7 +134,7 @@ def test_references_that_multiply_do_not_multiply_the_message(tmp_path):
 
 
 def test_what_cannot_be_a_gate_file(tmp_path):
-    with pytest.raises(UserError, match=r"neither a file nor a shipped gate \(there are cifar10, digits, .*"):
+    with pytest.raises(UserError, match=r"neither a file nor a bundled gate \(there are cifar10, digits, .*"):
         read_gate("digts")
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         read_gate("digts")

@@ -21,6 +21,24 @@ def make():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, {classes}){tail})
 """
 
+FAILING = (
+    FACTORY.format(classes=10, tail=", Last()")
+    + """
+class Fail(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("CUDA error: misaligned address")
+
+class Last(nn.Module):
+    def forward(self, logits):
+        return Fail.apply(logits)
+"""
+)
+
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
@@ -131,9 +149,18 @@ def test_models_that_do_not_fit_the_data(refused, tmp_path):
         ({"classes": 7}, "[label-beyond-classes]"),
         ({"tail": ", nn.Softmax(1)"}, "[softmax-instead-of-logits]"),
         ({"tail": ", nn.Linear(3, 10)"}, "[images-do-not-fit]"),
+        ({"classes": 1}, "[one-output-per-image]"),
+        ({"classes": 1, "tail": ", nn.Flatten(0)"}, "[one-output-per-image]"),
     ):
         (tmp_path / "net.py").write_text(FACTORY.format(**{"classes": 10, "tail": "", **settings}))
         assert sentence in refused(f"{tmp_path / 'net.py'}:make")
+
+
+def test_a_backward_that_fails(refused, tmp_path):
+    (tmp_path / "net.py").write_text(FAILING)
+    sentence = refused(f"{tmp_path / 'net.py'}:make", "--samples", "100", left=("training.safetensors",))
+    assert "RuntimeError: CUDA error: misaligned address" in sentence
+    assert "[model-failed]" in sentence
 
 
 def test_teachers_that_do_not_fit_the_student(refused, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+import torch
 from small_trainings import Training
 
 from robustbench_local.data import load_dataset
@@ -17,6 +18,7 @@ from robustbench_local.training.metrics import TrainingObserver
 from robustbench_local.training.recipe import Recipe, resolve_recipe
 from robustbench_local.training.run import run_training
 from robustbench_local.training.settings import RuntimeSettings
+from robustbench_local.training.setup import prepare
 
 CPU_RUNTIME = RuntimeSettings(device="cpu")
 CHANCE = 0.1
@@ -101,6 +103,15 @@ def test_the_notes_reach_the_observer_and_the_values_the_card(tmp_path):
     run = run_training(Recipe(**quick, model="digits-cnn"), tmp_path / "out", CPU_RUNTIME, observer=Ear())
     assert run.card.recipe.lr == FINE_TUNING["lr"]
     assert len(notes) == 1
+
+
+def test_the_weights_that_a_training_starts_from_are_named(tmp_path):
+    """A checkpoint may hold several sets of weights, so a training says which it continues, as an evaluation does."""
+    weights = load_classifier("digits-cnn").module.state_dict()
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "net.pt")
+    recipe = Recipe(model=str(tmp_path / "net.pt"), arch="digits-cnn")
+    assert any("'state_dict'" in note for note in prepare(recipe, CPU_RUNTIME).notes)
+    assert prepare(Recipe(arch="digits-cnn"), CPU_RUNTIME).notes == ()
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ def mismatch_message(state: State, shapes: Shapes, source: str, module: str) -> 
         near = _nearest(name, missing or shapes)
         beside = f"; nearest in the model: {near!r} {shape_text(shapes[near])}" if near else ""
         lines.append(f"{name!r} {shape_text(state[name].shape)} is not in the model{beside}")
+    names = len(shapes.keys() | state.keys())
     total = len(missing) + len(extra) + len(resized)
     shown = lines[:SHOWN]
     more = [f"… and {total - len(shown)} more"] if total > len(shown) else []
     text = "\n".join(
         [
-            f"{source} does not fit the model ({module}): {total} of {len(state)} names or shapes differ; "
+            f"{source} does not fit the model ({module}): {total} of {names} names or shapes differ; "
             "name the architecture that the file was made with (--arch):",
             *(f"  {line}" for line in shown + more),
         ]

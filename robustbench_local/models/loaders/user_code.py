@@ -123,7 +123,7 @@ def _import(name: str, spec: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(
                 f"there is no Python package {error.name!r}, which {spec!r} names; install it, run in the "
-                "directory that holds it, or write path/file.py:FACTORY",
+                "directory that holds it, or write path/file.py:NAME",
                 slug="package-not-found",
             ) from None
         raise UserError(_failure(name, error), slug="code-failed") from error
@@ -156,9 +156,9 @@ def _failure(what: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<frozen")]
     place = f", {inside[-1].filename} line {inside[-1].lineno}" if inside else ""
-    if isinstance(error, SyntaxError):
-        place = f", {error.filename} line {error.lineno}"
     message = (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, SyntaxError):
+        message, place = error.msg, f", {error.filename} line {error.lineno}"
     hint = "; a factory is called without arguments" if isinstance(error, (TypeError, SystemExit)) else ""
     return f"{what} failed: {type(error).__name__}: {message}{place}{hint}"
 
@@ -189,6 +189,7 @@ def load_function(where: str, name: str) -> Callable[..., Any]:
         function = getattr(code, name, None)
     if function is None:
         raise UserError(f"{where} has no {name!r}.{nearest(name, _names(code))}", slug="function-not-found")
-    if not callable(function):
-        raise UserError(f"{spec} is a {type(function).__name__}, but must be a function", slug="not-a-function")
+    if isinstance(function, type) or not callable(function):
+        kind = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
+        raise UserError(f"{spec} is {kind}, but must be a function", slug="not-a-function")
     return function  # type: ignore[no-any-return]  # any callable is taken

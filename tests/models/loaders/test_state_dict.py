@@ -225,6 +225,13 @@ def test_a_missing_weight_stops_the_run_whatever_lies_beside():
     assert "'5.bias' 3 is missing" in str(error)
 
 
+def test_differences_are_counted_among_all_names():
+    """Among the file's alone, "9 of 1 names" could differ."""
+    names = len(STATE)
+    assert f"{names + 1} of {names + 1} names" in str(refused({"a": torch.zeros(3)}))
+    assert f"1 of {names} names" in str(refused({key: STATE[key] for key in list(STATE)[1:]}))
+
+
 def test_one_complete_copy_is_enough():
     content = madrylab()
     del content["model.5.bias"]
