@@ -139,7 +139,7 @@ def test_what_cannot_be_a_gate_file(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         read_gate("digts")
     (tmp_path / "large.yaml").write_text("#" * 300_000)
-    with pytest.raises(UserError, match="has at most"):
+    with pytest.raises(UserError, match="may have at most"):
         read_gate(str(tmp_path / "large.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):

@@ -158,7 +158,7 @@ def test_models_that_do_not_fit_the_data(refused, tmp_path):
 
 def test_a_backward_that_fails(refused, tmp_path):
     (tmp_path / "net.py").write_text(FAILING)
-    sentence = refused(f"{tmp_path / 'net.py'}:make", "--samples", "100", left=("training.safetensors",))
+    sentence = refused(f"{tmp_path / 'net.py'}:make", "--samples", "300", left=("training.safetensors",))
     assert "RuntimeError: CUDA error: misaligned address" in sentence
     assert "[model-failed]" in sentence
 
