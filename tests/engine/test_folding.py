@@ -37,13 +37,30 @@ def norms(module):
     ("combine", "folded"),
     [
         (lambda net, images: net.norm(net.conv(images)), 1),
-        (lambda net, images: net.norm(net.conv(images)).relu() if images.mean() < 2 else images, 1),
+        (lambda net, images: net.norm(net.conv(images)) if images.mean() < 2 else net.conv(images), 0),
         (lambda net, images: (lambda seen: net.norm(seen) + net.other(seen))(net.conv(images)), 0),
         (lambda net, images: net.norm(net.conv(net.conv(images).mean(1, keepdim=True))), 0),
         (lambda net, images: net.norm(net.conv(images).relu()), 0),
         (lambda net, images: net.other(net.norm(net.conv(images))), 1),
+        (lambda net, images: (lambda seen: net.norm(seen) + seen.relu())(net.conv(images)), 0),
+        (lambda net, images: (lambda seen: net.norm(seen) + net.other(input=seen))(net.conv(images)), 0),
+        (lambda net, images: net.norm(net.conv(images).relu_()), 0),
+        (lambda net, images: net.norm(net.conv(images)) * net.conv.weight.norm(), 0),
+        (lambda net, images: net.norm(net.conv(images)) + net.norm.running_mean.sum(), 0),
     ],
-    ids=["plain", "branch", "two users", "called twice", "something between", "norm after norm"],
+    ids=[
+        "plain",
+        "branch",
+        "two users",
+        "called twice",
+        "something between",
+        "norm after norm",
+        "a function also uses it",
+        "a keyword",
+        "changed in place",
+        "weight used elsewhere",
+        "statistics used elsewhere",
+    ],
 )
 def test_only_a_norm_right_after_its_convolution_is_folded(combine, folded):
     net = Block(combine)
@@ -51,6 +68,16 @@ def test_only_a_norm_right_after_its_convolution_is_folded(combine, folded):
     assert norms(net) - norms(result) == folded
     torch.testing.assert_close(result(IMAGES), net(IMAGES), rtol=1e-5, atol=1e-5)
     assert not any(layer._forward_hooks for layer in result.modules())
+
+
+@pytest.mark.parametrize("layer", ["conv", "norm"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_a_layer_with_hooks_is_not_folded(layer, kind):
+    net = Block(lambda net, images: net.norm(net.conv(images)))
+    hooks = {"forward": lambda part, args, output: output.sigmoid(), "forward_pre": lambda part, args: args[0].sin()}
+    getattr(getattr(net, layer), f"register_{kind}_hook")(hooks[kind])
+    result = fold_batch_norm(net, IMAGES[:2])
+    torch.testing.assert_close(result(IMAGES), net(IMAGES), rtol=1e-5, atol=1e-5)
 
 
 def test_a_norm_in_train_mode_stays():

@@ -1,5 +1,6 @@
 """Evaluations in several threads at once give what they give one after the other."""
 
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -167,3 +168,39 @@ def test_a_run_leaves_the_classifier_where_and_what_it_is(device):
     for name, tensor in classifier.state_dict().items():
         assert tensor.device.type == "cpu"
         assert torch.equal(tensor, weights[name])
+
+
+class Tapped(nn.Module):
+    """Answers with what a hook has stored, as networks do that read features of an inner layer."""
+
+    def __init__(self, inner, hook):
+        super().__init__()
+        self.inner, self.seen = inner, None
+        inner.register_forward_hook(hook(self))
+
+    def store(self, layer, args, output):
+        self.seen = output
+
+    def forward(self, images):
+        self.inner(images)
+        return self.seen
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda net: lambda layer, args, output: setattr(net, "seen", output),
+        lambda net: lambda *call: net.store(*call),
+        lambda net: functools.partial(lambda owner, *call: owner.store(*call), net),
+        lambda net: lambda *call, owner=net: owner.store(*call),
+        lambda net: net.store,
+    ],
+    ids=["closure", "closure calls a method", "partial", "default argument", "bound method"],
+)
+def test_a_function_that_refers_to_the_network_still_works(hook):
+    images = load_dataset("digits").images([0, 1, 2])
+    plain = load_classifier("digits-cnn")
+    classifier = Classifier(Tapped(load_classifier("digits-cnn").module, hook), copy=False)
+    with metered_on(classifier, torch.device("cpu")) as model:
+        for part in (images, images.flip(0)):
+            torch.testing.assert_close(model(part), plain(part))
