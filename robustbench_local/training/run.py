@@ -264,8 +264,10 @@ def _interrupted(output: Path, about: dict[str, Any]) -> TrainingState | None:
             )
         return None
     state, saved = TrainingState.read(output / STATE)
+    # An earlier version's recipe lacks the newer settings, for which it did what is the default now.
+    saved = {**saved, "recipe": {**Recipe().model_dump(mode="json"), **saved.get("recipe", {})}}
     if saved != about:
-        changed = [key for key in about["recipe"] if saved.get("recipe", {}).get(key) != about["recipe"][key]]
+        changed = [key for key in about["recipe"] if saved["recipe"].get(key) != about["recipe"][key]]
         names = ", ".join(changed).replace("_", "-")
         difference = f"its {names} differ{'s' * (len(changed) == 1)}" if changed else "its data differ"
         raise UserError(

@@ -49,8 +49,9 @@ class TrainingState:
                 facts = json.loads((file.metadata() or {})["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             rollback = None
-            if "rollback" in facts:
-                rollback = cls(part(tensors, "rollback."), facts["rollback"])
+            for name in ("rollback", "healthy"):  # the second is what version 0.1 called it
+                if name in facts:
+                    rollback = cls(part(tensors, f"{name}."), facts[name])
             return cls(part(tensors, "now."), facts["now"], rollback), facts["about"]
         except Exception as error:  # a file of another kind, or a damaged one, leads anywhere
             raise UserError(

@@ -216,6 +216,24 @@ def test_a_state_of_other_defaults_is_refused_in_one_sentence(tmp_path):
     assert caught.value.slug == "another-training"
 
 
+def test_a_state_whose_recipe_lacks_a_newer_setting_is_resumed(tmp_path, monkeypatch):
+    """`checkpoint_key` is younger than states that are still in somebody's directory."""
+    quick = {"arch": "cnn-small", "method": "standard", "samples": "100", "batch_size": "32", "epochs": "1"}
+    recipe, cpu = resolve_recipe(None, quick), RuntimeSettings(device="cpu")
+    write = TrainingState.write
+
+    def write_as_before(state, path, about):
+        older = {name: value for name, value in about["recipe"].items() if name != "checkpoint_key"}
+        write(state, path, {**about, "recipe": older})
+
+    monkeypatch.setattr(TrainingState, "write", write_as_before)
+    run_training(recipe, tmp_path / "out", runtime=cpu)
+    run_training(recipe, tmp_path / "out", runtime=cpu, resume=True)
+    other = resolve_recipe(None, {**quick, "checkpoint_key": "ema"})
+    with pytest.raises(UserError, match="its checkpoint-key differs"):
+        run_training(other, tmp_path / "out", runtime=cpu, resume=True)
+
+
 QUICK = {
     "method": "pgd-at:steps=1",
     "arch": "cnn-small",

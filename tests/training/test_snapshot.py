@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+import safetensors.torch
 import torch
 from small_trainings import Training, same
 
@@ -33,6 +34,16 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read.rollback.rollback is None
     snapshot().write(tmp_path / "state", {})
     assert TrainingState.read(tmp_path / "state")[0].rollback is None
+
+
+def test_the_rollback_of_a_state_of_version_0_1_is_read(tmp_path):
+    inner = snapshot()
+    tensors = {f"{place}.{name}": each.clone() for place in ("now", "healthy") for name, each in inner.tensors.items()}
+    facts = {"about": {}, "now": inner.facts, "healthy": inner.facts}
+    safetensors.torch.save_file(tensors, tmp_path / "state", {"training": json.dumps(facts)})
+    read, _ = TrainingState.read(tmp_path / "state")
+    assert same(read.rollback.tensors, inner.tensors)
+    assert read.rollback.facts == inner.facts
 
 
 def test_a_real_trainings_snapshot_survives_the_disk(tmp_path):
