@@ -151,7 +151,9 @@ def test_results_lie_in_ball_and_box_and_never_nearer_to_failure(name, norm):
     net, threat_model = small_net(), ThreatModel(norm, 0.3)
     images = torch.rand((16, *SHAPE), generator=torch.Generator().manual_seed(1)).round(decimals=1)
     labels = net(images).argmax(1)
-    adversarial = run(ATTACKS[name](), net, threat_model, images, labels)
+    # The windows of Square shrink with the share of its queries, so a fifth of them has every size as well.
+    attack = ATTACKS[name](**({"steps": 1000} if name == "square" else {}))
+    adversarial = run(attack, net, threat_model, images, labels)
     assert (threat_model.geometry.distance((adversarial - images).double()) <= 0.3 + 1e-6).all()
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from fault_commands import Command
+from fault_injections import heeding_ctrl_c
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -291,39 +293,17 @@ def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_keeps_what_was_decided(files):
-    command = [
-        sys.executable,
-        "-m",
-        "robustbench_local",
-        "attack",
-        "f.py:slow",
-        *GOOD,
-        "--output",
-        "r.json",
-        "--attack",
-        "fgsm",
-        "--attack",
-        "pgd:steps=2000,step-size=0",
-        "--batch-size",
-        "5",
-    ]
+    attacks = ("--attack", "fgsm", "--attack", "pgd:steps=2000,step-size=0", "--batch-size", "5")
     # A suite that runs in a shell's background ignores the signal, and so would its children.
-    process = subprocess.Popen(
-        command,
-        cwd=files,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    command = Command(files, "attack", "f.py:slow", *GOOD, *attacks, "--output", "r.json", prepare=[heeding_ctrl_c])
     partial = files / "r.samples.jsonl.partial"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (partial.exists() and "search" in partial.read_text()):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert "--output r.json --resume" in err
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.err
+    assert "Traceback" not in command.err
+    assert "--output r.json --resume" in command.err
     kinds = [json.loads(line.partition(" ")[2])["kind"] for line in partial.read_text().splitlines()]
     assert kinds
     assert not (files / "r.json").exists()

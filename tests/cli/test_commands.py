@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_local import ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.cli import COMMANDS
 
 
@@ -54,39 +53,29 @@ def test_lists(robust, kind, expected):
     assert set(expected) <= set(names)
 
 
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """Results of both bundled models on the digits."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    for model in ("digits-cnn", "digits-cnn-robust"):
-        output = folder / f"{model}.json"
-        evaluate(load_classifier(model), load_dataset("digits"), ThreatModel("linf", 0.1), output=output)
-    return folder
-
-
 @pytest.fixture
-def results(robust, evaluated, tmp_path):
-    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+def gated(robust, results, tmp_path):
+    """The command line, in a folder with results of both bundled models on the digits."""
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
     return robust
 
 
-def test_gate_exit_codes(results):
-    robust = results
-    assert robust("gate", "digits-cnn-robust.json", "--min-robust", "0.40", "--min-clean", "0.80").code == 0
-    failed = robust("gate", "digits-cnn.json", "--min-robust", "0.60", "--min-clean", "0.80")
+def test_gate_exit_codes(gated):
+    robust = gated
+    assert robust("gate", "strong.json", "--min-robust", "0.40", "--min-clean", "0.80").code == 0
+    failed = robust("gate", "weak.json", "--min-robust", "0.60", "--min-clean", "0.80")
     assert failed.code == 3
     assert "gate: fail" in failed.err
-    value = json.loads(Path("digits-cnn-robust.json").read_text())["robust_accuracy"]["value"]
-    undecided = robust("gate", "digits-cnn-robust.json", "--min-robust", value - 0.005)
+    value = json.loads(Path("strong.json").read_text())["robust_accuracy"]["value"]
+    undecided = robust("gate", "strong.json", "--min-robust", value - 0.005)
     assert undecided.code == 4
     assert "samples would decide" in undecided.err
-    drop = ("--baseline", "digits-cnn-robust.json", "--max-drop", "0.02")
+    drop = ("--baseline", "strong.json", "--max-drop", "0.02")
     assert robust("attack", "digits-cnn-robust", "--output", "again.json", "--no-diagnostics").code == 0
     assert robust("gate", "again.json", *drop).code == 0
-    assert robust("gate", "digits-cnn.json", *drop).code == 3
-    assert robust("attack", "--samples", 50, "--output", "fewer.json", "--no-diagnostics").code == 0
-    assert robust("gate", "fewer.json", *drop).code == 5
-    decision = json.loads(robust("gate", "digits-cnn.json", "--min-robust", "0.6", "--json").out)
+    assert robust("gate", "weak.json", *drop).code == 3
+    assert robust("gate", "few.json", *drop).code == 5
+    decision = json.loads(robust("gate", "weak.json", "--min-robust", "0.6", "--json").out)
     assert decision["outcome"] == "fail"
     assert decision["exit_code"] == 3
 
@@ -95,15 +84,15 @@ def test_gate_exit_codes(results):
     ("arguments", "word"),
     [
         (["gone.json", "--min-robust", "0.4"], "gone.json"),
-        (["digits-cnn.json"], "--min-robust"),
-        (["digits-cnn.json", "--min-robust", "40"], "0.40"),
-        (["digits-cnn.json", "--max-drop", "0.1"], "--baseline"),
-        (["digits-cnn.samples.jsonl", "--min-robust", "0.4"], "not JSON"),
-        (["digits-cnn.json", "--min-robust", "x"], "'x'"),
+        (["weak.json"], "--min-robust"),
+        (["weak.json", "--min-robust", "40"], "0.40"),
+        (["weak.json", "--max-drop", "0.1"], "--baseline"),
+        (["weak.samples.jsonl", "--min-robust", "0.4"], "not JSON"),
+        (["weak.json", "--min-robust", "x"], "'x'"),
     ],
 )
-def test_gate_refuses_bad_input(results, arguments, word):
-    outcome = results("gate", *arguments)
+def test_gate_refuses_bad_input(gated, arguments, word):
+    outcome = gated("gate", *arguments)
     assert outcome.code == 2
     assert word in outcome.err
     assert "Traceback" not in outcome.err

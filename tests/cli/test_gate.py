@@ -13,21 +13,17 @@ from robustbench_local.cli import main
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(results, tmp_path_factory):
     """Results of the two bundled classifiers on the test digits, and of the better one for L2."""
     folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(results, folder, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for name, arguments in (
-            ("weak", ["digits-cnn"]),
-            ("strong", ["digits-cnn-robust"]),
-            ("l2", ["digits-cnn-robust", "--norm", "l2", "--eps", "0.5"]),
-            ("few", ["digits-cnn", "--samples", "50"]),
-        ):
-            patched.setattr(sys, "argv", ["robust", "attack", *arguments, "--output", f"{name}.json"])
-            with pytest.raises(SystemExit) as ended:
-                main()
-            assert ended.value.code == 0
+        command = ["attack", "digits-cnn-robust", "--norm", "l2", "--eps", "0.5", "--output", "l2.json"]
+        patched.setattr(sys, "argv", ["robust", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
     return folder
 
 

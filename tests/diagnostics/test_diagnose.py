@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+from short_attacks import shorten_adaptive_attacks
 from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
@@ -45,13 +46,10 @@ class Rounded(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def short_square():
-    """Square with a fraction of its queries: what it finds is not tested here."""
-    from robustbench_local.diagnostics import adaptive_attacks
-    from robustbench_local.engine.protocol import resolve_attack
-
+def short_attacks():
+    """The last adaptive attacks with a fraction of their steps: what they find is not tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adaptive_attacks, "resolve_attack", lambda text: resolve_attack(text.replace("5000", "300")))
+        shorten_adaptive_attacks(patch)
         yield
 
 
@@ -59,7 +57,7 @@ ROUNDED, BALL = Classifier(Rounded(), name="rounded"), ThreatModel("linf", "0.15
 
 
 @pytest.fixture(scope="module")
-def masked(digits, short_square, tmp_path_factory):
+def masked(digits, short_attacks, tmp_path_factory):
     """The evaluation of a masked model."""
     return evaluate(ROUNDED, digits, BALL, output=tmp_path_factory.mktemp("masked") / "whole.json")
 
@@ -129,7 +127,7 @@ def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
     assert failed & {checks.NOISE, checks.SQUARE}
 
 
-def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
+def test_a_weak_attack_of_ones_own_is_found_out(digits, short_attacks):
     """FGSM alone on an undefended network: more steps find more, and what they find counts."""
     model = load_classifier("digits-cnn")
     weak = evaluate(model, digits, BALL, attacks=[PGD(steps=1)]).result
@@ -140,7 +138,7 @@ def test_a_weak_attack_of_ones_own_is_found_out(digits, short_square):
     assert abs(weak.robust_accuracy.value - strong.robust_accuracy.value) <= 0.02
 
 
-def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digits, masked, tmp_path, short_square):
+def test_an_evaluation_stopped_among_the_adaptive_attacks_ends_like_another(digits, masked, tmp_path, short_attacks):
     class Impatient(Observer):
         def begin(self, stage, total, finished=0):
             if "saturating" in stage:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from fault_commands import Command, ended, workers
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import APGD, PGD
@@ -55,10 +56,17 @@ def told(output):
 
 
 @pytest.fixture(scope="module")
-def reference(model, digits, tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole") / "r.json"
-    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
-    return told(output)
+def references(model, digits, tmp_path_factory):
+    """What an uninterrupted run leaves, without and with diagnostics."""
+    outputs = [tmp_path_factory.mktemp("whole") / "r.json" for _ in range(2)]
+    for diagnostics, output in enumerate(outputs):
+        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, diagnostics=bool(diagnostics))
+    return [told(output) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def reference(references):
+    return references[True]
 
 
 def interrupted(model, digits, output, batches, **options):
@@ -68,14 +76,17 @@ def interrupted(model, digits, output, batches, **options):
         )
 
 
-@pytest.mark.parametrize("batches", [0, 3, 8, 13, 20, 26])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(model, digits, reference, tmp_path, batches):
+@pytest.mark.parametrize(
+    ("batches", "diagnostics"), [(0, False), (3, False), (8, False), (13, True), (20, False), (26, True)]
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(model, digits, references, tmp_path, batches, diagnostics):
     output = tmp_path / "r.json"
-    interrupted(model, digits, output, batches)
+    interrupted(model, digits, output, batches, diagnostics=diagnostics)
     assert journals(output)
     assert not output.exists()
-    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True)
-    assert told(output) == reference
+    options = {"attacks": ATTACKS, "batch_size": 16, "diagnostics": diagnostics}
+    evaluate(model, digits, THREAT, output=output, resume=True, **options)
+    assert told(output) == references[diagnostics]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
 
 
@@ -94,13 +105,14 @@ def test_a_run_may_be_interrupted_again_and_again(model, digits, reference, tmp_
     assert told(output) == reference
 
 
-def test_a_line_cut_off_in_the_middle_is_forgotten(model, digits, reference, tmp_path):
+def test_a_line_cut_off_in_the_middle_is_forgotten(model, digits, references, tmp_path):
     output = tmp_path / "r.json"
-    interrupted(model, digits, output, 12)
+    interrupted(model, digits, output, 12, diagnostics=False)
     whole = journal_path(output).read_bytes()
     journal_path(output).write_bytes(whole[:-40])
-    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, resume=True)
-    assert told(output) == reference
+    options = {"attacks": ATTACKS, "batch_size": 16, "diagnostics": False}
+    evaluate(model, digits, THREAT, output=output, resume=True, **options)
+    assert told(output) == references[False]
 
 
 def test_resuming_a_complete_run_gives_its_result(model, digits, tmp_path):
@@ -152,17 +164,17 @@ def test_a_damaged_journal_is_refused(model, digits, tmp_path):
         evaluate(model, digits, THREAT, attacks=ATTACKS, output=output, resume=True)
 
 
-def test_a_fresh_start_does_not_throw_away_what_was_found(model, digits, reference, tmp_path):
+def test_a_fresh_start_does_not_throw_away_what_was_found(model, digits, references, tmp_path):
     output = tmp_path / "r.json"
-    interrupted(model, digits, output, 12)
+    interrupted(model, digits, output, 12, diagnostics=False)
     before = journal_path(output).read_bytes()
     with pytest.raises(UserError, match="--resume to continue"):
-        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
+        evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, diagnostics=False)
     assert journal_path(output).read_bytes() == before
     journal_path(output).unlink()
     journal_path(output, 1).write_text("of another process\n")
-    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output)
-    assert told(output) == reference
+    evaluate(model, digits, THREAT, attacks=ATTACKS, batch_size=16, output=output, diagnostics=False)
+    assert told(output) == references[False]
     assert not journals(output)
 
 
@@ -176,9 +188,11 @@ def test_two_runs_do_not_write_one_record(model, digits, tmp_path):
         def begin(self, stage, total, done=0):
             for resume in (True, False):
                 with pytest.raises(UserError, match="another run is writing"):
-                    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, resume=resume)
+                    evaluate(
+                        model, digits, THREAT, attacks=ATTACKS[:1], diagnostics=False, output=output, resume=resume
+                    )
 
-    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], output=output, observer=Second())
+    evaluate(model, digits, THREAT, attacks=ATTACKS[:1], diagnostics=False, output=output, observer=Second())
 
 
 class Tempered(torch.nn.Module):
@@ -205,9 +219,9 @@ def test_a_complete_run_on_other_pixels_is_another_run(model, digits, tmp_path):
     output = tmp_path / "r.json"
     images = digits.images(range(40)).clone()
     made = [ArrayDataset(pixels, digits.labels[:40]) for pixels in (images, images * 0.9)]
-    evaluate(model, made[0], THREAT, attacks=ATTACKS[:1], output=output)
+    evaluate(model, made[0], THREAT, attacks=ATTACKS[:1], diagnostics=False, output=output)
     with pytest.raises(UserError, match="another run"):
-        evaluate(model, made[1], THREAT, attacks=ATTACKS[:1], output=output, resume=True)
+        evaluate(model, made[1], THREAT, attacks=ATTACKS[:1], diagnostics=False, output=output, resume=True)
 
 
 COMMAND = [
@@ -223,110 +237,117 @@ COMMAND = [
     "pgd:steps=10,loss=scaled-ce",
     "--attack",
     "apgd:steps=10,loss=dlr,targets=3",
+    "--output",
+    "r.json",
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(tmp_path, name, *more):
-    return [sys.executable, "-m", "robustbench_local", *COMMAND, "--output", str(tmp_path / name), *more]
+@pytest.fixture
+def folder(tmp_path):
+    """Where a command runs; what it prints is kept beside it."""
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
 
 
-def kill_and_resume(tmp_path, times, seed):
+def wait_until(happened, *commands):
+    deadline = time.monotonic() + 60
+    while all(each.process.is_alive() for each in commands) and time.monotonic() < deadline and not happened():
+        time.sleep(0.002)
+
+
+def kill_and_resume(folder, times, seed):
     """Kill the command at random moments and resume it until it has ended; how often it was killed."""
-    output, moments, killed = tmp_path / "r.json", random.Random(seed), 0
+    journal, moments, killed = journal_path(folder / "r.json"), random.Random(seed), 0
+
+    def length():
+        return journal.stat().st_size if journal.exists() else 0
+
     for attempt in range(times + 1):
-        process = subprocess.Popen(
-            command(tmp_path, "r.json", *["--resume"] * (attempt > 0)), env=ENVIRONMENT, stderr=subprocess.DEVNULL
-        )
+        before = length()
+        command = Command(folder, *COMMAND, *["--resume"] * (attempt > 0))
         if attempt < times:
-            began = journal_path(output).stat().st_size if journal_path(output).exists() else 0
-            deadline = time.monotonic() + 60
-            while (
-                process.poll() is None
-                and time.monotonic() < deadline
-                and not (journal_path(output).exists() and journal_path(output).stat().st_size > began)
-            ):
-                time.sleep(0.002)
+            wait_until(lambda before=before: length() > before, command)
             time.sleep(moments.uniform(0, 0.1))
-            process.send_signal(signal.SIGKILL)
-        code = process.wait(timeout=120)
+            command.send(signal.SIGKILL)
+        code = command.wait(120)
         killed += code == -signal.SIGKILL
         if code == 0:
             break
-    assert output.exists()
+    assert (folder / "r.json").exists()
     return killed
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
-    subprocess.run(command(folder, "r.json"), check=True, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    command = ended(folder, *COMMAND)
+    assert command.process.exitcode == 0, command.err
     return told(folder / "r.json")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_killed_processes_lose_and_double_nothing(tmp_path, uninterrupted):
-    assert kill_and_resume(tmp_path, 2, seed=1) >= 1
-    assert told(tmp_path / "r.json") == uninterrupted
+def test_killed_processes_lose_and_double_nothing(folder, uninterrupted):
+    assert kill_and_resume(folder, 2, seed=1) >= 1
+    assert told(folder / "r.json") == uninterrupted
 
 
 @pytest.mark.soak
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("seed", range(20))
-def test_twenty_runs_killed_at_random_moments(tmp_path, uninterrupted, seed):
-    killed = kill_and_resume(tmp_path, 4, seed)
+def test_twenty_runs_killed_at_random_moments(folder, uninterrupted, seed):
+    killed = kill_and_resume(folder, 4, seed)
     print(f"\nrun {seed}: killed {killed} times", end="")
-    assert told(tmp_path / "r.json") == uninterrupted
+    assert told(folder / "r.json") == uninterrupted
 
 
-def torchrun(tmp_path, name, *more, processes=2):
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(processes),
-        "--master-port",
-        str(random.randint(20000, 60000)),
-        "-m",
-        "robustbench_local",
-        *COMMAND,
-        "--output",
-        str(tmp_path / name),
-        *more,
-    ]
+def forked(folder):
+    """The command in two processes; stdout and stderr of both."""
+    commands = workers(folder, *COMMAND, "--json")
+    assert [command.wait(120) for command in commands] == [0, 0], [command.err for command in commands]
+    return "".join(command.out for command in commands), "".join(command.err for command in commands)
+
+
+def torchrun(folder):
+    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(random.randint(20000, 60000))]
+    ended = subprocess.run(
+        [sys.executable, *run, "-m", "robustbench_local", *COMMAND, "--json"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout, ended.stderr
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_two_processes_give_the_verdicts_of_one(tmp_path, uninterrupted):
-    ended = subprocess.run(torchrun(tmp_path, "r.json", "--json"), env=ENVIRONMENT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    result, record = told(tmp_path / "r.json")
+@pytest.mark.parametrize("start", [forked, pytest.param(torchrun, marks=pytest.mark.soak)])
+def test_two_processes_give_the_verdicts_of_one(start, folder, uninterrupted):
+    out, err = start(folder)
+    result, record = told(folder / "r.json")
     assert result["config"].pop("processes") == 2
-    assert json.loads(ended.stdout)["config"]["processes"] == 2
+    assert json.loads(out)["config"]["processes"] == 2
     expected, samples = uninterrupted
     expected = {**expected, "config": {**expected["config"]}}
     assert expected["config"].pop("processes") == 1
     assert (result, record) == (expected, samples)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
-    assert ended.stderr.count("all attacks") == 1, "one process speaks"
+    assert sorted(path.name for path in folder.iterdir()) == ["r.json", "r.samples.jsonl"]
+    assert err.count("all attacks") == 1, "one process speaks"
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_what_two_processes_began_one_can_end(model, tmp_path, uninterrupted):
-    process = subprocess.Popen(torchrun(tmp_path, "r.json"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    output = tmp_path / "r.json"
-    deadline = time.monotonic() + 60
-    while (
-        process.poll() is None
-        and time.monotonic() < deadline
-        and '"search"' not in (journal_path(output, 1).read_text() if journal_path(output, 1).exists() else "")
-    ):
-        time.sleep(0.002)
-    process.terminate()  # torchrun passes it on to its workers, which do not catch it
-    process.wait()
+def test_what_two_processes_began_one_can_end(folder, uninterrupted):
+    output = folder / "r.json"
+    second = journal_path(output, 1)
+    commands = workers(folder, *COMMAND)
+    wait_until(lambda: second.exists() and '"search"' in second.read_text(), *commands)
+    for command in commands:
+        command.send(signal.SIGTERM)
+    for command in commands:
+        command.wait()
     if output.exists():
         pytest.skip("the run ended before it could be killed")
-    subprocess.run(command(tmp_path, "r.json", "--resume"), check=True, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    resumed = ended(folder, *COMMAND, "--resume")
+    assert resumed.process.exitcode == 0, resumed.err
     assert told(output) == uninterrupted
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.samples.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["r.json", "r.samples.jsonl"]

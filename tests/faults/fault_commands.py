@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -126,6 +127,27 @@ def ended(folder: Path, *arguments: object, **options) -> Command:
     command = Command(folder, *arguments, **options)
     command.wait()
     return command
+
+
+def workers(folder: Path, *arguments: object, **options) -> list[Command]:
+    """Two processes of one run, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        Command(
+            folder,
+            *arguments,
+            log=folder.with_name(f"{folder.name}-log-{rank}"),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            **options,
+        )
+        for rank in range(2)
+    ]
 
 
 def require_refusal(command: Command, *words: str) -> None:

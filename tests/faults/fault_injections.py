@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -145,4 +146,28 @@ def closed(handle: int) -> Iterator[None]:
 def onto(handle: int, target: int | str) -> Iterator[None]:
     """Stdout or stderr goes to another handle, or to a file such as /dev/full."""
     os.dup2(os.open(target, os.O_WRONLY) if isinstance(target, str) else target, handle)
+    yield
+
+
+@contextlib.contextmanager
+def killed_in_the_second_epoch() -> Iterator[None]:
+    """A training whose every step is saved is killed at the second epoch's third batch."""
+    import robustbench_local.training.loop as loop
+    from robustbench_local.training.step import TrainingStep
+
+    learn, loop.SAVE_SECONDS = TrainingStep.train_batch, 0
+
+    def deadly(step, batch, epoch, number, **settings):
+        if (epoch, number) == (2, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learn(step, batch, epoch, number, **settings)
+
+    TrainingStep.train_batch = deadly
+    yield
+
+
+@contextlib.contextmanager
+def heeding_ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, whatever the parent does with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

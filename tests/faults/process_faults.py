@@ -19,6 +19,7 @@ from fault_commands import (
     require_trained,
     told,
     train_and_resume,
+    workers,
 )
 from fault_injections import closed, onto, without_locks
 from fault_scene import Scene
@@ -96,23 +97,10 @@ def interrupted_evaluation(scene: Scene) -> None:
 
 
 def dead_worker(scene: Scene) -> None:
-    port = scene.moments.randint(20000, 60000)
+    def start(*more: str) -> list[Command]:
+        return workers(scene.folder, *COMMAND, "--output", "r.json", *more)
 
-    def workers(*more: str) -> list[Command]:
-        return [
-            scene.start(
-                *more,
-                log=scene.folder.with_name(f"rank{rank}"),
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-            )
-            for rank in range(2)
-        ]
-
-    started = workers()
+    started = start()
     while not all(journal_path(scene.output, rank).exists() for rank in range(2)):
         time.sleep(0.001)
     time.sleep(scene.moments.uniform(0, 0.1))
@@ -125,8 +113,7 @@ def dead_worker(scene: Scene) -> None:
         assert code == -signal.SIGKILL
         scene.require_refused(other, "another process of this run has ended", "--resume")
     together = scene.moments.random() < 0.5
-    port += 1
-    for worker in workers("--resume") if together else [scene.start("--resume")]:
+    for worker in start("--resume") if together else [scene.start("--resume")]:
         assert worker.wait() == 0, worker.err
     result, record = told(scene.output)
     # Those that were through before were two.

@@ -34,6 +34,13 @@ def until(min_robust, min_clean=None):
     return GateStoppingRule("made up", 0.05, min_clean, min_robust)
 
 
+@pytest.fixture(scope="module")
+def near(model, digits, tmp_path_factory):
+    """An evaluation whose floor is near what is measured."""
+    output = tmp_path_factory.mktemp("near") / "whole.json"
+    return evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=output)
+
+
 def gate(tmp_path, text):
     path = tmp_path / "gate.yaml"
     path.write_text(text)
@@ -61,10 +68,10 @@ def test_it_stops_when_the_floor_is_decided_and_the_gate_says_the_same(model, di
     assert "of the 360 images of the split" in decision.checks[0].sentence
 
 
-def test_a_close_floor_takes_more_blocks_and_the_whole_set_decides_it(model, digits):
-    near = evaluate(model, digits, THREAT, stopping_rule=until(0.86)).result
-    assert len(near.sequential.looks) > 1
-    assert near.sequential.looks == sorted(near.sequential.looks)
+def test_a_close_floor_takes_more_blocks_and_the_whole_set_decides_it(model, digits, near):
+    looks = near.result.sequential.looks
+    assert len(looks) > 1
+    assert looks == sorted(looks)
     whole = evaluate(model, digits, THREAT).robust_accuracy
     exactly = evaluate(model, digits, THREAT, stopping_rule=until(whole.value)).result
     assert exactly.sequential.looks[-1] == 360
@@ -83,9 +90,7 @@ def test_a_hopeless_floor_fails_at_once(digits, tmp_path):
     assert decide(read_gate(str(gate(tmp_path, "min_robust: 0.7\n"))), [tmp_path / "r.json"]).outcome.name == "FAIL"
 
 
-def test_a_killed_run_goes_on_to_the_same_end(model, digits, tmp_path):
-    whole = evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "whole.json")
-
+def test_a_killed_run_goes_on_to_the_same_end(model, digits, near, tmp_path):
     class Impatient(Observer):
         def __init__(self):
             self.cleans = 0
@@ -98,14 +103,14 @@ def test_a_killed_run_goes_on_to_the_same_end(model, digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "part.json", observer=Impatient())
     resumed = evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "part.json", resume=True)
-    assert resumed.samples == whole.samples
-    assert resumed.result.sequential == whole.result.sequential
+    assert resumed.samples == near.samples
+    assert resumed.result.sequential == near.result.sequential
     again = evaluate(model, digits, THREAT, stopping_rule=until(0.86), output=tmp_path / "part.json", resume=True)
     assert again.result == resumed.result, "a finished run is read back"
 
 
-def test_block_by_block_every_stage_is_reported_once(model, digits):
-    result = evaluate(model, digits, THREAT, stopping_rule=until(0.86)).result
+def test_block_by_block_every_stage_is_reported_once(near):
+    result = near.result
     names = [report.name for report in result.attacks]
     assert len(names) == len(set(names))
     assert result.attacks[0].attacked == result.clean_accuracy.correct

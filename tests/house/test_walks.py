@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_WALK = 30
 WALKS = dict(re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S))
+SHORT = ["--epochs", "1", "--samples", "100", "--batch-size", "32", "--suite", "fast", "--eval-samples", "20"]
 COMMANDS = {
     "An attack": ["attack", "--attack", "corner", "--samples", "20", "--no-diagnostics"],
     "A plain function as an attack": [
@@ -22,9 +23,9 @@ COMMANDS = {
         "20",
         "--no-diagnostics",
     ],
-    "A training method": ["defend", "--method", "sign-at", "--epochs", "1", "--suite", "fast", "--output", "method"],
-    "An add-on": ["defend", "--method", "pgd-at:steps=1+weight-scale", "--epochs", "1", "--suite", "fast"],
-    "An architecture": ["train", "--arch", "linear-net", "--epochs", "1", "--suite", "fast", "--output", "arch"],
+    "A training method": ["defend", "--method", "sign-at", *SHORT, "--output", "method"],
+    "An add-on": ["defend", "--method", "pgd-at:steps=1+weight-scale", *SHORT],
+    "An architecture": ["train", "--arch", "linear-net", *SHORT, "--output", "arch"],
     "A dataset": ["attack", "--data", "stripes", "--eps", "0.1", "--samples", "20", "--no-diagnostics", "digits-cnn"],
     "An input defense": ["attack", "--defense", "quantize", "--samples", "20", "--no-diagnostics"],
     "A check": ["attack", "--samples", "20"],

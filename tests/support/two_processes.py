@@ -1,14 +1,11 @@
-"""Run by torchrun: trainings shared between processes, each process's outcome in a file of its own."""
+"""Trainings shared between processes as torchrun starts them, each process's outcome in a file of its own."""
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from small_trainings import Stop, Training, network
 
 import robustbench_local.training.loop as loop
@@ -53,7 +50,10 @@ def told(done: Training) -> dict:
     }
 
 
-def main(folder: Path) -> None:
+def run_rank(rank: int, port: int, folder: Path) -> None:
+    """All trainings, as one of two processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
     with process_group() as rank:
         found = {name: told(training(name).run()) for name in TRAININGS}
@@ -81,7 +81,3 @@ def loop_key() -> int:
     from robustbench_local.attacks.randomness import sample_keys
 
     return int(sample_keys(0, parts()[0].indices[3:4], "train/1", 0))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -18,11 +18,19 @@ from robustbench_local.training.settings import RuntimeSettings
 def robust(tmp_path_factory):
     """Robust accuracies by network and attack."""
     digits, found = load_dataset("digits").subset(range(0, 360, 3)), {}
-    for name, method in (("undefended", "standard"), ("distilled", "defensive-distillation:temperature=50")):
-        flags = {"method": method, "optimizer": "adamw", "lr": "1e-2", "weight_decay": "0", "epochs": "40"}
-        recipe, folder = resolve_recipe("digits-cnn", flags), tmp_path_factory.mktemp(name) / "run"
-        run_training(recipe, folder, runtime=RuntimeSettings(device="cpu"))
-        classifier = load_classifier(str(folder))
+    flags = {
+        "method": "defensive-distillation:temperature=50",
+        "optimizer": "adamw",
+        "lr": "1e-2",
+        "weight_decay": "0",
+        "epochs": "40",
+    }
+    recipe, folder = resolve_recipe("digits-cnn", flags), tmp_path_factory.mktemp("distilled") / "run"
+    run_training(recipe, folder, runtime=RuntimeSettings(device="cpu"))
+    for name, classifier in (
+        ("undefended", load_classifier("digits-cnn")),
+        ("distilled", load_classifier(str(folder))),
+    ):
         for attack, asked in (
             ("fgsm", {"attacks": [FGSM()]}),
             ("pgd", {"attacks": [PGD(steps=50)]}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fault_commands import ended
+from fault_injections import killed_in_the_second_epoch
 
 from robustbench_local.cli import cli, main
 from robustbench_local.data import load_dataset
@@ -213,26 +214,9 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path, monkeypatch
 
 
 def test_a_command_killed_in_the_middle_of_an_epoch_is_resumed_to_the_bit(tmp_path, monkeypatch):
-    script = (
-        "import os, signal, robustbench_local.training.loop as loop\n"
-        "from robustbench_local.training.step import TrainingStep\n"
-        "from robustbench_local.cli import main\n"
-        "learn, loop.SAVE_SECONDS = TrainingStep.train_batch, 0\n"
-        "def deadly(lesson, batch, epoch, number, **settings):\n"
-        "    if (epoch, number) == (2, 3):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return learn(lesson, batch, epoch, number, **settings)\n"
-        "TrainingStep.train_batch = deadly\n"
-        "main()\n"
-    )
     more = ("--average", "0.9", "--optimizer", "adamw", "--lr", "0.01", "--augment", "crop=1")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", script, *SMALL, *more, "--output", str(tmp_path / "out")],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    command = ended(tmp_path, *SMALL, *more, "--output", tmp_path / "out", prepare=[killed_in_the_second_epoch])
+    assert command.process.exitcode == -signal.SIGKILL
     assert (tmp_path / "out" / "training.safetensors").exists()
     assert not (tmp_path / "out" / "result.json").exists()
     assert commands(monkeypatch, *SMALL, *more, "--output", tmp_path / "out", "--resume") == 0
