@@ -1,6 +1,7 @@
 """Fixtures of every test."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,15 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def pytest_sessionfinish(session):
+    """A worker of xdist that still tidies up five seconds after its last test is sent SIGINT, to no good.
+
+    The KeyboardInterrupt would be printed from wherever it happens, such as the callback of a weak dictionary.
+    """
+    if hasattr(session.config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")
