@@ -24,7 +24,7 @@ def test_compare(compared):
     lost = sum(flip["lost"] for flip in content["pair"]["flips"])
     drop = content["models"][0]["robust_accuracy"]["correct"] - content["models"][1]["robust_accuracy"]["correct"]
     assert lost - (len(content["pair"]["flips"]) - lost) == drop > 0
-    assert [model["groups"] for model in content["models"]] == ["strong", "weak"]
+    assert [model["groups"] for model in content["models"]] == ["a", "b"]
 
     refused = compared("strong.json", "few.json", "--json")
     assert refused.code == 5
