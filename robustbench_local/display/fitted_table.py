@@ -40,7 +40,7 @@ def fitted_table(heading: Row, rows: Sequence[Row], layouts: Sequence[Layout], w
         least = name if layout is layouts[0] else LEAST_NAME
         if _width(layout, least, [heading, *rows]) <= width:
             break
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column(heading.name, min_width=least, overflow="fold")
     for title in heading.stacked(layout):
         table.add_column(Text(title), justify="right", no_wrap=True)
@@ -54,4 +54,4 @@ def fitted_table(heading: Row, rows: Sequence[Row], layouts: Sequence[Layout], w
 def _width(layout: Layout, name: int, rows: Sequence[Row]) -> int:
     """The width of a table: its columns are as wide as their longest cells, with two spaces between."""
     columns = [max(len(row.cells[position]) for row in rows for position in column) for column in layout]
-    return 3 + name + sum(2 + column for column in columns)
+    return name + sum(2 + column for column in columns)

@@ -28,8 +28,8 @@ def test_no_number_is_cut_off_at_any_width(width):
 
 def test_the_widest_layout_that_fits_is_used():
     rows = [Row("short", ("1234567", "1234567", "1234567"))]
-    # Three columns of seven letters with two spaces each, the name, and three for the edges and the name's own space.
-    full = 3 * (7 + 2) + 15 + 3
+    # Three columns of seven letters with two spaces before each, and the name.
+    full = 3 * (7 + 2) + 15
     assert any("one" in line and "three" in line for line in rendered(rows, full).splitlines())
     assert not any("one" in line and "three" in line for line in rendered(rows, full - 1).splitlines())
 
