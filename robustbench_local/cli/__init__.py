@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -93,6 +94,15 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _is_out_of_file_handles() -> bool:
+    """Whether no further file can be opened: an import that fails for this reason has no error of its own."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
 def _exit_code(arguments: list[str]) -> int:
     """Run the command; print the error where it fails."""
     context = None
@@ -118,7 +128,9 @@ def _exit_code(arguments: list[str]) -> int:
         code = context.obj if context is not None else 0
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except OSError as error:
+    except (OSError, ImportError) as error:
+        if isinstance(error, ImportError) and not _is_out_of_file_handles():
+            raise
         with contextlib.suppress(OSError):
             click.echo(f"robust: reading or writing failed: {error} [input-output-error]", err=True)
         code = 2

@@ -11,6 +11,9 @@ from functools import lru_cache
 import numpy as np
 import scipy
 
+ROUNDING = 1e-9
+"""Relative error of the likelihoods, which are computed through logarithms of factorials."""
+
 
 def finite_bounds(correct: int, n: int, population: int, alpha: float = 0.05) -> tuple[float, float]:
     """Anytime-valid one-sided bounds on the accuracy over `population` samples, after n of them were drawn.
@@ -39,8 +42,9 @@ def finite_bounds(correct: int, n: int, population: int, alpha: float = 0.05) ->
     # the upper) is 1 / alpha times its own: if the total were true, that ratio would be a martingale starting at 1.
     above = np.append(np.cumsum(posterior[:0:-1])[::-1], 0)
     below = np.append(0, np.cumsum(posterior[:-1]))
-    low = totals[alpha * above <= posterior * wrong][0]
-    high = totals[alpha * below <= posterior * totals][-1]
+    # A total at which both sides are equal is kept, whatever rounding makes of them.
+    low = totals[alpha * above <= posterior * wrong * (1 + ROUNDING)][0]
+    high = totals[alpha * below <= posterior * totals * (1 + ROUNDING)][-1]
     return float(low / population), float(high / population)
 
 

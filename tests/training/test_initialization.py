@@ -196,7 +196,7 @@ def test_a_models_own_resize_gives_way_to_the_recipes(tmp_path):
         ({"arch": "torchvision/resnet18:weights=V9", "pretrained": True}, "has no weights 'V9'"),
         ({"arch": "torchvision/resnet18", "pretrained": True, "checkpoint": "absent.pt"}, "absent.pt"),
         ({"resize": "64:65", "data": "imagefolder:x"}, "--resize is '64:65'"),
-        ({"resize": "64", "data": "cifar10"}, "cifar10 has none"),
+        ({"resize": "64", "data": "cifar10"}, "cifar10 has arrays"),
         ({"arch": "timm/"}, "timm"),
     ],
 )
