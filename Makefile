@@ -10,7 +10,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
 	touch $@
 
-$(VENV)/.installed-test: lint types  ## lint, types and the default suite
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[test,dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## install and attack the bundled classifier
+	$(BIN)/robust attack
+
+test: lint types  ## lint, types and the default suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 --durations-min 1
 
 lint: $(VENV)/.installed-test  ## style and form

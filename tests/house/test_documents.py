@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -66,3 +67,14 @@ def test_links_between_documents_lead_somewhere():
             if not (document.parent / link).exists():
                 broken.add(f"{document.name}: {link}")
     assert not broken
+
+
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [("test", ["ruff check", "ruff format --check", "mypy", "-m pytest"]), ("demo", ["robust attack"])],
+)
+def test_the_commands_of_the_readme_do_something(target, commands, tmp_path):
+    dry = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not [command for command in commands if command not in dry.stdout]
