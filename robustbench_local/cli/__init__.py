@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import importlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 import click
 
@@ -85,13 +88,39 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup ignores one
             signal.signal(getattr(signal, name), _interrupt)
-    with routed_warnings():
+    with routed_warnings(), interrupts_redelivered():
         code = _exit_code(sys.argv[1:])
     sys.exit(code)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interrupts_redelivered() -> Iterator[None]:
+    """Inside, ctrl-C is not lost where it arrives in a destructor or a weak reference's callback.
+
+    Python only reports an exception that is raised there, and the run would go on.
+    """
+    before = sys.unraisablehook
+
+    def redeliver(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # nohup and a shell's background ignore SIGINT; SIGTERM has its handler then.
+            handled = (each for each in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(each)))
+            # A moment later: the signal would be handled, and lost again, before this function returns.
+            again = threading.Timer(0.02, _thread.interrupt_main, [next(handled, signal.SIGINT)])
+            again.daemon = True
+            again.start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = redeliver
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _is_out_of_file_handles() -> bool:
