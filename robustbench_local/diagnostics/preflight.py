@@ -5,7 +5,8 @@ What makes an evaluation impossible stops the run with one sentence; everything 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +37,15 @@ class Preflight(NamedTuple):
     """What the preflight has found.
 
     layers: names of the layers that stop gradients. fits: how many images the device can process at a time, up to
-    `PROBE_IMAGES`.
+    `PROBE_IMAGES`. doubts: slugs of the checks that passed but saw what calls for adaptive attacks; only where these
+    find more is it a warning.
     """
 
     classes: int
     findings: list[Diagnostic]
     layers: tuple[str, ...]
     fits: int
+    doubts: tuple[str, ...] = ()
 
 
 def probe_images(dataset: Dataset, count: int = PROBE_IMAGES) -> Tensor:
@@ -92,7 +95,8 @@ def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: 
     gradients = _gradients(model, images, labels, trace)
     layers = _layers(trace, missing=gradients.status == "warn")
     findings += [_eval_mode(trace), _no_optimization(trace), gradients, layers]
-    return Preflight(classes, findings, tuple(trace.stops), count)
+    doubts = (checks.GRADIENTS,) if gradients.status == "pass" and gradients.value else ()
+    return Preflight(classes, findings, tuple(trace.stops), count, doubts)
 
 
 # What stops the run.
@@ -319,36 +323,53 @@ def _no_optimization(trace: GradientTrace) -> Diagnostic:
 def _gradients(model: Metered, images: Tensor, labels: Tensor, trace: GradientTrace) -> Diagnostic:
     """The share of images for which the gradient of some loss is 0 or not finite.
 
-    The first indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022).
+    The first indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022). Every suite uses losses that no
+    softmax saturates. So a cross-entropy that alone has no gradient is no warning, though its share is the value.
     """
-    causes = f" ({trace.description})" if trace.description else ""
     points = images.clone().requires_grad_(True)
     with torch.enable_grad():
         logits = model(points)
-    missing = torch.full((len(images),), not logits.requires_grad, device=images.device)
-    for loss in (LOSSES["ce"], LOSSES["margin"], LOSSES["scaled-ce"]) if logits.requires_grad else ():
-        with torch.enable_grad():
-            total = loss(logits, labels).sum()
-        gradient = input_gradient(total, points, retain_graph=True)
-        flat = torch.zeros_like(points).flatten(1) if gradient is None else gradient.flatten(1)
-        missing |= (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
-    share = float(missing.float().mean())
-    advice = ""
     if not logits.requires_grad:
-        advice = f"the logits pass no gradient to the image{causes}: gradient attacks are blind"
-    elif share > 0:
-        advice = (
-            f"for {share:.0%} of {len(images)} images the gradient of a loss is 0 or not finite"
-            f"{causes or ' (saturated outputs?)'}: gradient attacks are weak there"
+        causes = f" ({trace.description})" if trace.description else ""
+        return _gradient_finding(
+            1.0, len(images), f"the logits pass no gradient to the image{causes}: gradient attacks are blind"
         )
-    return Diagnostic(
-        slug=checks.GRADIENTS,
-        status="warn" if share > 0 else "pass",
-        value=share,
-        threshold=0.0,
-        n=len(images),
-        advice=advice,
+    saturated, margin, scaled = (
+        _without_gradient(LOSSES[loss], logits, labels, points) for loss in ("ce", "margin", "scaled-ce")
     )
+    missing = margin | scaled
+    if not missing.any() and saturated.any():
+        return Diagnostic(
+            slug=checks.GRADIENTS,
+            status="pass",
+            value=float(saturated.float().mean()),
+            n=len(images),
+            advice="the gradient of the cross-entropy is 0 for this share of the images, because softmax saturates; "
+            "the margin and the scaled cross-entropy, which the suites use, have gradients",
+        )
+    share = float(missing.float().mean())
+    causes = f" ({trace.description or 'saturated outputs?'})"
+    advice = (
+        f"for {share:.0%} of {len(images)} images the gradient of a loss is 0 or not finite{causes}: gradient attacks "
+        "are weak there"
+    )
+    return _gradient_finding(share, len(images), advice if share else "")
+
+
+def _gradient_finding(share: float, n: int, advice: str) -> Diagnostic:
+    status: Literal["warn", "pass"] = "warn" if advice else "pass"
+    return Diagnostic(slug=checks.GRADIENTS, status=status, value=share, threshold=0.0, n=n, advice=advice)
+
+
+def _without_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, points: Tensor
+) -> Tensor:
+    """Whether the gradient of the loss at each point is 0 or not finite, bool [rows]."""
+    with torch.enable_grad():
+        total = loss(logits, labels).sum()
+    gradient = input_gradient(total, points, retain_graph=True)
+    flat = torch.zeros_like(points).flatten(1) if gradient is None else gradient.flatten(1)
+    return (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
 
 
 def _layers(trace: GradientTrace, *, missing: bool) -> Diagnostic:

@@ -4,8 +4,11 @@ from torch import nn
 
 from robustbench_local import Classifier, ThreatModel, evaluate
 from robustbench_local.data.dataset import ArrayDataset
+from robustbench_local.diagnostics.preflight import preflight
+from robustbench_local.diagnostics.verdict import finding_of
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.doctor import doctor
+from robustbench_local.models.metered import Metered
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -117,3 +120,26 @@ def test_a_box_that_does_not_contain_the_images_is_refused():
     with pytest.raises(UserError, match=r"\[0, 0\.5\]") as error:
         evaluate(Classifier(Net(), copy=False), data(), threat_model, device="cpu")
     assert error.value.slug == "images-outside-box"
+
+
+def checked(net, dataset=None, threat_model=THREAT):
+    dataset = dataset or data()
+    return preflight(Metered(Classifier(net, copy=False)), dataset, threat_model, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("after", "status"),
+    [
+        (lambda logits, net: 1e5 * logits, "pass"),
+        (lambda logits, net: torch.tanh(1e5 * logits), "warn"),
+        (lambda logits, net: torch.where(torch.arange(len(logits))[:, None] % 2 == 0, logits, logits.detach()), "warn"),
+    ],
+    ids=["only softmax saturates", "the logits saturate", "every second image has none"],
+)
+def test_a_saturated_softmax_alone_is_a_doubt(after, status):
+    found = checked(Net(after))
+    gradients = finding_of(found.findings, "gradients-reach-input")
+    assert gradients.status == status
+    assert gradients.value > 0
+    assert ("gradients-reach-input" in found.doubts) == (status == "pass")
+    assert checked(Net()).doubts == ()

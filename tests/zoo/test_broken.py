@@ -19,8 +19,8 @@ GAP = 0.15
 NO_GRADIENT = ("distilled", "hot", "smoothed", "saturated", "quantised", "jpeg", "thermometer", "detached", "softmaxes")
 """Those whose cross-entropy has the gradient 0 at most images."""
 SEEN_BY = {
-    "distilled": {checks.GRADIENTS, checks.CROSS_ENTROPY},
-    "hot": {checks.GRADIENTS, checks.CROSS_ENTROPY},
+    "distilled": {checks.CROSS_ENTROPY},
+    "hot": {checks.CROSS_ENTROPY},
     "smoothed": {checks.CROSS_ENTROPY},
     "saturated": {checks.GRADIENTS, checks.GROWTH},
     "quantised": {checks.LAYERS, checks.GROWTH, checks.PLANTED},
