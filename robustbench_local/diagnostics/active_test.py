@@ -7,15 +7,15 @@ attack has to find a point that the new readout assigns to the one on the bounda
 
 from __future__ import annotations
 
-import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_local.attacks.attack import Attack, Model, run
+from robustbench_local.attacks.attack import Attack, run
 from robustbench_local.attacks.randomness import normal, sample_keys
 from robustbench_local.attacks.threat_model import ThreatModel
+from robustbench_local.diagnostics.features import Features, FeaturesMissing, Logits
 
 INNER_POINTS = 100
 """Random points inside the ball; the paper uses 999 and more."""
@@ -40,7 +40,7 @@ class ActiveTestResult(NamedTuple):
 class _Readout(nn.Module):
     """Two logits: 0, and how far a linear function of the model's features is above its threshold."""
 
-    def __init__(self, features: Model, weights: Tensor, threshold: Tensor):
+    def __init__(self, features: Logits, weights: Tensor, threshold: Tensor):
         super().__init__()
         self._features, self._weights, self._threshold = features, weights, threshold
 
@@ -49,47 +49,31 @@ class _Readout(nn.Module):
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-class Features:
-    """The input of a model's last linear layer, float [rows, features]; its logits where it has no such layer."""
-
-    def __init__(self, model: nn.Module):
-        self._model: Model = model
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        self._last = layers[-1] if layers else None
-
-    def __call__(self, points: Tensor) -> Tensor:
-        inputs: list[Tensor] = []
-        if self._last is None:
-            return self._model(points)
-        thread = threading.get_ident()
-
-        def record(module: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG001
-            if threading.get_ident() == thread:  # others may use the same layer at the same time
-                inputs.append(args[0])
-
-        handle = self._last.register_forward_pre_hook(record)
-        try:
-            logits = self._model(points)
-        finally:
-            handle.remove()
-        usable = len(inputs) == 1 and inputs[0].dim() == 2 and len(inputs[0]) == len(points)
-        return inputs[0].float() if usable else logits
-
-
 def active_test(
     model: nn.Module, threat_model: ThreatModel, images: Tensor, attack: Attack, *, seed: int = 0, batch_size: int = 32
 ) -> ActiveTestResult:
     """Plant an adversarial example for every image and attack.
 
-    images: float [rows, ...] in the box. attack: an attack like those that the evaluation relied on.
+    images: float [rows, ...] in the box. attack: an attack like those that the evaluation relied on. The readout is of
+    the model's features, or of its logits where the features of some point are missing.
     """
-    features, counts = Features(model), [0, 0, 0]
+    try:
+        return _active_test(Features(model), threat_model, images, attack, seed=seed, batch_size=batch_size)
+    except FeaturesMissing:
+        return _active_test(Logits(model), threat_model, images, attack, seed=seed, batch_size=batch_size)
+
+
+def _active_test(
+    features: Logits, threat_model: ThreatModel, images: Tensor, attack: Attack, *, seed: int, batch_size: int
+) -> ActiveTestResult:
+    counts = [0, 0, 0]
     untargeted = ThreatModel(threat_model.norm, threat_model.eps, threat_model.box)
     label = torch.zeros(1, dtype=torch.int64, device=images.device)
     for row, image in enumerate(images.split(1)):
         points = _random_points(untargeted, image, seed + row)
         with torch.no_grad():
             values = torch.cat([features(part) for part in points.split(batch_size)])
+        features.require_own_rows(points, values)
         inner, further, planted = values[:INNER_POINTS], values[INNER_POINTS:-1], values[-1]
         weights = _direction(inner, planted)
         scores, planted_score = inner @ weights, planted @ weights

@@ -22,7 +22,7 @@ from robustbench_local.attacks.pgd import PGD
 from robustbench_local.attacks.randomness import sample_keys, uniform
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.active_test import Features
+from robustbench_local.diagnostics.features import Features, FeaturesMissing, Logits
 from robustbench_local.models.metered import Metered
 
 MOST_IMAGES, COPIES, EPOCHS, BATCH = 1000, 2, 15, 64
@@ -63,15 +63,19 @@ def transfer_from(train: Callable[[], Model], name: str) -> Transfer:
 
 
 class _Refitted(nn.Module):
-    """A model's features with another readout."""
+    """A model's features with another readout, or its logits with one where the features of a batch are missing."""
 
-    def __init__(self, features: Features, readout: nn.Module):
+    def __init__(self, features: Logits, readout: nn.Module, logits: Logits, logit_readout: nn.Module):
         super().__init__()
         self._features, self._readout = features, readout
+        self._logits, self._logit_readout = logits, logit_readout
 
     def forward(self, points: Tensor) -> Tensor:
-        logits: Tensor = self._readout(self._features(points))
-        return logits
+        try:
+            outputs: Tensor = self._readout(self._features(points))
+        except FeaturesMissing:
+            outputs = self._logit_readout(self._logits(points))
+        return outputs
 
 
 @dataclass
@@ -99,21 +103,34 @@ class _SeededRandom:
 def refitted(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
     """Train a linear readout on the model's own features to predict what the model predicts.
 
-    Whatever the model does after its last linear layer is left out. Images, noise and seed are those of `imitation`.
+    Whatever the model does after its last linear layer is left out. Where some image has no features, the readout is of
+    the logits. Images, noise and seed are those of `imitation`.
     """
-    points, predictions, classes = _training_set(model, dataset, threat_model, device)
-    features, random = Features(model), _SeededRandom(device)
-    with torch.no_grad():
-        values = torch.cat([features(part) for part in points.split(BATCH)])
+    points, outputs = _training_set(model, dataset, threat_model, device)
+    features, logits = Features(model), Logits(model)
+    logit_readout = _fitted_readout(outputs, outputs)
+    try:
+        with torch.no_grad():
+            values = torch.cat([features(part) for part in points.split(BATCH)])
+        features.require_own_rows(points, values)
+    except FeaturesMissing:
+        return _Refitted(logits, logit_readout, logits, logit_readout)
+    return _Refitted(features, _fitted_readout(values, outputs), logits, logit_readout)
+
+
+def _fitted_readout(values: Tensor, outputs: Tensor) -> nn.Module:
+    """A linear layer that predicts the class of the highest output from values, float [rows, features]."""
+    random = _SeededRandom(values.device)
     mean, scale = values.mean(0), values.std(0).clamp_min(1e-6)
-    readout = skip_init(nn.Linear, values.shape[1], classes)
+    readout: nn.Linear = skip_init(nn.Linear, values.shape[1], outputs.shape[1])
     random.initialize(readout)
-    readout.to(device)
-    _fit(readout, (values - mean) / scale, predictions, random)
+    readout.to(values.device)
+    _fit(readout, (values - mean) / scale, outputs.argmax(1), random)
     with torch.no_grad():
         readout.weight.div_(scale)
         readout.bias.sub_(readout.weight @ mean)
-    return _Refitted(features, readout.requires_grad_(False))
+    readout.requires_grad_(False)
+    return readout
 
 
 def imitation(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> nn.Module:
@@ -121,21 +138,21 @@ def imitation(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
 
     It needs nothing but the model's predicted classes. The caller's random state is not touched.
     """
-    points, predictions, classes = _training_set(model, dataset, threat_model, device)
+    points, outputs = _training_set(model, dataset, threat_model, device)
     random = _SeededRandom(device)
-    network = _network(points.shape[1:], classes)
+    network = _network(points.shape[1:], outputs.shape[1])
     for layer in network:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             random.initialize(layer)
     network.to(device)
-    _fit(network, points, predictions, random)
+    _fit(network, points, outputs.argmax(1), random)
     return network.eval().requires_grad_(False)
 
 
 def _training_set(
     model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device
-) -> tuple[Tensor, Tensor, int]:
-    """Images and noisy copies of them, the model's predictions, and the number of classes."""
+) -> tuple[Tensor, Tensor]:
+    """Images and noisy copies of them, float [points, ...], and the model's logits, float [points, classes]."""
     positions = torch.arange(len(dataset))[:: max(1, -(-len(dataset) // MOST_IMAGES))]
     images = dataset.images(positions).to(device)
     copies = [
@@ -146,8 +163,7 @@ def _training_set(
     ]
     points = torch.cat([images, *copies]).clamp(*threat_model.box)
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in points.split(BATCH)])
-    return points, logits.argmax(1), logits.shape[1]
+        return points, torch.cat([model(part) for part in points.split(BATCH)])
 
 
 def _network(shape: torch.Size, classes: int) -> nn.Sequential:

@@ -114,19 +114,28 @@ class BatchSize:
 def automatic_batch_size(model: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """How many images' saved activations fit a CPU's allocator, or a third of a GPU's free memory.
 
-    image: float [1, ...]. Costs one forward pass.
+    image: float [1, ...]. Costs one forward pass, or two more where the model does not take a batch of one.
     """
-    saved = 0
-
-    def count(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.numel() * tensor.element_size() * (tensor.shape[:1] == (1,))
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(image.clone().requires_grad_(True))
+    try:
+        saved = _saved_bytes(model, image)
+    except UserError:
+        saved = _saved_bytes(model, image.expand(2, *image.shape[1:])) // 2
     available, largest = CACHED_BYTES, LARGEST_ON_CPU
     if image.device.type == "cuda":
         available, largest = torch.cuda.mem_get_info(image.device)[0] // 3, LARGEST_ON_GPU
     fits = available // max(saved, 4 * image.numel())
     return max(8, min(largest, 8 * (fits // 8)))
+
+
+def _saved_bytes(model: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """Bytes of the activations that the model saves for its backward pass. images: float [rows, ...]."""
+    saved = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size() * (tensor.shape[:1] == images.shape[:1])
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model(images.clone().requires_grad_(True))
+    return saved

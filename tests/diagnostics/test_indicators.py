@@ -14,7 +14,7 @@ from robustbench_local.attacks import PGD, ThreatModel
 from robustbench_local.attacks.attack import initial_state
 from robustbench_local.attacks.losses import logit_margin
 from robustbench_local.attacks.randomness import sample_keys, uniform
-from robustbench_local.diagnostics.active_test import INNER_POINTS, Features, active_test
+from robustbench_local.diagnostics.active_test import active_test
 from robustbench_local.diagnostics.indicators import (
     NOISE_RADIUS,
     ProbeSet,
@@ -188,10 +188,3 @@ def test_instability_and_misguidance_are_bounded_and_medians():
 def test_a_success_at_the_last_step_is_not_lost():
     part = grey()
     assert convergence(part, Scripted((0.9, *[0.4] * 20))) == (0.0, 0)
-
-
-def test_features_are_what_the_last_linear_layer_is_given():
-    net, images = network(), torch.rand(5, *SHAPE)
-    assert torch.equal(Features(net)(images), net[:3](images))
-    assert torch.equal(Features(Linear())(images), Linear()(images))
-    assert INNER_POINTS > 40, "more points than features, or every readout would fit"
