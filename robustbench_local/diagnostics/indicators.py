@@ -17,6 +17,8 @@ from robustbench_local.attacks.losses import logit_margin
 from robustbench_local.attacks.randomness import sample_keys, uniform
 
 SCALES = (1e-3, 1.0, 1e3)
+SAME_MULTIPLE = 0.1
+"""How far gradients may be from one multiple of the true ones at the median image to count as that multiple."""
 NOISE_RADIUS = 4 / 255
 """From the second indicator of attack failure: noise of (rand - 0.5) · 8/255."""
 
@@ -103,7 +105,9 @@ def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> float:
     """How badly the gradient predicts the loss after a small step, at the median image.
 
     share: the length of the step along the gradient, in multiples of eps. Returns 0 where the loss changes exactly as
-    predicted, and 1 where the prediction and the change have nothing in common.
+    predicted, and 1 where the prediction and the change have nothing in common. A gradient that is the same multiple of
+    the true one at nearly every image leads attacks the right way and counts as exact, for example where a forward
+    scales its input in place, unseen by autograd.
     """
     state = {"points": probe.images, "labels": probe.labels}
     _, before, gradient = value_and_grad(probe.model, probe.threat_model, "margin", state)
@@ -114,6 +118,14 @@ def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> float:
     with torch.no_grad():
         after = probe.threat_model.attack_loss("margin", probe.model(points), probe.labels)
     change = after - before
+    error = _median_error(change, predicted)
+    factor = (change / predicted)[predicted != 0].median() if (predicted != 0).any() else change.new_ones(())
+    rescaled = _median_error(change, factor * predicted) if factor > 0 and len(change) > 3 else 1.0
+    return rescaled if rescaled < SAME_MULTIPLE else error
+
+
+def _median_error(change: Tensor, predicted: Tensor) -> float:
+    """The relative difference of two changes at the median row, each difference counted as at most 1."""
     error = (change - predicted).abs() / torch.maximum(change.abs(), predicted.abs()).clamp_min(1e-30)
     return float(error.clamp_max(1).median())
 

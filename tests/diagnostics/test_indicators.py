@@ -76,6 +76,32 @@ def test_a_linear_loss_rises_as_its_gradient_says_and_a_comb_does_not():
     assert gradient_mismatch(looked(Linear(front=noisy))) > 0.5
 
 
+def scaled_unseen(images):
+    """Doubled, and autograd does not know; the forward is that of the identity."""
+    with torch.no_grad():
+        images.mul_(2)
+    return images / 2
+
+
+def weighted(factors):
+    """The identity, whose gradient is multiplied by a factor for each image in turn."""
+
+    def front(images):
+        weights = torch.as_tensor(factors).repeat(len(images))[: len(images), None, None, None]
+        return images.detach() + weights * (images - images.detach())
+
+    return front
+
+
+def test_a_gradient_that_is_a_multiple_of_the_true_one_leads_the_same_way():
+    assert gradient_mismatch(looked(Linear(front=scaled_unseen))) < 1e-3
+    for factor in (0.01, 0.3, 30.0):
+        assert gradient_mismatch(looked(Linear(front=weighted([factor])))) < 1e-3
+    assert gradient_mismatch(looked(Linear(front=weighted([0.01, 0.1, 1.0, 10.0])))) > 0.5
+    assert gradient_mismatch(looked(Linear(front=weighted([-1.0])))) == 1
+    assert gradient_mismatch(looked(Linear(front=weighted([0.01])), n=2)) > 0.9, "too few images for a common multiple"
+
+
 def test_the_scale_matters_where_the_softmax_saturates():
     assert gain_by_scale(looked(Linear(end=lambda logits: 1e4 * logits)), "ce") > 0.1
     assert gain_by_scale(looked(Linear(end=lambda logits: 1e4 * logits)), "scaled-ce") == 0
