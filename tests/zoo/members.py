@@ -1,4 +1,4 @@
-"""Thirteen broken defenses and a variant, small ones on real images, each handed over as its authors would.
+"""Broken defenses, small ones on real images, each handed over as its authors would.
 
 What masks its robustness stays in the model. A naive evaluation believes it; `adaptive` knows the code and does not.
 
@@ -17,6 +17,9 @@ from dataclasses import dataclass, replace
 
 import adaptive
 import broken
+import partial
+import pixels
+import stateful
 import torch
 from adaptive import Hunt, Logits
 from broken import Jpeg, Purified, Quantised, Rejecting
@@ -70,6 +73,8 @@ class _Kind:
     reject: int | None = None
     eps: float = 1.0
     """Times the task's own."""
+    subtle: bool = False
+    """Whether a look at some images, some pixels or one batch may show nothing."""
 
 
 def _through(*ways: Callable[[nn.Module], Logits]) -> Attacked:
@@ -118,6 +123,35 @@ def _core(module: nn.Module) -> Logits:
     return module.core
 
 
+def _masked(module: nn.Module) -> Logits:
+    return module.unmasked
+
+
+def _weak(module: nn.Module) -> Logits:
+    return module.weak
+
+
+def _sturdy(module: nn.Module) -> Logits:
+    return module.sturdy
+
+
+def _straight_through(module: nn.Module) -> Logits:
+    return module.straight
+
+
+def _asking(fresh: Callable[[nn.Module], Logits]) -> Attacked:
+    """Asks what a copy that has seen nothing answers to a single image: these logits."""
+
+    def attacked(hunt: Hunt, module: nn.Module, data: str, queries: int) -> None:
+        hunt.model = fresh(module)
+        adaptive.everything(hunt, [fresh(module)], [], queries=queries)
+
+    return attacked
+
+
+_subtle = functools.partial(_Kind, eps=2 / 3, subtle=True)
+_either = _through(_masked, _weak, _sturdy)
+
 KINDS: dict[str, _Kind] = {
     "distilled": _Kind(f"defensive distillation at T={broken.TEMPERATURE:g}", broken.distilled, _through(_itself)),
     "hot": _Kind("logits times 10,000", broken.hot, _through(_core)),
@@ -137,7 +171,32 @@ KINDS: dict[str, _Kind] = {
     "rejecting": _Kind(
         "features far from their class are refused", broken.rejecting, _hunt_rejecting, reject=broken.REJECT
     ),
+    **{
+        f"{ripple}-of-{round(100 * share)}": _subtle(
+            f"{share:.0%} of the images, the brightest, masked: {about}",
+            functools.partial(partial.masks_brightest, share=share, ripple=ripple),
+            _either,
+        )
+        for ripple, about in partial.RIPPLES.items()
+        for share in partial.SHARES
+    },
+    "clamped": _subtle("input clamped to the box", pixels.clamped, _through(_straight_through)),
+    "clamped-further": _subtle(
+        "input clamped to [0.02, 0.98]", functools.partial(pixels.clamped, low=0.02), _through(_straight_through)
+    ),
+    "hard-tanh": _subtle("input through Hardtanh(0, 1)", pixels.hard_tanh, _through(_straight_through)),
+    "smooth-step": _subtle("a contrast flat at black and white", pixels.smooth_step, _through(_straight_through)),
+    "checkered": _subtle("every other pixel detached", pixels.checkered, _through(_straight_through)),
+    "rounded-half": _subtle("the left half rounded", pixels.rounded_half, _through(_straight_through)),
+    "batch-of-one": _subtle("single images answered by another network", stateful.batch_of_one, _asking(_weak)),
+    "grad-mode": _subtle("another network where gradients are recorded", stateful.grad_mode, _through(_weak)),
+    "batch-gate": _subtle("half of a batch to a sturdy network", stateful.batch_gate, _through(_weak, _sturdy)),
+    "remembering": _subtle("answers repeated for near-duplicates", stateful.remembering, _asking(lambda m: m.core)),
 }
+EARLIER = tuple(name for name, kind in KINDS.items() if not kind.subtle)
+SUBTLE = tuple(name for name, kind in KINDS.items() if kind.subtle)
+UNBOUNDED = ("batch-of-one", "batch-gate", "remembering")
+"""Those whose answers differ between two evaluations of the same images: there is no one number to come near to."""
 
 
 @functools.cache

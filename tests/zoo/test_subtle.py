@@ -1,0 +1,37 @@
+"""A defense that masks a part of itself claims more than it has, and is never trusted."""
+
+import members
+import pytest
+from adaptive import Hunt
+from evaluations import accuracy, evaluated, some
+
+NAIVE = tuple(name for name in members.SUBTLE if name not in ("smooth-step", "remembering", "grad-mode"))
+"""Those of which a plain PGD believes more than there is."""
+
+
+def claims_more_than_it_has(name, images, labels):
+    member = members.member(name)
+    classifier = member.build()
+    clean = Hunt(classifier, images, labels, member.threat_model).standing
+    claimed = member.claimed(classifier, images, labels)
+    member = members.member(name, queries=50, enough=int(claimed.sum()) - 1)
+    left = member.adaptive(classifier, images, labels, member.threat_model)
+    assert accuracy(clean) >= 0.85, "nobody would use it"
+    assert int(left.sum()) < int(claimed.sum())
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_a_subtle_defense_claims_more_than_it_has(name):
+    claims_more_than_it_has(name, *some())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("suite", ["fast", "standard"])
+@pytest.mark.parametrize("name", members.SUBTLE)
+def test_a_subtle_defense_is_never_trusted(name, suite):
+    member = members.member(name)
+    evaluation, part = evaluated(member, suite=suite)
+    assert evaluation.result.verdict.status != "trusted"
+    if suite == "standard" and name not in members.UNBOUNDED:
+        left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
+        assert evaluation.robust_accuracy.value <= accuracy(left) + 0.02
