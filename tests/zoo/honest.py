@@ -1,4 +1,4 @@
-"""Networks that mask nothing: adversarially trained ones, published ones, and one that nobody has defended.
+"""Networks that mask nothing: of many families, adversarially trained ones, published ones, and an undefended one.
 
     python tests/zoo/honest.py [--data fashion] [NAME…]
 
@@ -14,20 +14,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import adaptive
+import honest_recipes
 import torch
 from adaptive import Hunt
 from tasks import task, undefended
 from torch import Tensor
 
-from robustbench_local import Classifier, ThreatModel, load_classifier, load_dataset
+from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import pgd
-from robustbench_local.data.dataset import Dataset
+from robustbench_local.data.dataset import ArrayDataset, Dataset
 from robustbench_local.training.recipe import Recipe
 from robustbench_local.training.run import run_training
 from robustbench_local.training.settings import RuntimeSettings
@@ -46,6 +47,48 @@ class Honest:
     threat_model: ThreatModel
     build: Callable[[], Classifier]
     dataset: Callable[[], Dataset]
+
+
+@dataclass(frozen=True)
+class Relative(Honest):
+    """One training seed of a family.
+
+    kind: "robust" or "undefended". half: "derive" where thresholds may be chosen on it, "confirm" where they are tried.
+    l2: the threat model in L2.
+    """
+
+    family: str
+    seed: int
+    kind: honest_recipes.Kind
+    half: honest_recipes.Half
+    l2: ThreatModel
+
+    def within(self, norm: str) -> Relative:
+        """The same network, to be attacked in "linf" or "l2"."""
+        return self if norm == self.threat_model.norm else replace(self, threat_model=self.l2)
+
+
+def families() -> dict[str, Relative]:
+    """Every family with three seeds each, by names such as `residual-1`."""
+    return {
+        f"{family}-{seed}": Relative(
+            f"{family}-{seed}",
+            ThreatModel("linf", recipe.eps),
+            partial(honest_recipes.fitted, family, seed),
+            partial(_test_images, family),
+            family=family,
+            seed=seed,
+            kind=recipe.kind,
+            half=honest_recipes.half(family),
+            l2=ThreatModel("l2", recipe.l2_eps),
+        )
+        for family, recipe in honest_recipes.FAMILIES.items()
+        for seed in SEEDS
+    }
+
+
+def _test_images(family: str) -> Dataset:
+    return honest_recipes.FAMILIES[family].task.test
 
 
 @functools.cache
@@ -138,11 +181,34 @@ def naive(one: Honest, classifier: Classifier, images: Tensor, labels: Tensor) -
     return hunt.standing
 
 
+def part(one: Honest, samples: int) -> Dataset:
+    """The first of its images."""
+    dataset = one.dataset()
+    return dataset.subset(range(min(samples, len(dataset))))
+
+
 def truth(one: Honest, classifier: Classifier, images: Tensor, labels: Tensor, *, queries: int = 5000) -> Tensor:
-    """Right, and not fooled by anything that was tried, bool [N]."""
-    hunt = Hunt(classifier, images, labels, one.threat_model)
-    adaptive.everything(hunt, [classifier], [], queries=queries)
+    """Right, and not fooled by anything that was tried, bool [N].
+
+    A model of a family meets the whole of `exhaustive` too, and the points of its sibling of another seed.
+    """
+    asked = _unchanging(classifier)
+    hunt = Hunt(asked, images, labels, one.threat_model)
+    twins = []
+    if isinstance(one, Relative):
+        dataset = ArrayDataset(images, labels)
+        found = evaluate(
+            classifier, dataset, one.threat_model, suite="exhaustive", diagnostics=False, device="cpu"
+        ).samples
+        hunt.standing &= torch.tensor([sample.robust for sample in found])
+        twins.append(_unchanging(honest_recipes.fitted(one.family, (one.seed + 1) % len(SEEDS))))
+    adaptive.everything(hunt, [asked], twins, queries=queries)
     return hunt.standing
+
+
+def _unchanging(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """The classifier asked about copies: some write into their input."""
+    return lambda images: classifier(images.clone())
 
 
 def main() -> None:
