@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -169,7 +169,6 @@ def load_model(options: dict[str, Any]) -> Classifier:
     """
     from robustbench_local.models import load_classifier
     from robustbench_local.models.preprocessing import with_preprocessing
-    from robustbench_local.runtime.distributed import rank_and_world
 
     classifier = load_classifier(
         options["model"],
@@ -179,8 +178,7 @@ def load_model(options: dict[str, Any]) -> Classifier:
         normalize=options["normalize"],
         num_classes=options["num_classes"],
     )
-    for note in classifier.notes if rank_and_world()[0] == 0 else ():
-        click.echo(note, err=True)
+    _tell(classifier.notes)
     return with_preprocessing(classifier, options["defenses"])
 
 
@@ -219,7 +217,17 @@ def load_model_and_data(options: dict[str, Any]) -> tuple[Classifier, Dataset]:
         resize=resize,
         class_names=classifier.class_names,
     )
+    if dataset.left_out is not None and dataset.left_out.text:
+        _tell([dataset.left_out.text])
     return classifier, dataset
+
+
+def _tell(notes: Sequence[str]) -> None:
+    """Print what was decided while loading, on one rank."""
+    from robustbench_local.runtime.distributed import rank_and_world
+
+    for note in notes if rank_and_world()[0] == 0 else ():
+        click.echo(note, err=True)
 
 
 def require_eps(options: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from robustbench_local.data.class_directories import ClassDirectories, for_outputs
+from robustbench_local.data.picture_files import LeftOut
 from robustbench_local.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class Dataset(ABC):
     indices: int64 [N], the index of each sample in the full split. A subset keeps them.
     resize: how image files are brought to one size, or None.
     groups: int64 [N], the same number for images that belong together (frames of one video), or None.
+    directories: the class directories that the labels come from, or None. left_out: the pictures that were found beside
+    the samples and are none, or None. notes: what a reader of a result should know, one sentence each.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Dataset(ABC):
     indices: torch.Tensor
     resize: Resize | None = None
     groups: torch.Tensor | None = None
+    directories: ClassDirectories | None = None
+    left_out: LeftOut | None = None
 
     def __init__(
         self,
@@ -83,6 +89,27 @@ class Dataset(ABC):
             return stored.to(torch.float32).div_(255)
         _check_pixels(stored, self.name)
         return stored.to(torch.float32).clamp(0, 1)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How directories became labels where their names are numbers, and which pictures were left out."""
+        sources = self.directories, self.left_out
+        return tuple(source.text for source in sources if source is not None and source.text)
+
+    def for_outputs(self, outputs: int) -> Self:
+        """The same samples, their labels those of a model with so many outputs where the labels count directories.
+
+        Raises UserError for more class directories, or larger numbers, than there are outputs.
+        """
+        if self.directories is None:
+            return self
+        relabeled = copy.copy(self)
+        relabeled.directories = for_outputs(self.directories, outputs)
+        relabeled.class_names = list(relabeled.directories.class_names)
+        new_labels = torch.zeros(max(self.directories.labels) + 1, dtype=torch.int64)
+        new_labels[list(self.directories.labels)] = torch.tensor(relabeled.directories.labels)
+        relabeled.labels = new_labels[self.labels]
+        return relabeled
 
     def subset(self, positions: Sequence[int] | torch.Tensor) -> Self:
         """The samples at `positions`, in that order, without a copy of any image."""

@@ -8,12 +8,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from robustbench_local.data.class_names import match_class_names
+from robustbench_local.data.class_directories import label_directories
 from robustbench_local.data.dataset import Dataset
+from robustbench_local.data.picture_files import (
+    PictureListing,
+    class_directories,
+    is_lossy,
+    list_pictures,
+    readable_formats,
+)
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 from robustbench_local.io.safe_read import printable, reason, reject_control_characters, require_plain_file
@@ -22,13 +29,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _GRAYSCALE = {"1", "L", "LA", "La"}
+# Formats that store gray pictures as color ones, and by how many gray levels their channels then differ.
+_ALWAYS_COLOR, _CHROMA_ROUNDING = {"AVIF", "GIF", "HEIF", "WEBP"}, 3
 # Pillow clips these to 8 bits when it converts them, which would ruin the image silently.
 _DEEP = {"I", "F"}
-_LOSSY = {".jpg", ".jpeg", ".webp"}
 _MAX_PIXELS = 100_000_000
-# Pillow recognizes a file by its content, whatever its name, and for some formats (EPS) starts other programs.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _SPLIT_DIRECTORIES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+Trait = Literal["orientation", "alpha"]
+Reading = Literal["turned", "white", "black"]
+TRAITS: tuple[Trait, ...] = ("orientation", "alpha")
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Decoding:
 class FolderDataset(Dataset):
     """Image files, decoded at every request and never kept, so memory does not grow with their number.
 
-    paths: one file per sample. labels: int64 [N]. lossy: by default judged by the files' suffixes. Without a size to
+    paths: one file per sample. labels: int64 [N]. lossy: by default judged by the files' names. Without a size to
     resize to, the header of every file is read at once.
     Raises UserError that names the file that cannot be used.
     """
@@ -63,7 +75,7 @@ class FolderDataset(Dataset):
         decoding: Decoding = Decoding(),
     ) -> None:
         if lossy is None:
-            lossy = any(Path(path).suffix.lower() in _LOSSY for path in paths)
+            lossy = any(map(is_lossy, paths))
         super().__init__(labels, name=name, split=split, class_names=class_names, lossy=lossy)
         self._paths = list(paths)
         self.resize = decoding.resize
@@ -74,18 +86,34 @@ class FolderDataset(Dataset):
     def image_shape(self) -> tuple[int, int, int]:
         return (1 if self._mode == "L" else 3, *self._size)
 
+    def traits(self, positions: torch.Tensor) -> dict[Trait, torch.Tensor]:
+        """Which of the samples have a trait that is ignored, bool [n] each; only the files' headers are read.
+
+        `"orientation"`: an EXIF tag says that the pixels are to be turned. `"alpha"`: there is a transparency channel.
+        """
+        found = [_traits(self._paths[row]) for row in self.indices[positions].tolist()]
+        return {trait: torch.tensor([trait in each for each in found], dtype=torch.bool) for trait in TRAITS}
+
+    def images_as(self, positions: torch.Tensor, reading: Reading) -> torch.Tensor:
+        """`images`, read otherwise: `"turned"` as EXIF says, or laid over a background that is `"white"` or `"black"`.
+
+        Raises UserError where a turned image has another size than the dataset's.
+        """
+        rows = self.indices[positions].tolist()
+        return torch.stack([self._decode(self._paths[row], reading) for row in rows]).float() / 255
+
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:
         batch = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
         for place, row in enumerate(rows.tolist()):
             batch[place] = self._decode(self._paths[row])
         return batch
 
-    def _decode(self, path: str | Path) -> torch.Tensor:
+    def _decode(self, path: str | Path, reading: Reading | None = None) -> torch.Tensor:
         """uint8 [C, H, W] of one file, resized and cropped."""
         from torchvision.transforms.v2 import functional
 
         with _open_image(path) as image:
-            picture = image.convert(self._mode)
+            picture = (image if reading is None else _read_as(image, reading)).convert(self._mode)
         if self.resize is not None:
             _require_bounded(picture, self.resize, path)
             picture = self.resize.apply(picture)
@@ -103,33 +131,46 @@ def load_imagefolder(
 ) -> FolderDataset:
     """All images under `path`, one directory per class, in torchvision's ImageFolder order: directories, then files.
 
-    Labels count the sorted directories (`"10"` sorts before `"2"`). With `class_names`, the model's, each directory is
-    matched with a class by its name, and the labels are the model's. Images keep the orientation of their pixels (EXIF
-    is not applied), as in torchvision. Raises UserError for directories and images that cannot be used.
+    Hidden files and directories never count. Directories become labels as `label_directories` says: by the names of the
+    model's classes (`class_names`), as numbers, or in their order. Images keep the orientation of their pixels (EXIF is
+    not applied), as in torchvision; of an animation the first frame counts. Raises UserError for directories and images
+    that cannot be used.
     """
-    from torchvision.datasets import ImageFolder
-
     _check_directories(path)
     _reject_link_loops(path)
     try:
-        listing = ImageFolder(str(path))
+        listing = list_pictures(path)
     except OSError as error:
-        raise UserError(
-            f"{printable(path)} cannot be used ({reason(error).rstrip('. ')}): it needs one directory per class with "
-            "at least one image in each",
-            slug="imagefolder-incomplete",
-        ) from error
-    labels = torch.tensor(listing.targets, dtype=torch.int64)
-    names = listing.classes
-    if class_names is not None:
-        labels = torch.tensor(match_class_names(names, class_names, str(path)))[labels]
-        names = list(class_names)
-    return FolderDataset(
-        [file for file, _ in listing.samples],
-        labels,
+        raise _incomplete(path, reason(error).rstrip(". ")) from error
+    _require_pictures(listing, path)
+    directories = label_directories(listing.directories, class_names, str(path))
+    dataset = FolderDataset(
+        listing.paths,
+        torch.tensor(directories.labels)[listing.targets],
         name=f"imagefolder:{path.resolve().name}",
-        class_names=names,
+        class_names=list(directories.class_names),
         decoding=Decoding(resize),
+    )
+    dataset.directories, dataset.left_out = directories, listing.left_out
+    return dataset
+
+
+def _require_pictures(listing: PictureListing, path: Path) -> None:
+    """Raises UserError where there is no class directory, or one without a picture that can be read."""
+    if not listing.directories:
+        raise _incomplete(path, "it has no directory")
+    empty = sorted(set(range(len(listing.directories))) - set(listing.targets))
+    if empty:
+        names = ", ".join(listing.directories[number] for number in empty[:8])
+        others = f"; {listing.left_out.text}" if listing.left_out.text else ""
+        raise _incomplete(path, f"no picture that can be read in {names}{others}")
+
+
+def _incomplete(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"{printable(path)} cannot be used ({problem}): it needs one directory per class with at least one image in "
+        "each",
+        slug="imagefolder-incomplete",
     )
 
 
@@ -142,7 +183,7 @@ def _check_directories(path: Path) -> None:
             "per class",
             slug="imagefolder-not-a-directory",
         )
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    names = class_directories(path)
     if names and all(name.lower() in _SPLIT_DIRECTORIES for name in names):
         raise UserError(
             f"{printable(path)} has splits ({', '.join(names)}), not classes: name one of them, "
@@ -180,13 +221,39 @@ def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> 
         )
 
 
+def _traits(path: str | Path) -> set[Trait]:
+    with _open_image(path) as image:
+        found: set[Trait] = {"orientation"} if image.getexif().get(_ORIENTATION, 1) in range(2, 9) else set()
+        return found | {"alpha"} if image.has_transparency_data else found
+
+
+def _read_as(image: Image.Image, reading: Reading) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    if reading == "turned":
+        return ImageOps.exif_transpose(image)
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, reading), picture)
+
+
 def _common_mode(paths: Sequence[str | Path]) -> str:
     """`"L"` when every file is grayscale, else `"RGB"`; stops at the first color file."""
     for path in paths:
         with _open_image(path) as image:
-            if image.mode not in _GRAYSCALE:
+            if not _is_gray(image):
                 return "RGB"
     return "L"
+
+
+def _is_gray(image: Image.Image) -> bool:
+    """Whether a picture is gray: by its mode, or where its format has no such mode by all its pixels."""
+    if image.mode in _GRAYSCALE or image.format not in _ALWAYS_COLOR:
+        return image.mode in _GRAYSCALE
+    from PIL import ImageChops
+
+    red, green, blue = image.convert("RGB").split()
+    differences = (ImageChops.difference(one, green).getextrema()[1] for one in (red, blue))
+    return max(differences) <= _CHROMA_ROUNDING
 
 
 def _common_size(paths: Sequence[str | Path], name: str) -> tuple[int, int]:
@@ -218,7 +285,8 @@ def _open_image(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            # Pillow recognizes a file by its content, whatever its name.
+            with Path(path).open("rb") as file, Image.open(file, formats=readable_formats()) as image:
                 if image.mode in _DEEP or image.mode.startswith("I;"):
                     raise UserError(
                         f"the image {printable(path)} has more than 8 bits per value (Pillow mode {image.mode}): save "

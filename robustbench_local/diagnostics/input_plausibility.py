@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from robustbench_local.data.class_directories import ClassDirectories
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.preflight import PROBE_IMAGES, probe_images
+from robustbench_local.data.picture_files import LeftOut
+from robustbench_local.diagnostics.input_form import pixels_fit
+from robustbench_local.diagnostics.label_order import other_labels
+from robustbench_local.diagnostics.pixel_readings import ClassifiedImages, other_pixels, without_normalization
 from robustbench_local.models.metered import Metered
-from robustbench_local.models.normalization import parse_normalization
-from robustbench_local.results.checks import CLEAN_ACCURACY
+from robustbench_local.results.checks import CLASS_DIRECTORIES, CLEAN_ACCURACY, PICTURES
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.statistics.intervals import exact_bounds
 
-MOST_TRIED = 128
-"""Images on which other readings of the pixels are tried."""
-GAIN = 0.05
-"""The share of images by which another reading must be better, beyond chance, to be suggested."""
-View = Callable[[Tensor], Tensor]
+LOW = 0.9
+"""The accuracy up to which other readings of the pixels are tried."""
 
 
-def accuracy_is_plausible(
+def check_inputs(
     model: Metered, dataset: Dataset, predictions: Tensor, classes: int, device: torch.device
-) -> Diagnostic:
-    """Check that the accuracy beats guessing, and that other labels or another reading of the pixels are no better.
+) -> list[Diagnostic]:
+    """Check labels, pixels and pictures against what the model predicts.
 
     predictions: int64 [n], of the first n samples. The dataset may hold more.
     """
     labels = dataset.labels[: len(predictions)]
-    n, correct = len(predictions), int((predictions == labels).sum())
-    advice = ""
-    if correct / n <= 0.9:
-        suggestions = [_other_labels(predictions, labels, classes), _other_pixels(model, dataset, predictions, device)]
-        advice = max(suggestions)[1]
+    images = ClassifiedImages.sample(dataset, predictions)
+    right = predictions == labels
+    if float(right.float().mean()) <= LOW:
+        pixels = other_pixels(model, images, len(labels), device)
+    else:
+        pixels = without_normalization(model, dataset, predictions, device)
+    findings = [
+        _accuracy_is_plausible(other_labels(predictions, labels, classes), pixels, right, classes),
+        pixels_fit(model, dataset, predictions, images, device),
+    ]
+    if dataset.directories is not None:
+        findings.append(_directories_fit(dataset.directories, predictions, labels, classes))
+    if dataset.left_out is not None:
+        findings.append(_all_pictures_read(dataset.left_out))
+    return findings
+
+
+def _accuracy_is_plausible(
+    labels: tuple[float, str], pixels: tuple[float, str], right: Tensor, classes: int
+) -> Diagnostic:
+    """Check that the accuracy beats guessing, and that other labels or another reading of the pixels are no better.
+
+    labels and pixels: what they make correct and the advice. right: bool [n], which images are correct now.
+    """
+    n, correct = len(right), int(right.sum())
+    advice = max(pixels, labels, key=lambda suggestion: suggestion[0])[1]
     if not advice and correct < n and exact_bounds(correct, n)[0] <= 1 / classes:
         advice = "no better than guessing: check the order of labels and channels, the normalization and the weights"
     return Diagnostic(
@@ -48,67 +66,43 @@ def accuracy_is_plausible(
     )
 
 
-def _clearly_more(best: int, current: int, n: int) -> bool:
-    return best - current > GAIN * n and exact_bounds(best, n, 0.001)[0] > current / n
+def _directories_fit(directories: ClassDirectories, predictions: Tensor, labels: Tensor, classes: int) -> Diagnostic:
+    """Check that there is a class directory for every output of the model.
 
-
-def _other_labels(predictions: Tensor, labels: Tensor, classes: int) -> tuple[float, str]:
-    """Suggest the one-to-one renumbering of the labels that makes clearly more predictions correct.
-
-    Returns the share of images that it makes correct, and the advice; (0, "") where there is none. The renumbering is
-    the best of very many, so it has to explain most of the predictions.
+    A few missing ones are more likely lost than left out on purpose. Labels that only count the directories are
+    doubtful where any is missing, unless the model agrees with every one of them.
     """
-    counts = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
-    rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
-    best, current, n = int(counts[rows, columns].sum()), int(counts.diagonal().sum()), len(labels)
-    if best < 0.5 * n or best < 2 * current or not _clearly_more(best, current, n):
-        return 0.0, ""
-    changes = [
-        f"{old}→{new}"
-        for old, new in zip(rows.tolist(), columns.tolist(), strict=True)
-        if old != new and counts[old].sum()
-    ]
-    return best / n, (
-        f"with the classes in another order the model is correct on {best} of {n} images instead of {current} "
-        f"(label→model's class: {', '.join(changes[:12])}{' …' if len(changes) > 12 else ''}): renumber the labels, or "
-        "name the classes"
+    count, advice, doubtful = len(directories.names), directories.text, False
+    missing = sorted(set(range(classes)) - set(directories.labels))
+    if directories.numbering == "order" and missing:
+        doubtful = any(bool((predictions[labels == label] == label).float().mean() < 0.5) for label in labels.unique())
+        advice = (
+            f"there are {count} class directories, but the model has {classes} outputs: labels count the directories "
+            f"({directories.names[0]} is 0, {directories.names[-1]} is {count - 1}), so one that is missing changes "
+            "those after it; name them by the numbers of the model's classes"
+        )
+    elif 0 < len(missing) <= max(1, classes // 10):
+        doubtful = True
+        listed = ", ".join(map(str, missing[:8])) + " …" * (len(missing) > 8)
+        lacking = f"of the model's {classes} classes, {listed} ha{'s' if len(missing) == 1 else 've'} no directory"
+        advice = f"{advice}; {lacking}" if advice else lacking
+    return Diagnostic(
+        slug=CLASS_DIRECTORIES,
+        status="warn" if doubtful else "pass",
+        value=float(count),
+        threshold=float(classes),
+        n=len(labels),
+        advice=advice,
     )
 
 
-@torch.no_grad()
-def _other_pixels(model: Metered, dataset: Dataset, predictions: Tensor, device: torch.device) -> tuple[float, str]:
-    """Suggest a normalization, channel order or layout that makes clearly more predictions correct.
-
-    Returns the share of images that it makes correct, and the advice; (0, "") where there is none.
-    """
-    positions = probe_images(dataset, MOST_TRIED)
-    positions = positions[positions < len(predictions)]
-    images, labels = dataset.images(positions), dataset.labels[positions]
-    current, advice = int((predictions[positions] == labels).sum()), {}
-    for words, view in _readings(model, images, device).items():
-        batches = [model(view(part.to(device))).argmax(1).cpu() for part in images.split(PROBE_IMAGES)]
-        advice[int((torch.cat(batches) == labels).sum())] = words
-    best, n = max(advice), len(positions)
-    if not _clearly_more(best, current, n):
-        return 0.0, ""
-    return best / n, f"{advice[best]} the model is correct on {best} of {n} images instead of {current}"
-
-
-def _readings(model: Metered, images: Tensor, device: torch.device) -> dict[str, View]:
-    """Other readings of the pixels, each with the beginning of its advice."""
-    readings: dict[str, View] = {"the images may be negatives: as 1 - pixel": lambda part: 1 - part}
-    if images.shape[2] == images.shape[3]:
-        readings["rows and columns of the images may be exchanged: transposed"] = lambda part: part.transpose(2, 3)
-    if images.shape[1] == 3:
-        readings["the channels may be in reverse order (BGR for RGB): reversed"] = lambda part: part.flip(1)
-    if model.model.normalization is not None:
-        return readings
-
-    def normalized(mean: Tensor, std: Tensor) -> View:
-        return lambda part: (part - mean) / std
-
-    for name in ("imagenet", "cifar10", "0.5:0.5"):
-        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in parse_normalization(name) or ())
-        if len(mean) in (1, images.shape[1]):
-            readings[f"the model seems to expect normalized input: with --normalize {name}"] = normalized(mean, std)
-    return readings
+def _all_pictures_read(left_out: LeftOut) -> Diagnostic:
+    """Pictures beside the class directories have no label, so they are mentioned and are no warning."""
+    return Diagnostic(
+        slug=PICTURES,
+        status="warn" if left_out.labeled else "pass",
+        value=float(sum(left_out.kinds.values())),
+        threshold=0.0,
+        n=left_out.read,
+        advice=left_out.text + (": convert them to a format that is read, such as PNG" if left_out.labeled else ""),
+    )

@@ -16,6 +16,7 @@ from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace_gradients
+from robustbench_local.diagnostics.model_output import choose_output
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
 from robustbench_local.models.metered import Metered, ModelFailure
@@ -59,8 +60,9 @@ def first_images(dataset: Dataset, device: torch.device) -> Tensor:
 
 
 def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device) -> Preflight:
-    """Check classifier and data. Sets the classifier's `probabilities` where it returns probabilities.
+    """Check classifier and data.
 
+    Sets the classifier's `probabilities` where it returns probabilities, and `output` where it returns several tensors.
     Raises UserError when they cannot be evaluated together.
     """
     _require_box(dataset, threat_model)
@@ -78,6 +80,7 @@ def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
 def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, count: int) -> Preflight:
     positions = probe_images(dataset)[:count]
     images, labels = dataset.images(positions).to(device), dataset.labels[positions].to(device)
+    output = choose_output(model, images, labels, dataset)
     logits = _first_logits(model, images, dataset)
     _require_finite_logits(model.model, logits, dataset, positions)
     classes = _require_classes(logits, dataset, threat_model)
@@ -85,6 +88,7 @@ def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: 
         _image_range(dataset),
         _class_count(classes, model.model),
         _logits_or_probabilities(model.model, logits),
+        *([output] if output else []),
     ]
     with torch.no_grad():
         passes = torch.stack([model(images) for _ in range(PASSES)])

@@ -14,7 +14,7 @@ import torch
 
 from robustbench_local import __version__
 from robustbench_local.attacks import ThreatModel
-from robustbench_local.data.dataset import dataset_sha256
+from robustbench_local.data.dataset import Dataset, dataset_sha256
 from robustbench_local.diagnostics.verdict import verdict_of
 from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.journal import RunFingerprint
@@ -140,14 +140,15 @@ def _config(plan: EvaluationPlan, run: CompletedRun, fingerprint: RunFingerprint
         "processes": rank_and_world()[1],
         "assess": fingerprint.diagnostics,
         "until": fingerprint.stopping_rule,
-        **_loading(run.context.model.model),
+        **_loading(run.context.model.model, run.context.dataset),
     }
 
 
-def _loading(classifier: Classifier) -> dict[str, Any]:
-    """What was decided while the model was loaded; `checkpoint_key` is "" for the top level of the file."""
+def _loading(classifier: Classifier, dataset: Dataset) -> dict[str, Any]:
+    """What was decided while model and data were loaded; `checkpoint_key` is "" for the top level of the file."""
     key = {} if classifier.weights is None else {"checkpoint_key": classifier.weights}
-    return {**key, "loading": list(classifier.notes)} if classifier.notes else key
+    notes = [*classifier.notes, *dataset.notes]
+    return {**key, "loading": notes} if notes else key
 
 
 def _binding(fingerprint: RunFingerprint) -> dict[str, Any]:

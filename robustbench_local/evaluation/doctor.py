@@ -6,13 +6,14 @@ import torch
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.input_plausibility import accuracy_is_plausible
+from robustbench_local.diagnostics.input_plausibility import check_inputs
 from robustbench_local.diagnostics.preflight import first_images, preflight
 from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.ledger import SampleStates
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.precision import untouched_model
 from robustbench_local.engine.search import clean_pass
+from robustbench_local.evaluation.plan import labels_of_model
 from robustbench_local.evaluation.run_copy import metered_on
 from robustbench_local.models import Classifier
 from robustbench_local.results.schema import Accuracy, Diagnostic
@@ -27,6 +28,7 @@ def doctor(
 
     Raises UserError where the classifier and the dataset cannot be evaluated together.
     """
+    dataset = labels_of_model(classifier, dataset)
     device = device if isinstance(device, torch.device) else choose_device(device)
     with full_precision(device), enough_memory(device), metered_on(classifier, device) as model:
         threat_model = ThreatModel("linf", 0)
@@ -46,5 +48,5 @@ def doctor(
         )
         for event in clean_pass(context, torch.arange(len(dataset)), 0):
             states.apply_clean(event)
-        plausible = accuracy_is_plausible(model, dataset, states.clean_prediction, checked.classes, device)
-    return Accuracy.of(int(states.correct.sum()), len(dataset)), [*checked.findings, plausible]
+        inputs = check_inputs(model, dataset, states.clean_prediction, checked.classes, device)
+    return Accuracy.of(int(states.correct.sum()), len(dataset)), [*checked.findings, *inputs]

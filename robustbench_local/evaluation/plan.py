@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
+from torch import Tensor
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.attacks.randomness import hash_indices
@@ -22,6 +25,7 @@ from robustbench_local.engine.protocol import (
 from robustbench_local.errors import UserError
 from robustbench_local.evaluation.settings import EvaluationSettings
 from robustbench_local.models import Classifier
+from robustbench_local.models.metered import Metered
 from robustbench_local.results.schema import Protocol
 from robustbench_local.runtime.distributed import device_for
 
@@ -47,7 +51,7 @@ class EvaluationPlan:
 def plan_evaluation(
     classifier: Classifier, dataset: Dataset, threat_model: ThreatModel, settings: EvaluationSettings
 ) -> EvaluationPlan:
-    """Resolve the settings; nothing is run yet.
+    """Resolve the settings; nothing is attacked yet.
 
     Raises UserError for an unknown suite, attack, layer, device or precision, and where the dataset has no sample
     that the threat model applies to.
@@ -62,7 +66,7 @@ def plan_evaluation(
     require_layers(classifier, steps)
     device = settings.device if isinstance(settings.device, torch.device) else device_for(settings.device)
     precision = check_precision(settings.precision, device)
-    in_scope = samples_in_scope(dataset, threat_model)
+    in_scope = samples_in_scope(labels_of_model(classifier, dataset), threat_model)
     return EvaluationPlan(
         settings=settings,
         threat_model=threat_model,
@@ -73,6 +77,37 @@ def plan_evaluation(
         device=device,
         precision=precision,
     )
+
+
+@torch.no_grad()
+def labels_of_model(classifier: Classifier, dataset: Dataset) -> Dataset:
+    """The dataset, its labels those of the model where they count class directories: its outputs say how.
+
+    Of several outputs, the one with as many columns as there are directories counts, else the smallest with enough.
+    Raises UserError for more class directories, or larger numbers, than there are outputs.
+    """
+    directories = dataset.directories
+    if directories is None or directories.numbering == "names":
+        return dataset
+    device = next(chain(classifier.parameters(), classifier.buffers()), torch.empty(0)).device
+    images = dataset.images([0, len(dataset) - 1]).to(device)
+    probe = copy.copy(classifier)  # its choice of an output is its own
+    widths = [_outputs(probe, images)]
+    for key in probe.candidates:
+        probe.output = key
+        widths.append(_outputs(probe, images))
+    count, enough = len(directories.names), [width for width in widths if width >= len(directories.names)]
+    if not any(widths):
+        return dataset
+    return dataset.for_outputs(count if count in widths else min(enough, default=max(widths)))
+
+
+def _outputs(classifier: Classifier, images: Tensor) -> int:
+    """The number of classes of the classifier; 0 where it cannot classify the images, which the preflight explains."""
+    try:
+        return int(Metered(classifier)(images).shape[1])
+    except UserError:
+        return 0
 
 
 def _chosen_samples(dataset: Dataset, settings: EvaluationSettings) -> Dataset:

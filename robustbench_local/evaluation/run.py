@@ -15,7 +15,7 @@ from torch import Tensor
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import Dataset
 from robustbench_local.diagnostics.diagnose import Diagnosis, diagnose, over_blocks
-from robustbench_local.diagnostics.input_plausibility import accuracy_is_plausible
+from robustbench_local.diagnostics.input_plausibility import check_inputs
 from robustbench_local.diagnostics.preflight import Preflight, first_images, preflight
 from robustbench_local.diagnostics.verdict import after_attacks, finding_of
 from robustbench_local.engine.batch import RunContext
@@ -224,8 +224,8 @@ def _first_block(run: _Run, cascade: Cascade, findings: Sequence[Diagnostic], gr
     """The suite and the diagnosis of the first block, with the findings so far before its own."""
     context = run.context
     predictions = context.states.clean_prediction[cascade.positions]
-    plausible = accuracy_is_plausible(context.model, context.dataset, predictions, context.classes, context.device)
-    findings = [*findings, plausible, *cascade.run_suite(run.plan.steps, gradients)]
+    inputs = check_inputs(context.model, context.dataset, predictions, context.classes, context.device)
+    findings = [*findings, *inputs, *cascade.run_suite(run.plan.steps, gradients)]
     if not run.plan.settings.diagnostics:
         return Diagnosis(findings, [])
     diagnosis = diagnose(cascade, run.checked, findings)

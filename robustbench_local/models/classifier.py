@@ -6,7 +6,7 @@ import contextlib
 import copy as copying
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
+from robustbench_local.models.outputs import as_logits, logit_candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,15 @@ class ClassifierInfo:
     """What is known of a classifier beside its function.
 
     resize: how image files are brought to its input size. probabilities: the module ends in a softmax. weights: the
-    key in the checkpoint file that the weights were read from; "" for the top level, None without a file. notes:
-    decisions made while loading that a reader of the result should know, one sentence each.
+    key in the checkpoint file that the weights were read from; "" for the top level, None without a file. output: which
+    of several tensors that the module returns are the logits, such as `1` or `heads.0`; None for the conventional one.
+    notes: decisions made while loading that a reader of the result should know, one sentence each.
     """
 
     resize: Resize | None = None
     probabilities: bool = False
     weights: str | None = None
+    output: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -40,7 +43,9 @@ class Classifier(nn.Module):
 
     A module with one logit z per image (N×1 or N) is a binary classifier: its classes 0 and 1 get the logits 0 and z.
     `single_output` is True from the first such output on. `probabilities`, which may be set later, says that the module
-    ends in a softmax (or a sigmoid, with one output); the classifier then returns the logarithm.
+    ends in a softmax (or a sigmoid, with one output); the classifier then returns the logarithm. `output`, which may be
+    set later, chooses among several tensors; `candidates` are the keys of those that can be logits, the conventional
+    one first, from the first such output on.
 
     Raises UserError for an impossible normalization, a module that cannot be copied, and, in `forward`, for images
     whose number of channels does not match the normalization and for an output without logits.
@@ -70,6 +75,8 @@ class Classifier(nn.Module):
         self.weights = info.weights
         self.notes = info.notes
         self.probabilities = info.probabilities
+        self.output = info.output
+        self.candidates: tuple[str, ...] = ()
         self.single_output = False
         self._normalization = _checked_normalization(mean, std, name)
         for key, values in zip(("mean", "std"), self._normalization or (None, None), strict=True):
@@ -89,7 +96,11 @@ class Classifier(nn.Module):
     def info(self) -> ClassifierInfo:
         """The current settings: a copy of this classifier is built with them."""
         return ClassifierInfo(
-            resize=self.resize, probabilities=self.probabilities, weights=self.weights, notes=self.notes
+            resize=self.resize,
+            probabilities=self.probabilities,
+            weights=self.weights,
+            output=self.output,
+            notes=self.notes,
         )
 
     def train(self, mode: bool = True) -> Classifier:  # noqa: ARG002 - the signature is torch's
@@ -110,7 +121,10 @@ class Classifier(nn.Module):
                     slug="normalization-channels",
                 )
             images = (images - self.mean) / self.std
-        logits = _as_logits(self.module(images), len(images), self.name)
+        returned = self.module(images)
+        if self.output is None and not isinstance(returned, Tensor):
+            self.candidates = logit_candidates(returned, len(images))
+        logits = as_logits(returned, len(images), self.name, self.output)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if logits.shape[1] == 1:
@@ -182,34 +196,6 @@ def _checked_normalization(
             slug="normalization-values",
         )
     return means, stds
-
-
-def _as_logits(output: object, images: int, name: str) -> Tensor:
-    """The N×K logits in what the module returned: a tensor, a tuple, a dict, or an object with `.logits`."""
-    logits = output
-    if isinstance(logits, Mapping):
-        logits = next((logits[key] for key in ("logits", "out", "output") if key in logits), logits)
-    elif not isinstance(logits, Tensor):
-        logits = getattr(logits, "logits", logits)
-        if isinstance(logits, (tuple, list)) and logits:
-            logits = logits[0]
-    if not isinstance(logits, Tensor):
-        raise UserError(
-            f"{name}: the model returns a {type(output).__name__} without logits; it must return an N×K tensor, a "
-            "tuple that begins with it, or an object or dict that names it 'logits'",
-            slug="no-logits",
-        )
-    if logits.ndim > 2 and logits[0, 0].numel() == 1:
-        logits = logits.flatten(1)
-    if logits.ndim == 1 and len(logits) == images:
-        logits = logits[:, None]
-    if logits.ndim != 2:
-        raise UserError(
-            f"{name}: the model returns a tensor of shape {tuple(logits.shape)}; a classifier must return "
-            "logits of shape N×K, one row per image and one column per class",
-            slug="logits-shape",
-        )
-    return logits
 
 
 def _first_line(error: BaseException) -> str:

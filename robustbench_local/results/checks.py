@@ -19,6 +19,10 @@ GRADIENTS = "gradients-reach-input"
 LAYERS = "layers-pass-gradients"
 NO_TEST_TIME_OPTIMIZATION = "no-test-time-optimization"
 CLEAN_ACCURACY = "clean-accuracy-plausible"
+OUTPUT = "logits-among-outputs"
+PICTURES = "all-pictures-read"
+CLASS_DIRECTORIES = "class-directories-fit-model"
+PIXELS = "pixels-fit-model"
 
 # During the attacks.
 PROBES_AGREE = "gradient-free-probe-agrees"
@@ -100,6 +104,22 @@ CHECKS: dict[str, Sentences] = {
     ),
     CLEAN_ACCURACY: Sentences(
         "clean accuracy is plausible", "clean accuracy is implausible", "clean accuracy is above chance"
+    ),
+    OUTPUT: Sentences(
+        "the logits are where they are by convention",
+        "the logits are not where they are by convention",
+        "the logits are where they are by convention",
+    ),
+    PICTURES: Sentences("all pictures were read", "some pictures were left out", "all pictures were read"),
+    CLASS_DIRECTORIES: Sentences(
+        "the class directories fit the model's outputs",
+        "the class directories may not fit the model's outputs",
+        "the class directories fit the model's outputs",
+    ),
+    PIXELS: Sentences(
+        "the pixels are as the model expects them",
+        "the pixels may not be as the model expects them",
+        "the pixels are as the model expects them",
     ),
     PROBES_AGREE: Sentences(
         "the gradient-free probe agrees with the gradient attacks",
