@@ -1,10 +1,11 @@
 """Broken defenses and honest models: the accuracy claimed, the one that `robust` reports, and the best attack's.
 
-    python benchmarks/verdicts.py [--part broken|honest|published|cost] [--data digits|fashion] [--suite fast]
+    python benchmarks/verdicts.py [--part broken|subtle|honest|published|cost] [--data digits|fashion] [--suite fast]
 
-Broken defenses (tests/zoo) must be flagged, and their accuracy be within two points of what the best adaptive attack
-written for them leaves. Honest models must raise no warning. `cost` compares the passes of all checks with those of
-`autoattack/1`, on 1,000 images. Results go to benchmarks/results/verdicts.json, a section for each part and dataset.
+Broken and subtle defenses (tests/zoo) must be flagged, and their accuracy be within two points of what the best
+adaptive attack written for them leaves (`--norm` and `--eps` for another ball). Honest models must raise no warning.
+`cost` compares the passes of all that looks for masking with those of the suite itself, under `fast` and `standard`.
+Results go to benchmarks/results/verdicts.json, a section for each part and dataset, or that which `--section` names.
 """
 
 from __future__ import annotations
@@ -13,26 +14,32 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from images import SHARED
 from machine import machine
+from torchvision.models import resnet18
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / room) for room in ("zoo", "support")]
 
 import honest  # noqa: E402 – in the tests' directory
 import members  # noqa: E402
-from subjects import FOLDER, all_subjects  # noqa: E402
+from subjects import FOLDER, all_subjects, missing  # noqa: E402
 from tasks import task  # noqa: E402
 
-from robustbench_local import Classifier, ThreatModel, evaluate  # noqa: E402
-from robustbench_local.data.dataset import Dataset  # noqa: E402
+from robustbench_local import Classifier, ThreatModel, evaluate, load_dataset  # noqa: E402
+from robustbench_local.data.dataset import ArrayDataset, Dataset  # noqa: E402
 from robustbench_local.results.schema import Result  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "verdicts.json"
 SEARCH = ("search", "follow-up", "probe", "tail", "solver")
+COUNTED = ("fast", "standard")
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -66,32 +73,22 @@ def write_row(section: str, name: str, row: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps({**rows, "machine": machine()}, indent=1) + "\n")
 
 
-def broken(data: str, suite: str, names: list[str], samples: int) -> None:
-    for name, member in members.members(data).items():
-        if names and name not in names:
-            continue
-        classifier, test = member.build(), task(data).test
+def broken(section: str, ones: list[members.Member], data: str, suite: str, samples: int) -> None:
+    for member in ones:
+        test = task(data).test
         test = test.subset(range(min(samples, len(test))))
         images, labels = test.images(range(len(test))), test.labels
-        claimed = float(member.claimed(classifier, images, labels).float().mean())
-        row = evaluated(classifier, test, member.threat_model, suite)
-        best = float(member.adaptive(classifier, images, labels, member.threat_model).float().mean())
-        write_row(
-            f"broken-{data}-{suite}",
-            name,
-            {
-                "about": member.about,
-                "eps": member.threat_model.eps_text,
-                "claimed": claimed,
-                **row,
-                "best_adaptive": best,
-            },
-        )
-        print(
-            f"| {name} | {row['clean']:.1%} | {claimed:.1%} | {row['suite']:.1%} | {row['reported']:.1%} | "
-            f"{best:.1%} | {row['verdict']} | {'; '.join(row['flagged_by'])} |",
-            flush=True,
-        )
+        claimed = float(member.claimed(member.build(), images, labels).float().mean())
+        try:
+            row = evaluated(member.build(), test, member.threat_model, suite)
+        except Exception as error:
+            row = {"verdict": f"crashed: {type(error).__name__}", "flagged_by": []}
+        best = float(member.adaptive(member.build(), images, labels, member.threat_model).float().mean())
+        known = {"about": member.about, "norm": member.threat_model.norm, "eps": member.threat_model.eps_text}
+        write_row(section, member.name, {**known, "claimed": claimed, **row, "best_adaptive": best})
+        shares = (row.get("clean"), claimed, row.get("suite"), row.get("reported"), best)
+        told = " | ".join("" if share is None else f"{share:.1%}" for share in shares)
+        print(f"| {member.name} | {told} | {row['verdict']} | {'; '.join(row['flagged_by'])} |", flush=True)
 
 
 def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list[str]) -> None:
@@ -107,56 +104,101 @@ def honest_ones(section: str, ones: list[honest.Honest], suite: str, names: list
         )
 
 
-def cost(names: list[str]) -> None:
-    """Passes of preflight and diagnostics compared with those of autoattack/1 on the same images."""
-    for name, subject in all_subjects().items():
-        if name not in names:
-            continue
-        classifier, dataset = subject.classifier(FOLDER), subject.dataset(FOLDER)
-        dataset = dataset.subset(range(min(1000, len(dataset))))
-        passes = {}
-        for suite, checks in (("fast", False), ("fast", True), ("autoattack", False)):
-            result = evaluate(
-                classifier, dataset, subject.threat_model, suite=suite, diagnostics=checks, device="cpu"
-            ).result
-            passes[suite, checks] = result.cost.forward_passes + result.cost.backward_passes
-            attacks = sum(report.forward_passes + report.backward_passes for report in result.attacks)
-            if not checks and suite == "fast":
-                before = passes[suite, checks] - attacks - len(dataset)
-        checking = before + passes["fast", True] - passes["fast", False]
-        row = {
-            "n": len(dataset),
-            "stands": result.robust_accuracy.value,
-            "preflight": before,
-            "looking": checking,
-            "autoattack": passes["autoattack", False],
-            "share": checking / passes["autoattack", False],
-        }
-        write_row("cost", name, row)
-        print(
-            f"| {name} | {len(dataset)} | {row['stands']:.1%} | {checking:,} | {row['autoattack']:,} | "
-            f"{row['share']:.2%} |",
-            flush=True,
-        )
+def cost_subjects() -> dict[str, Callable[[], tuple[Classifier, Dataset, ThreatModel]]]:
+    """What the passes are counted on: small and large networks, few images and many."""
+    published = all_subjects()
+
+    def first(name: str, images: int) -> tuple[Classifier, Dataset, ThreatModel]:
+        subject = published[name]
+        return subject.classifier(FOLDER), subject.dataset(FOLDER).subset(range(images)), subject.threat_model
+
+    names = {
+        "digits-cnn": ("digits-cnn", 100),
+        "small-cifar": ("sdp_cifar_cnn_a_adv:linf-2/255", 100),
+        "mnist-0.1": ("salman_mnist_lpd_mlp_b_0.1:linf-0.1", 10_000),
+        "mnist-0.3": ("salman_mnist_lpd_mlp_b_0.3:linf-0.3", 10_000),
+    }
+    known = {name: partial(first, *of) for name, of in names.items() if of[0] in published}
+    return {**known, "resnet-18": partial(_resnet, 100)} if missing() is None else known
+
+
+def _resnet(images: int) -> tuple[Classifier, Dataset, ThreatModel]:
+    """Torchvision's ResNet-18 as it is initialized: what it answers counts as right, in a ball that leaves some."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier = Classifier(resnet18(num_classes=10).eval(), name="resnet18")
+    pixels = load_dataset(f"npz:{SHARED / 'published' / 'images' / 'cifar10_sdp200.npz'}").images(range(images))
+    with torch.no_grad():
+        answers = classifier(pixels).argmax(1)
+    return classifier, ArrayDataset(pixels, answers, name="cifar10-as-answered"), ThreatModel("linf", "1/510")
+
+
+def cost(section: str, names: list[str]) -> None:
+    """Passes of all looking, which is neither a stage of the suite nor the clean pass, beside those of the suite."""
+    for name, make in cost_subjects().items():
+        for suite in COUNTED if not names or name in names else ():
+            classifier, dataset, threat_model = make()
+            result = evaluate(classifier, dataset, threat_model, suite=suite, device="cpu").result
+            row = looking(result)
+            write_row(section, f"{name}:{suite}", {"eps": threat_model.eps_text, **row})
+            print(
+                f"| {name} | {suite} | {row['n']:,} | {row['standing']:,} | {row['suite_passes']:,} | "
+                f"{row['looking_passes']:,} | {row['ratio']:.3f} | {row['suite_seconds']:.1f} | "
+                f"{row['other_seconds']:.1f} | {row['verdict']} |",
+                flush=True,
+            )
+
+
+def looking(result: Result) -> dict[str, Any]:
+    """Passes of the suite and of the looking, and their ratio. Seconds of all but the suite hold the clean pass too."""
+    stages = [report for report in result.attacks if report.role in SEARCH]
+    own = sum(report.forward_passes + report.backward_passes for report in stages)
+    others = result.cost.forward_passes + result.cost.backward_passes - result.data.n - own
+    seconds = sum(report.seconds for report in stages)
+    return {
+        "n": result.data.n,
+        "standing": result.robust_accuracy.correct,
+        "suite_passes": own,
+        "looking_passes": others,
+        "ratio": others / own,
+        "suite_seconds": round(seconds, 1),
+        "other_seconds": round(result.cost.seconds - seconds, 1),
+        "verdict": result.verdict.status,
+        "flagged_by": [each.slug for each in result.diagnostics if each.status in ("warn", "fail")],
+    }
+
+
+def chosen(part: str, data: str, names: list[str], ball: ThreatModel | None) -> list[members.Member]:
+    """The members of a part, or those named; in their own ball, or another."""
+    kinds = {"broken": members.EARLIER, "subtle": members.SUBTLE}[part]
+    ones = [members.member(name, data) for name in kinds if not names or name in names]
+    return [one if ball is None else replace(one, threat_model=ball) for one in ones]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--part", choices=["broken", "honest", "published", "cost"], default="broken")
+    parser.add_argument("--part", choices=["broken", "subtle", "honest", "published", "cost"], default="broken")
     parser.add_argument("--data", choices=["digits", "fashion"], default="digits")
     parser.add_argument("--suite", default="fast")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--norm", default="linf")
+    parser.add_argument("--eps", help="of broken and subtle defenses; by default each has its own")
+    parser.add_argument("--section", help="of the result file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.part == "broken":
-        broken(options.data, options.suite, options.names, options.samples)
+    ball = ThreatModel(options.norm, options.eps) if options.eps else None
+    known = options.norm if ball else ""
+    section = options.section or "-".join(filter(None, (options.part, options.data, options.suite, known)))
+    if options.part in ("broken", "subtle"):
+        ones = chosen(options.part, options.data, options.names, ball)
+        broken(section, ones, options.data, options.suite, options.samples)
     elif options.part == "cost":
-        cost(options.names or ["salman_mnist_lpd_mlp_b_0.1:linf-0.1", "salman_mnist_lpd_mlp_b_0.3:linf-0.3"])
+        cost(options.section or "cost", options.names)
     else:
         trained = [*honest.trained(options.data).values(), honest.undefended_honest(options.data)]
-        ones = trained if options.part == "honest" else honest.published_honest()
-        honest_ones(f"{options.part}-{options.data}-{options.suite}", ones, options.suite, options.names)
+        networks = trained if options.part == "honest" else honest.published_honest()
+        honest_ones(section, networks, options.suite, options.names)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ CLASSES = 10
 class Hunt:
     """Images under attack and which of them still stand.
 
-    enough: no attack begins any more when so few stand.
+    enough: no attack begins any more when so few stand. shown: takes points and their images and gives the points that
+    the model is asked about instead.
     """
+
+    shown: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, model: Logits, images: Tensor, labels: Tensor, threat_model: ThreatModel, *, enough: int = 0):
         self.model, self.images, self.labels, self.threat_model = model, images, labels, threat_model
@@ -46,6 +49,7 @@ class Hunt:
         if not len(rows):
             return torch.zeros(0, dtype=torch.bool)
         images, (low, high) = self.images[rows], self.threat_model.box
+        points = self.shown(points, images) if self.shown else points
         inside = self.threat_model.geometry.distance(points - images) <= self.threat_model.eps + ROUNDING
         inside &= ((points >= low) & (points <= high)).flatten(1).all(1)
         predicted = self._predictions(points)
@@ -111,15 +115,24 @@ def to_class(logits: Logits, loss: str, rank: int) -> Callable[[Tensor, Tensor],
 
 
 def everything(
-    hunt: Hunt, ways: Sequence[Logits], twins: Sequence[Logits], *, seed: int = 0, queries: int = 5000
+    hunt: Hunt,
+    ways: Sequence[Logits],
+    twins: Sequence[Logits] = (),
+    *,
+    seed: int = 0,
+    queries: int = 5000,
+    starts: int = 3,
 ) -> None:
-    """Every loss through every way, then points of the twins, then random search, on what still stands."""
+    """Every loss through every way, then points of the twins, then random search, on what still stands.
+
+    starts: random ones, for every loss.
+    """
     generator = torch.Generator().manual_seed(seed)
     for way in ways:
         for loss in ("margin", "scaled-ce", "ce"):
             climb(hunt, away(way, loss), generator=generator, from_image=True)
         for loss in ("margin", "scaled-ce"):
-            for _ in range(3):
+            for _ in range(starts):
                 climb(hunt, away(way, loss), steps=100, generator=generator)
         for rank in range(1, CLASSES):
             climb(hunt, to_class(way, "margin", rank), generator=generator)

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import adaptive
+import away
 import broken
+import layers
 import partial
 import pixels
 import stateful
@@ -139,18 +141,45 @@ def _straight_through(module: nn.Module) -> Logits:
     return module.straight
 
 
+def _around(*ways: Callable[[nn.Module], Logits]) -> Attacked:
+    """By the gradients of these logits, which mask nothing, and by none."""
+
+    def attacked(hunt: Hunt, module: nn.Module, data: str, queries: int) -> None:
+        adaptive.everything(hunt, [way(module) for way in ways], queries=queries, starts=1)
+
+    return attacked
+
+
 def _asking(fresh: Callable[[nn.Module], Logits]) -> Attacked:
     """Asks what a copy that has seen nothing answers to a single image: these logits."""
 
     def attacked(hunt: Hunt, module: nn.Module, data: str, queries: int) -> None:
         hunt.model = fresh(module)
-        adaptive.everything(hunt, [fresh(module)], [], queries=queries)
+        adaptive.everything(hunt, [fresh(module)], queries=queries, starts=1)
 
     return attacked
 
 
+def _hunt_on_grid(hunt: Hunt, module: nn.Module, data: str, queries: int) -> None:
+    hunt.shown = away.on_grid
+    adaptive.everything(hunt, [_weak(module)], queries=queries, starts=1)
+    hunt.shown = None
+    adaptive.everything(hunt, [_sturdy(module)], queries=queries, starts=1)
+
+
+def _hunt_noisy(hunt: Hunt, module: nn.Module, data: str, queries: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for loss in ("margin", "scaled-ce"):
+        adaptive.climb(hunt, adaptive.away(module, loss), draws=10, asked=3, generator=generator)
+    _either(hunt, module, data, queries)
+
+
+def _masks(on: Task, *, gate: Callable[[Task], partial.Gate], mask: partial.Mask) -> nn.Module:
+    return partial.masked(on, gate(on), mask)
+
+
 _subtle = functools.partial(_Kind, eps=2 / 3, subtle=True)
-_either = _through(_masked, _weak, _sturdy)
+_either = _around(_masked, _weak)
 
 KINDS: dict[str, _Kind] = {
     "distilled": _Kind(f"defensive distillation at T={broken.TEMPERATURE:g}", broken.distilled, _through(_itself)),
@@ -180,22 +209,71 @@ KINDS: dict[str, _Kind] = {
         for ripple, about in partial.RIPPLES.items()
         for share in partial.SHARES
     },
-    "clamped": _subtle("input clamped to the box", pixels.clamped, _through(_straight_through)),
+    "clamped": _subtle("input clamped to the box", pixels.clamped, _around(_straight_through)),
     "clamped-further": _subtle(
-        "input clamped to [0.02, 0.98]", functools.partial(pixels.clamped, low=0.02), _through(_straight_through)
+        "input clamped to [0.02, 0.98]", functools.partial(pixels.clamped, low=0.02), _around(_straight_through)
     ),
-    "hard-tanh": _subtle("input through Hardtanh(0, 1)", pixels.hard_tanh, _through(_straight_through)),
-    "smooth-step": _subtle("a contrast flat at black and white", pixels.smooth_step, _through(_straight_through)),
-    "checkered": _subtle("every other pixel detached", pixels.checkered, _through(_straight_through)),
-    "rounded-half": _subtle("the left half rounded", pixels.rounded_half, _through(_straight_through)),
+    "hard-tanh": _subtle("input through Hardtanh(0, 1)", pixels.hard_tanh, _around(_straight_through)),
+    "rectified": _subtle("input through a ReLU at either end", pixels.rectified, _around(_straight_through)),
+    "checkered": _subtle("every other pixel detached", pixels.checkered, _around(_straight_through)),
+    "rounded-half": _subtle("the left half rounded", pixels.rounded_half, _around(_straight_through)),
+    "borrowed-gradient": _subtle("answers of another network for three classes", partial.borrowed_gradient, _either),
+    "confident": _subtle(
+        "large margins answered by a network with rippled pixels",
+        partial.confident,
+        _around(partial.kept_confident, _masked),
+        eps=1.0,
+    ),
+    **{
+        name: _subtle(about, functools.partial(_masks, gate=gate, mask=mask), _either)
+        for name, (about, gate, mask) in {
+            "random-gradient": (
+                "every fifth image by a hash, with a random backward",
+                lambda on: partial.hashed(on, 5),
+                partial.random_gradient,
+            ),
+            "saturated-of-6": (
+                "the darkest images, with saturated logits",
+                lambda on: partial.darkest(on, 0.06),
+                partial.saturated,
+            ),
+            "whole-numbers": (
+                "the brightest images, with logits without decimals",
+                lambda on: partial.brightest(on, 0.06),
+                partial.whole_numbers,
+            ),
+            "noisy-gradient": (
+                "the darkest images, with noise where gradients are recorded",
+                lambda on: partial.darkest(on, 0.3),
+                partial.noisy_where_differentiated,
+            ),
+            "turned-channels": (
+                "images of three classes, with channels whose gradient is reversed",
+                lambda on: partial.of_classes(on, 2, 3, 9),
+                partial.turned_channels,
+            ),
+        }.items()
+    },
+    "noisy-of-6": _subtle(
+        "the brightest images, with noise",
+        functools.partial(_masks, gate=lambda on: partial.brightest(on, 0.06), mask=partial.noisy),
+        _hunt_noisy,
+    ),
+    "rounded-branch": _subtle(
+        "a rounded branch beside an honest one", layers.rounded_branch, _around(_straight_through)
+    ),
+    "detached-channels": _subtle("seven of eight channels detached", layers.detached_channels, _around(_core)),
+    "tamper-proof": _subtle("a sturdy network off the 8-bit grid", away.tamper_proof, _hunt_on_grid),
+    "right-at-images": _subtle("gradients reversed off the 8-bit grid", away.right_at_images, _around(_weak)),
     "batch-of-one": _subtle("single images answered by another network", stateful.batch_of_one, _asking(_weak)),
-    "grad-mode": _subtle("another network where gradients are recorded", stateful.grad_mode, _through(_weak)),
-    "batch-gate": _subtle("half of a batch to a sturdy network", stateful.batch_gate, _through(_weak, _sturdy)),
-    "remembering": _subtle("answers repeated for near-duplicates", stateful.remembering, _asking(lambda m: m.core)),
+    "grad-mode": _subtle("another network where gradients are recorded", stateful.grad_mode, _around(_weak)),
+    "batch-gate": _subtle("half of a batch to a sturdy network", stateful.batch_gate, _around(_weak, _sturdy)),
+    "remembering": _subtle("answers repeated for near-duplicates", stateful.remembering, _asking(_core)),
+    "counting": _subtle("a sturdy network after so many images", stateful.counting, _asking(_weak)),
 }
 EARLIER = tuple(name for name, kind in KINDS.items() if not kind.subtle)
 SUBTLE = tuple(name for name, kind in KINDS.items() if kind.subtle)
-UNBOUNDED = ("batch-of-one", "batch-gate", "remembering")
+UNBOUNDED = ("batch-of-one", "batch-gate", "remembering", "counting")
 """Those whose answers differ between two evaluations of the same images: there is no one number to come near to."""
 
 
