@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from robustbench_local.attacks.attack import (
     initial_state,
     keep_best,
     require_counts,
+    require_inset,
     value_and_grad,
 )
 from robustbench_local.attacks.function_form import attack_function
@@ -51,7 +52,7 @@ class APGD:
 
     steps: gradients per run. restarts: independent runs with a random start. loss: a name in `losses.LOSSES`; values of
     scaled-ce are hard to compare between steps, so with it the halving works less well. targets: number of wrong
-    classes to target, one per run; `loss=dlr,targets=9` is the paper's APGD-T.
+    classes to target, one per run; `loss=dlr,targets=9` is the paper's APGD-T. inset: as for `PGD`.
     """
 
     name: ClassVar[str] = "apgd"
@@ -59,11 +60,13 @@ class APGD:
     restarts: int = 1
     loss: str = "ce"
     targets: int = 0
+    inset: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require_counts(self)
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
+        require_inset(self.inset)
 
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:
         images, labels, keys, _ = rows
@@ -89,6 +92,7 @@ class APGD:
         }
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        state = {**state, "points": threat_model.move_inside(state["points"], state["images"], self.inset)}
         margin, loss, gradient = value_and_grad(model, threat_model, self.loss, state, aimed=self.targets > 0)
         state = keep_best(state, margin)
         loss = loss.to(state["loss"].dtype)

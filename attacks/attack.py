@@ -170,6 +170,12 @@ def require_counts(attack: Attack) -> None:
             raise ValueError(f"{name} is {getattr(attack, name)}, but must be at least {least}")
 
 
+def require_inset(inset: float) -> None:
+    """Raises ValueError for an inset that leaves nothing of the box."""
+    if not 0 <= inset < 0.5:
+        raise ValueError(f"inset is {inset}, but must be at least 0 and below 0.5, as a fraction of the box's width")
+
+
 def settings(attack: Named | type[Named]) -> dict[str, object]:
     """All hyper-parameters of an attack, by name."""
     return {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}  # type: ignore[arg-type]
@@ -186,13 +192,13 @@ def random_keys(attack: Attack, seed: int, indices: Tensor, number: int) -> Tens
 
 
 def random_stream_name(attack: Attack) -> str:
-    """The attack's spec without restarts and targets.
+    """The attack's spec without restarts, targets and inset.
 
-    Random numbers do not depend on these two: an attack with more restarts repeats the runs of one with fewer first.
+    Random numbers do not depend on these: an attack with more restarts repeats the runs of one with fewer first, and an
+    inset changes nothing but the inset.
     """
-    return _spec(
-        attack, {name: value for name, value in settings(attack).items() if name not in ("restarts", "targets")}
-    )
+    left_out = ("restarts", "targets", "inset")
+    return _spec(attack, {name: value for name, value in settings(attack).items() if name not in left_out})
 
 
 def top_wrong_classes(logits: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:

@@ -51,8 +51,9 @@ class EOT(PGD):
         if not self.radius or not draw:
             return state
         keys = fold_in(fold_in(state["keys"], state["step"]), torch.full_like(state["step"], draw))
+        box = threat_model.inner_box(self.inset)
         noise = threat_model.geometry.random_start(state["images"], self.radius * threat_model.eps, keys)
-        return {**state, "points": (state["points"] + noise.to(state["points"].dtype)).clamp(*threat_model.box)}
+        return {**state, "points": (state["points"] + noise.to(state["points"].dtype)).clamp(*box)}
 
 
 eot = attack_function(EOT)

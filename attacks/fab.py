@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from robustbench_local.attacks.attack import (
     initial_state,
     keep_best,
     require_counts,
+    require_inset,
     value_and_grad,
 )
 from robustbench_local.attacks.backward_errors import input_gradient
@@ -96,7 +97,8 @@ class FAB:
     for one forward and one backward pass per step; with 0 each step goes to the nearest of all boundaries, for two
     forward passes and one backward pass per wrong class. alpha_max: largest weight of the step from the image against
     the step from the current point. eta: overshoot, as a multiple of the distance to the boundary. beta: fraction of
-    the perturbation that is kept when the walk goes back.
+    the perturbation that is kept when the walk goes back. inset: distance that the walk keeps from the edges of the
+    box, as a fraction of its width: a layer that clips its input has no gradient there.
     """
 
     name: ClassVar[str] = "fab"
@@ -106,6 +108,7 @@ class FAB:
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    inset: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require_counts(self)
@@ -115,12 +118,14 @@ class FAB:
             raise ValueError(f"eta is {self.eta}, but must be a number of at least 1")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta is {self.beta}, but must be between 0 and 1")
+        require_inset(self.inset)
 
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:
         walk = rows.images
         if self.restarts > 1:
             noise = threat_model.geometry.random_start(walk, threat_model.eps / 2, rows.keys)
-            walk = (walk + noise.to(walk.dtype)).clamp(*threat_model.box)
+            walk = walk + noise.to(walk.dtype)
+        walk = walk.clamp(*threat_model.inner_box(self.inset))
         state = initial_state(rows, rows.images)
         return {**state, "walk": walk, "nearest": walk, "length": torch.full_like(state["best_margin"], float("inf"))}
 
@@ -172,7 +177,8 @@ class FAB:
         far, near = (threat_model.geometry.distance(step).clamp_min(1e-8) for step in (from_images, from_walk))
         α = expand_rows((near / (near + far)).clamp_max(self.alpha_max), walk)
         next_point = (1 - α) * (walk + self.eta * from_walk) + α * (images + self.eta * from_images)
-        return torch.where(next_point.isfinite(), next_point, images).clamp(*box)
+        inner = threat_model.inner_box(self.inset)
+        return torch.where(next_point.isfinite(), next_point, images).clamp(*inner)
 
     def _last(self, threat_model: ThreatModel, state: State, walk: Tensor) -> Tensor:
         """The point to evaluate if no step follows: the walk if in the ball, else the nearest success, projected."""

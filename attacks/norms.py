@@ -55,6 +55,15 @@ class Norm(ABC):
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """Points projected into the ball of radius eps around images and into the box; points inside do not change."""
 
+    def shrink(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
+        """Points moved straight towards their images, into the ball; every pixel then lies between the two.
+
+        Unlike the projection, it brings no pixel back to the image. points: in the box. Returns float like images.
+        """
+        perturbation = to_float64(points) - to_float64(images)
+        lengths = nonzero(self.distance(perturbation), perturbation.dtype)
+        return _inside(images, perturbation * expand_rows((eps / lengths).clamp(max=1), perturbation), box)
+
     @abstractmethod
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:
         """The step of the length of every row, [rows], that increases the loss most; 0 where the gradient is 0."""
@@ -75,6 +84,10 @@ class Linf(Norm):
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         return (images + (points - images).clamp(-eps, eps)).clamp(*box)
 
+    def shrink(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
+        """The projection: it moves every pixel by itself, and none back to its image."""
+        return self.project(points, images, eps, box)
+
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
         return expand_rows(length, gradient) * gradient.sign()
 
@@ -93,9 +106,7 @@ class L2(Norm):
 
     def project(self, points: Tensor, images: Tensor, eps: float, box: Box) -> Tensor:
         """First into the ball, then into the box: clipping moves pixels towards their images, inside the ball."""
-        perturbation = to_float64(points) - to_float64(images)
-        lengths = nonzero(self.distance(perturbation), perturbation.dtype)
-        return _inside(images, perturbation * expand_rows((eps / lengths).clamp(max=1), perturbation), box)
+        return self.shrink(points, images, eps, box)
 
     def steepest(self, gradient: Tensor, points: Tensor, length: Tensor, box: Box) -> Tensor:  # noqa: ARG002
         # Divided by the largest entry first: the square of a tiny gradient would underflow in float32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from robustbench_local.attacks.attack import (
     initial_state,
     keep_best,
     require_counts,
+    require_inset,
     value_and_grad,
 )
 from robustbench_local.attacks.function_form import attack_function
@@ -81,6 +82,7 @@ class PGD:
     uniform point of the ball instead of the image. schedule: "constant", or "cosine" for step sizes that fall along
     half a cosine to 0, by default from 2 · eps. momentum: fraction of the previous step that is added (0.25 in APGD,
     Croce and Hein, ICML 2020). targets: number of wrong classes to target, one per run; 0 is an untargeted attack.
+    inset: the model is evaluated at points moved off the edges of the box, as `ThreatModel.move_inside` defines it.
     """
 
     name: ClassVar[str] = "pgd"
@@ -92,6 +94,7 @@ class PGD:
     schedule: str = "constant"
     momentum: float = 0.0
     targets: int = 0
+    inset: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require_counts(self)
@@ -105,6 +108,7 @@ class PGD:
             raise ValueError(f"unknown schedule {self.schedule!r}: choose constant or cosine")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}, but must be at least 0 and below 1")
+        require_inset(self.inset)
 
     def start(self, threat_model: ThreatModel, rows: Rows) -> State:
         points = rows.images
@@ -115,9 +119,10 @@ class PGD:
         return {**state, "before": points} if self.momentum else state
 
     def step(self, model: Model, threat_model: ThreatModel, state: State) -> State:
+        points = threat_model.move_inside(state["points"], state["images"], self.inset)
+        state = {**state, "points": points}
         margin, _, gradient = self._evaluate(model, threat_model, state)
-        state = keep_best(state, margin)
-        points, lengths = state["points"], self._step_sizes(threat_model.eps, state["step"])
+        state, lengths = keep_best(state, margin), self._step_sizes(threat_model.eps, state["step"])
         next_points = projected_step(points, gradient, lengths, state["images"], threat_model)
         if self.momentum:
             with_momentum = next_points.lerp(points, self.momentum).add(points - state["before"], alpha=self.momentum)

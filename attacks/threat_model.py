@@ -60,6 +60,22 @@ class ThreatModel:
         """The points, projected into the ball around their images and into the box."""
         return self.geometry.project(points, images, self.eps, self.box)
 
+    def move_inside(self, points: Tensor, images: Tensor, inset: float) -> Tensor:
+        """The points moved off the edges of the box, still in the ball around their images.
+
+        A layer that clips its input to the box changes no legal image, but has gradient 0 where a pixel lies on an
+        edge. inset: distance to keep from both edges, as a fraction of the box's width; less is kept where the ball
+        leaves no room for it. With 0, the points themselves.
+        """
+        if not inset:
+            return points
+        return self.geometry.shrink(points.clamp(*self.inner_box(inset)), images, self.eps, self.box)
+
+    def inner_box(self, inset: float) -> Box:
+        """The box without a rim as wide as `inset`, a fraction of the box's width."""
+        low, high = self.box
+        return (low + inset * (high - low), high - inset * (high - low))
+
     def margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The distance to success in logits, [rows]: negative exactly where the attacker has succeeded.
 

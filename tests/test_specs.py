@@ -49,9 +49,10 @@ def test_bad_attacks_are_refused_with_the_nearest_name(text, words):
 
 
 def test_a_bare_suite_is_its_newest_version():
-    assert resolve_suite("fast") == resolve_suite("fast/1")
-    kinds = {type(step.attack) for step in resolve_suite("fast/1")[1]}
-    assert {FGSM, PGD} <= kinds
+    for name, versions in SUITES.items():
+        assert resolve_suite(name) == resolve_suite(f"{name}/{max(versions)}")
+    for suite in ("fast", "fast/1"):
+        assert {FGSM, PGD} <= {type(step.attack) for step in resolve_suite(suite)[1]}
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 
 from robustbench_local.attacks import pgd
-from robustbench_local.attacks.attack import Model, Rows, State, initial_state
+from robustbench_local.attacks.attack import Model, Rows, State, initial_state, require_inset
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.certification.region_search import search
 from robustbench_local.certification.relu_network import PiecewiseLinear
@@ -23,8 +23,8 @@ class RegionSearch:
     """Branch and bound over the activation regions of a ReLU network, for L∞ only, one sample at a time.
 
     programs: the most linear programs for a sample. starts: PGD restarts; the search starts at their best point.
-    neurons: the most ReLUs that a network may have. Meant for the few samples on which gradient attacks have failed;
-    see `region_search`.
+    neurons: the most ReLUs that a network may have. inset: as for `PGD`. Meant for the few samples on which gradient
+    attacks have failed; see `region_search`.
     """
 
     name: ClassVar[str] = "regions"
@@ -35,11 +35,13 @@ class RegionSearch:
     programs: int = 500
     starts: int = 3
     neurons: int = 5000
+    inset: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         for name in ("programs", "starts", "neurons"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        require_inset(self.inset)
         object.__setattr__(self, "_networks", _NetworkCache())
 
     def unsupported_reason(self, classifier: Classifier, shape: tuple[int, ...], threat_model: ThreatModel) -> str:
@@ -68,7 +70,15 @@ class RegionSearch:
             raise UserError(f"the attack regions does not support this model: {reason}", slug="regions-unsupported")
         network = self._network(model.model, shape)
         starts = pgd(
-            model, images, labels, threat_model, steps=50, restarts=self.starts, loss="scaled-ce", indices=state["keys"]
+            model,
+            images,
+            labels,
+            threat_model,
+            steps=50,
+            restarts=self.starts,
+            loss="scaled-ce",
+            inset=self.inset,
+            indices=state["keys"],
         )
         points = [
             search(model, network, image, int(label), threat_model, start, programs=self.programs).point

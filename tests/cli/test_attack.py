@@ -24,7 +24,7 @@ def test_without_arguments_the_bundled_digits_are_attacked(robust, tmp_path):
     assert outcome.code == 0
     assert outcome.out == ""
     assert "digits-cnn on digits (360 of 360 images), L∞ 0.1" in outcome.err
-    assert all(word in outcome.err for word in ("clean", "fgsm", "pgd", "robust", "fast/1", "result: runs/"))
+    assert all(word in outcome.err for word in ("clean", "fgsm", "pgd", "robust", "fast/2", "result: runs/"))
     (output,) = (tmp_path / "runs").glob("*.json")
     result = read_result(output)
     assert result.protocol.name == "fast"

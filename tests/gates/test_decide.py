@@ -184,10 +184,11 @@ def test_doubts_of_the_evaluation_are_passed_on(make_result, tmp_path):
 
 def test_a_weaker_protocol_is_refused_by_the_gate(make_result, tmp_path):
     path = make_result(tmp_path / "r.json", 900, changes=FAST)
-    assert decide_one(path, min_robust=0.5, require="fast").outcome is Outcome.PASS
-    decision = decide_one(path, min_robust=0.5, require="standard")
-    assert [check.rule for check in decision.checks] == ["require"]
-    assert decision.outcome is Outcome.NOT_COMPARABLE
+    assert decide_one(path, min_robust=0.5, require="fast/1").outcome is Outcome.PASS
+    for stronger in ("fast", "fast/2", "standard/1", "standard"):
+        decision = decide_one(path, min_robust=0.5, require=stronger)
+        assert [check.rule for check in decision.checks] == ["require"]
+        assert decision.outcome is Outcome.NOT_COMPARABLE
 
 
 def test_results_go_to_the_limits_of_their_threat_model(make_result, tmp_path):

@@ -13,7 +13,12 @@ def suite(name, version=1, sha256=None):
     ("required", "protocol", "slug"),
     [
         ("fast/1", suite("fast"), ""),
-        ("fast", suite("standard"), ""),
+        ("fast", suite("standard", 2), ""),
+        ("fast", suite("exhaustive", 2), ""),
+        ("fast/1", suite("standard", 2), ""),
+        ("standard/1", suite("standard", 2), ""),
+        ("standard", suite("exhaustive", 2), ""),
+        ("autoattack", suite("exhaustive", 2), ""),
         ("fast/1", suite("autoattack"), ""),
         ("standard/1", suite("standard"), ""),
         ("standard/1", suite("exhaustive"), ""),
@@ -21,6 +26,13 @@ def suite(name, version=1, sha256=None):
         ("autoattack", suite("exhaustive"), ""),
         ("exhaustive/1", suite("exhaustive"), ""),
         ("standard/1", suite("fast"), "protocol-too-weak"),
+        ("standard/1", suite("fast", 2), "protocol-too-weak"),
+        ("fast", suite("fast"), "protocol-too-weak"),
+        ("fast", suite("standard"), "protocol-too-weak"),
+        ("fast/2", suite("autoattack"), "protocol-too-weak"),
+        ("standard", suite("standard"), "protocol-too-weak"),
+        ("standard/2", suite("exhaustive"), "protocol-too-weak"),
+        ("autoattack/1", suite("standard", 2), "protocol-too-weak"),
         ("exhaustive", suite("standard"), "protocol-too-weak"),
         ("exhaustive", suite("autoattack"), "protocol-too-weak"),
         ("standard", suite("autoattack"), "protocol-too-weak"),
@@ -37,13 +49,13 @@ def test_what_a_required_protocol_is_satisfied_by(required, protocol, slug):
 
 
 def test_newer_versions_are_no_weaker(monkeypatch):
-    monkeypatch.setitem(SUITE_HASHES, ("fast", 2), "2" * 64)
-    assert weaker(suite("fast", 2), "fast/1") is None
-    assert weaker(suite("fast", 2), "fast") is None
-    reason = weaker(suite("fast", 1), "fast")
-    assert reason == weaker(suite("fast", 1), "fast/2")
+    monkeypatch.setitem(SUITE_HASHES, ("fast", 3), "3" * 64)
+    assert weaker(suite("fast", 3), "fast/1") is None
+    assert weaker(suite("fast", 3), "fast") is None
+    reason = weaker(suite("fast", 2), "fast")
+    assert reason == weaker(suite("fast", 2), "fast/3")
     assert reason.slug == "protocol-too-weak"
-    assert "fast/2" in reason.sentence
+    assert "fast/3" in reason.sentence
 
 
 @pytest.mark.parametrize("text", ["", "quick", "fast/9", "fast/", "fast/x", "fast/1/2", "fast/" + "9" * 5000])
