@@ -5,37 +5,41 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from robustbench_local.attacks.backward_errors import is_missing_backward
-from robustbench_local.attacks.bpda import DETACHED, STEPS
+from robustbench_local.diagnostics.replaced_values import Place, ReplacedValues, RunningLayers, StoppingCalls
 from robustbench_local.models.metered import Metered, ModelFailure
 
 OWN_FORWARD = "the model's own forward"
 CUTS, FLAT = "cuts the gradient off", "has gradient 0"
+REENTRANT = "CheckpointFunction.forward"
+"""The function that torch and the libraries that follow it call for a reentrant checkpoint."""
 
 
 @dataclass
 class GradientTrace:
     """What one forward pass has shown.
 
-    stops: layers, by name, that pass no gradient on, each with the reason. functions: piecewise constant and detaching
-    functions that were called, each with the layer that called it. training: layers that run in train mode.
-    differentiates: functions by which the forward differentiates or optimizes.
+    stops: layers, by name, that pass no gradient on although the logits depend on what they return, each with the
+    reason. functions: piecewise constant and detaching functions that were called, each with the layer that called it.
+    beside: those of them whose results the logits depend on, in layers that pass gradients on by another way.
+    training: layers that run in train mode. differentiates: functions by which the forward differentiates or optimizes.
+    reentrant: whether the forward uses reentrant checkpointing, through which torch gives no gradient of the input.
     """
 
     stops: dict[str, str] = field(default_factory=dict)
     functions: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
     training: list[str] = field(default_factory=list)
     differentiates: list[str] = field(default_factory=list)
+    reentrant: bool = False
 
     @property
     def description(self) -> str:
@@ -44,59 +48,61 @@ class GradientTrace:
         return "; ".join([f"{layer} {reason}" for layer, reason in self.stops.items()] + calls)
 
 
-class _LayerRecorder:
-    """Forward hooks that record every layer's first input and output, for calls of this thread alone."""
-
-    def __init__(self, module: nn.Module, trace: GradientTrace):
-        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        self._names = {layer: name for name, layer in module.named_modules() if name}
-        self._trace, self._running, self._thread = trace, list[str](), threading.get_ident()
-
-    @property
-    def current_layer(self) -> str:
-        return self._running[-1] if self._running else OWN_FORWARD
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        with contextlib.ExitStack() as hooks:
-            for layer in self._names:
-                hooks.callback(layer.register_forward_pre_hook(self._enter).remove)
-                hooks.callback(layer.register_forward_hook(self._leave).remove)
-            yield
-
-    def _enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG002
-        if threading.get_ident() != self._thread:
-            return
-        self._running.append(self._names[layer])
-        if layer.training:
-            self._trace.training.append(self._names[layer])
-
-    def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() != self._thread:
-            return
-        self._running.pop()
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].requires_grad:
-            self.pairs.setdefault(self._names[layer], (args[0], output))
-
-
 def trace_gradients(model: Metered, images: Tensor) -> GradientTrace:
-    """Trace one forward pass, and one backward pass for every layer. images: float [rows, ...] in the box."""
-    trace = GradientTrace()
-    recorder = _LayerRecorder(model.model.module, trace)
+    """Trace one forward pass, and one backward pass for every layer. images: float [rows, ...] in [0, 1].
+
+    Where something stops gradients, a few more passes show whether the logits depend on it.
+    """
+    trace, pairs, calls = GradientTrace(), dict[str, tuple[Tensor, Tensor]](), dict[Place, None]()
+
+    def entered(name: str, layer: nn.Module) -> None:
+        if layer.training:
+            trace.training.append(name)
+
+    def left(name: str, layer_input: Tensor, output: Tensor) -> Tensor:
+        pairs.setdefault(name, (layer_input, output))
+        return output
+
+    def called(place: Place, value: Tensor) -> Tensor:
+        trace.functions.setdefault(*place)
+        calls[place] = None
+        return value
+
+    layers = RunningLayers(model.model.module, left, entered)
     points = images.clone().requires_grad_(True)
+    watched = StoppingCalls(lambda: layers.current(OWN_FORWARD), called)
     with (
-        recorder.recording(),
-        _recording_calls(trace, lambda: recorder.current_layer),
-        _recording_differentiation(trace),
+        layers.hooked(),
+        watched,
+        _recording_python_calls(trace),
         contextlib.suppress(ModelFailure),
         torch.enable_grad(),
     ):
         model(points)
-    reasons = {name: _reason(*pair) for name, pair in recorder.pairs.items()}
-    for name, reason in reasons.items():
-        if reason and not any(inner.startswith(f"{name}.") and reasons[inner] for inner in reasons):
-            trace.stops[name] = reason
+    reasons = {name: reason for name, pair in pairs.items() if (reason := _reason(*pair))}
+    model.passes.backward += len(images) * max((name.count(".") + 1 for name in pairs), default=0)
+    if reasons or calls:
+        _keep_what_matters(trace, reasons, list(calls), model, images)
     return trace
+
+
+def _keep_what_matters(
+    trace: GradientTrace, reasons: dict[str, str], calls: list[Place], model: Metered, images: Tensor
+) -> None:
+    """Find the innermost layers and the functions that stop gradients and whose values the logits depend on.
+
+    reasons: why layers pass no gradient on, by name. calls: the functions that were called, each with its layer.
+    """
+    # Mirrored images are as far away as images can be, so that whatever depends on the image differs.
+    replaced = ReplacedValues(model, images, 1 - images, [*((name, "") for name in reasons), *calls], OWN_FORWARD)
+    stops = set[str]()
+    for name in sorted(reasons, key=lambda name: -name.count(".")):
+        if not any(inner.startswith(f"{name}.") for inner in stops) and replaced.matter([(name, "")]):
+            stops.add(name)
+    trace.stops = {name: reason for name, reason in reasons.items() if name in stops}
+    beside = [call for call in calls if not any(f"{call[0]}.".startswith(f"{name}.") for name in stops)]
+    if beside and replaced.matter(beside):
+        trace.beside = {call[0]: call[1] for call in beside if len(beside) == 1 or replaced.matter([call])}
 
 
 def _reason(layer_input: Tensor, output: Tensor) -> str:
@@ -117,26 +123,6 @@ def _reason(layer_input: Tensor, output: Tensor) -> str:
     return FLAT if bool((gradient == 0).all()) and layer_input.numel() > 1 else ""
 
 
-@contextlib.contextmanager
-def _recording_calls(trace: GradientTrace, layer: Callable[[], str]) -> Iterator[None]:
-    """Inside, piecewise constant and detaching functions of what depends on the input are recorded."""
-
-    class Recording(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            name = getattr(func, "__name__", "")
-            name = getattr(func.__self__, "__name__", "") if name == "__get__" else name
-            first = args[0] if args else None
-            stops = name.rstrip("_") in STEPS | DETACHED or (kwargs or {}).get("rounding_mode")
-            if stops and isinstance(first, Tensor) and first.requires_grad:
-                trace.functions.setdefault(layer(), name)
-            return func(*args, **(kwargs or {}))
-
-    with Recording():
-        yield
-
-
 def _differentiating_functions() -> dict[CodeType, str]:
     """Python functions of torch that differentiate, by their code objects."""
     functions: dict[str, Callable[..., Any]] = {
@@ -150,8 +136,8 @@ def _differentiating_functions() -> dict[CodeType, str]:
 
 
 @contextlib.contextmanager
-def _recording_differentiation(trace: GradientTrace) -> Iterator[None]:
-    """Inside, functions that differentiate are recorded when this thread calls them.
+def _recording_python_calls(trace: GradientTrace) -> Iterator[None]:
+    """Inside, functions that differentiate and reentrant checkpoints are recorded when this thread calls them.
 
     By a profile function, which belongs to the thread: nothing is patched that others would see. A profiler written in
     C cannot be put back from Python; under one, nothing is recorded.
@@ -159,6 +145,8 @@ def _recording_differentiation(trace: GradientTrace) -> Iterator[None]:
     codes, previous = _differentiating_functions(), sys.getprofile()
 
     def record(frame: FrameType, event: str, arg: Any) -> None:  # noqa: ARG001
+        if event == "call" and frame.f_code.co_qualname == REENTRANT:
+            trace.reentrant = True
         name = codes.get(frame.f_code) if event == "call" else None
         if name is not None and name not in trace.differentiates:
             trace.differentiates.append(name)

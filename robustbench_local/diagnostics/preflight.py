@@ -1,37 +1,45 @@
 """Checks before the first attack: whether the model takes these images, and attacks can use its gradients.
 
-What makes an evaluation impossible stops the run with one sentence; everything else becomes a finding.
+What makes an evaluation impossible stops the run with one sentence; everything else becomes a finding. A sound model
+costs about eleven passes for every image asked about, and two more where some pixels have no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustbench_local.attacks.backward_errors import input_gradient
-from robustbench_local.attacks.losses import LOSSES
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.data.dataset import Dataset
+from robustbench_local.diagnostics import gradient_checks, refusals
+from robustbench_local.diagnostics.gradient_checks import MeasuredGradients
 from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace_gradients
 from robustbench_local.diagnostics.model_output import choose_output
-from robustbench_local.errors import UserError
+from robustbench_local.diagnostics.repeatability import (
+    Answers,
+    batch_independent,
+    blends,
+    deterministic,
+    fresh_copy,
+    mode_independent,
+    near_duplicates,
+    not_measured,
+    stateless,
+)
 from robustbench_local.models.classifier import Classifier
-from robustbench_local.models.metered import Metered, ModelFailure
+from robustbench_local.models.metered import Metered
 from robustbench_local.results import checks
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.runtime.device import BatchSize, is_out_of_memory
 
 PROBE_IMAGES = 32
-"""Images that the checks use."""
-TOLERANCE = 1e-4
-"""Relative difference of logits that float32 rounding explains."""
-PASSES = 5
-"""How often the same images are classified to see whether the model is random, as in AutoAttack's checks."""
+"""Images from all over a dataset for what needs a few of them; at least as many as are processed at a time here."""
+MOST_ASKED, FEWEST_ASKED, ASKED_SHARE = 16, 4, 1 / 4
+"""Images that the checks ask about: this share of the dataset, within these bounds."""
 TRACED_IMAGES = 4
-"""Images of the checks that need a pass for every layer or for every image."""
+"""Images of the check that needs a pass for every layer."""
 
 
 class Preflight(NamedTuple):
@@ -65,8 +73,8 @@ def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
     Sets the classifier's `probabilities` where it returns probabilities, and `output` where it returns several tensors.
     Raises UserError when they cannot be evaluated together.
     """
-    _require_box(dataset, threat_model)
-    _require_finite_weights(model.model)
+    refusals.require_box(dataset, threat_model)
+    refusals.require_finite_weights(model.model)
     size = BatchSize(PROBE_IMAGES)
     while True:
         try:
@@ -77,148 +85,80 @@ def preflight(model: Metered, dataset: Dataset, threat_model: ThreatModel, devic
         size.halve(device)
 
 
-def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, count: int) -> Preflight:
-    positions = probe_images(dataset)[:count]
+def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: torch.device, fits: int) -> Preflight:
+    asked = min(MOST_ASKED, max(FEWEST_ASKED, int(ASKED_SHARE * len(dataset))), max(1, fits // 2))
+    positions = probe_images(dataset, asked)
     images, labels = dataset.images(positions).to(device), dataset.labels[positions].to(device)
-    output = choose_output(model, images, labels, dataset)
-    logits = _first_logits(model, images, dataset)
-    _require_finite_logits(model.model, logits, dataset, positions)
-    classes = _require_classes(logits, dataset, threat_model)
+    fresh = fresh_copy(model)
+    several = probe_images(dataset)[:fits]
+    output = choose_output(model, dataset.images(several).to(device), dataset.labels[several].to(device), dataset)
+    logits = refusals.first_logits(model, images, dataset)
+    refusals.require_finite_logits(model.model, logits, dataset, positions)
+    classes = refusals.require_classes(logits, dataset, threat_model)
     findings = [
         _image_range(dataset),
         _class_count(classes, model.model),
         _logits_or_probabilities(model.model, logits),
         *([output] if output else []),
     ]
+    if fresh is not None:
+        _read_alike(model, fresh)
+    points = gradient_checks.inside(images, threat_model)
+    trace = trace_gradients(model, points[:TRACED_IMAGES])
+    refusals.require_gradients_of_input(model.model, trace)
+    measured = gradient_checks.measure_gradients(model, points, labels)
+    findings += _repeatability(model, fresh, images, points, measured, threat_model)
+    gradients = gradient_checks.gradients_reach(measured, trace)
+    layers = gradient_checks.layers_pass(trace, missing=gradients.status == "warn")
+    pixels = gradient_checks.every_pixel(model, points, labels, measured, threat_model)
+    findings += [_eval_mode(trace), _no_optimization(trace), gradients, layers, pixels]
+    doubtful = {
+        checks.GRADIENTS: gradients.status == "pass" and bool(gradients.value),
+        checks.LAYERS: layers.status == "pass" and bool(trace.beside),
+        checks.EVERY_PIXEL: bool(pixels.advice),
+    }
+    return Preflight(classes, findings, tuple(trace.stops), fits, tuple(slug for slug in doubtful if doubtful[slug]))
+
+
+def _read_alike(model: Metered, copy: Metered) -> None:
+    """Let a copy of a model read the outputs of its module as the model does."""
+    pairs = zip(model.modules(), copy.modules(), strict=True)
+    for part, other in pairs:
+        if isinstance(part, Classifier) and isinstance(other, Classifier):
+            other.probabilities, other.output = part.probabilities, part.output
+
+
+def _repeatability(
+    model: Metered,
+    fresh: Metered | None,
+    images: Tensor,
+    points: Tensor,
+    measured: MeasuredGradients,
+    threat_model: ThreatModel,
+) -> list[Diagnostic]:
+    """Whether the model answers the same whenever and however it is asked.
+
+    fresh: a copy that has been asked nothing. points: the images inside the box, where the gradients were measured.
+    """
     with torch.no_grad():
-        passes = torch.stack([model(images) for _ in range(PASSES)])
-    deterministic = _deterministic(passes)
-    few, few_logits = images[:TRACED_IMAGES], passes[0, :TRACED_IMAGES]
-    findings += [deterministic, _batch_independent(model, few, few_logits, random=deterministic.status == "warn")]
-    trace = trace_gradients(model, few)
-    gradients = _gradients(model, images, labels, trace)
-    layers = _layers(trace, missing=gradients.status == "warn")
-    findings += [_eval_mode(trace), _no_optimization(trace), gradients, layers]
-    doubts = (checks.GRADIENTS,) if gradients.status == "pass" and gradients.value else ()
-    return Preflight(classes, findings, tuple(trace.stops), count, doubts)
+        first, without_gradients = model(images), model(points)
+    half, strangers = (len(images) + 1) // 2, blends(images)
+    in_batch = batch_independent(model, images, first, strangers[:half])
+    gradient = torch.cat([measured.margin_gradient[:half], (images - images.roll(1, 0))[:half]])
+    near = near_duplicates(torch.cat([points[:half], strangers[:half]]), gradient, threat_model)
+    answers = Answers.of(model, fresh, images, first)
+    if answers.random:
+        others = (checks.BATCH_INDEPENDENT, checks.MODE_INDEPENDENT, checks.STATELESS)
+        return [deterministic(answers), *(not_measured(slug, "the model is random") for slug in others)]
+    return [
+        deterministic(answers),
+        in_batch,
+        mode_independent(without_gradients, measured.logits),
+        stateless(model, fresh, near, answers),
+    ]
 
 
-# What stops the run.
-
-
-def _require_box(dataset: Dataset, threat_model: ThreatModel) -> None:
-    (low, high), (lowest, highest) = dataset.raw_range, threat_model.box
-    if max(low, 0.0) < lowest or min(high, 1.0) > highest:
-        raise UserError(
-            f"the images of {dataset.name} have pixels from {low:.4g} to {high:.4g}, but the threat model's box is "
-            f"[{lowest:g}, {highest:g}]: choose a box that contains every image",
-            slug="images-outside-box",
-        )
-
-
-def _require_finite_weights(classifier: Classifier) -> None:
-    for name, tensor in classifier.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"weight {name!r} of {classifier.name} contains NaN or infinity: the checkpoint is damaged or its "
-                "training diverged; use another checkpoint",
-                slug="weights-not-finite",
-            )
-
-
-def _first_logits(model: Metered, images: Tensor, dataset: Dataset) -> Tensor:
-    classifier = model.model
-    try:
-        with torch.no_grad():
-            logits: Tensor = model(images)
-    except ModelFailure as failure:
-        raise _cannot_classify(classifier, images, dataset, failure.reason) from None
-    if len(logits) != len(images):
-        raise UserError(
-            f"{classifier.name} returned {len(logits)} rows of logits for {len(images)} images: its forward must "
-            "return one row per image",
-            slug="logits-wrong-rows",
-        )
-    return logits
-
-
-def _cannot_classify(classifier: Classifier, images: Tensor, dataset: Dataset, reason: str) -> UserError:
-    shape = "×".join(map(str, images.shape[1:]))
-    channels = _input_channels(classifier)
-    if channels is not None and channels != images.shape[1]:
-        return UserError(
-            f"{classifier.name} takes images with {channels} channel{'s' * (channels != 1)}, but those of "
-            f"{dataset.name} have {images.shape[1]} ({shape}): choose data like the model's training data",
-            slug="wrong-channels",
-        )
-    other_dtypes = {tensor.dtype for tensor in classifier.parameters() if tensor.is_floating_point()} - {torch.float32}
-    if other_dtypes:
-        dtypes = ", ".join(sorted(map(str, other_dtypes)))
-        return UserError(
-            f"{classifier.name} has {dtypes} weights and cannot classify the float32 images of {dataset.name} "
-            f"({reason}): convert it to float32 with .float(), or convert the images in its forward",
-            slug="wrong-dtype",
-        )
-    return UserError(
-        f"{classifier.name} cannot classify the {shape} images of {dataset.name} ({reason}): check --arch, --data and "
-        "--resize",
-        slug="images-not-classifiable",
-    )
-
-
-def _input_channels(classifier: Classifier) -> int | None:
-    """The number of input channels, if the model declares it or its first layer is a convolution."""
-    if classifier.input_shape is not None:
-        return classifier.input_shape[0]
-    for module in classifier.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-        if isinstance(module, nn.Linear):
-            return None
-    return None
-
-
-def _require_finite_logits(classifier: Classifier, logits: Tensor, dataset: Dataset, positions: Tensor) -> None:
-    broken = (~torch.isfinite(logits)).any(1).cpu()
-    if broken.any():
-        raise UserError(
-            f"{classifier.name} returns NaN or infinite logits for sample {int(dataset.indices[positions[broken][0]])} "
-            f"of {dataset.name}: leave that sample out, or fix the model",
-            slug="logits-not-finite",
-        )
-
-
-def _require_classes(logits: Tensor, dataset: Dataset, threat_model: ThreatModel) -> int:
-    classes = logits.shape[1]
-    least = 2 if threat_model.reject is None else 3
-    if classes < least:
-        raise UserError(
-            f"the model has {classes} classes, but an attack needs at least {least}, a reject class included",
-            slug="too-few-classes",
-        )
-    highest = int(dataset.labels.max())
-    if highest >= classes:
-        raise UserError(
-            f"{dataset.name} has label {highest}, but the model has {classes} classes (labels 0 to {classes - 1}): "
-            "choose the dataset that the model was trained on, or labels that start at 0",
-            slug="label-out-of-range",
-        )
-    if threat_model.reject is not None and bool((dataset.labels == threat_model.reject).any()):
-        raise UserError(
-            f"class {threat_model.reject} means that an image is rejected, but {dataset.name} has images of it: choose "
-            "the class that no image belongs to",
-            slug="reject-class-in-data",
-        )
-    special_classes = ("target", threat_model.target), ("source", threat_model.source), ("reject", threat_model.reject)
-    for role, label in special_classes:
-        if label is not None and not 0 <= label < classes:
-            raise UserError(
-                f"the {role} class is {label}, but the model's classes are 0 to {classes - 1}", slug="unknown-class"
-            )
-    return classes
-
-
-# What becomes a finding.
+# What the answers and the trace themselves show.
 
 
 def _image_range(dataset: Dataset) -> Diagnostic:
@@ -256,48 +196,6 @@ def _logits_or_probabilities(classifier: Classifier, logits: Tensor) -> Diagnost
     )
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference of logits, relative to the largest logit."""
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
-
-
-def _deterministic(passes: Tensor) -> Diagnostic:
-    """passes: float [passes, rows, classes], the logits of the same images."""
-    difference = max(_difference(passes[0], again) for again in passes[1:])
-    return Diagnostic(
-        slug=checks.DETERMINISTIC,
-        status="warn" if difference > TOLERANCE else "pass",
-        value=difference,
-        threshold=TOLERANCE,
-        n=passes.shape[1],
-        advice="the same images got different logits (dropout or noise in forward?): one prediction per sample means "
-        "little, and attacks have to average over several draws (EOT); switch the randomness off"
-        if difference > TOLERANCE
-        else "",
-    )
-
-
-def _batch_independent(model: Metered, images: Tensor, batch_logits: Tensor, *, random: bool) -> Diagnostic:
-    """batch_logits: of these images in one batch, float [rows, classes]."""
-    slug, threshold = checks.BATCH_INDEPENDENT, 10 * TOLERANCE
-    if random:
-        return Diagnostic(slug=slug, status="skipped", advice="cannot be measured for a random model")
-    try:
-        difference = _difference(batch_logits, torch.cat([model(image[None]) for image in images]))
-    except ModelFailure:
-        difference = 1.0  # batch norm in train mode refuses a single image
-    return Diagnostic(
-        slug=slug,
-        status="warn" if difference > threshold else "pass",
-        value=difference,
-        threshold=threshold,
-        advice="the logits of an image depend on its batch (batch norm in train mode?): put the model into eval mode "
-        "in its own code"
-        if difference > threshold
-        else "",
-    )
-
-
 def _eval_mode(trace: GradientTrace) -> Diagnostic:
     names = ", ".join(dict.fromkeys(trace.training))
     return Diagnostic(
@@ -320,75 +218,5 @@ def _no_optimization(trace: GradientTrace) -> Diagnostic:
         advice="the model differentiates or optimizes in its forward, so gradients describe one step of a moving "
         "defense: attack its parts without that step too"
         if calls
-        else "",
-    )
-
-
-def _gradients(model: Metered, images: Tensor, labels: Tensor, trace: GradientTrace) -> Diagnostic:
-    """The share of images for which the gradient of some loss is 0 or not finite.
-
-    The first indicator of Pintor et al., "Indicators of attack failure" (NeurIPS 2022). Every suite uses losses that no
-    softmax saturates. So a cross-entropy that alone has no gradient is no warning, though its share is the value.
-    """
-    points = images.clone().requires_grad_(True)
-    with torch.enable_grad():
-        logits = model(points)
-    if not logits.requires_grad:
-        causes = f" ({trace.description})" if trace.description else ""
-        return _gradient_finding(
-            1.0, len(images), f"the logits pass no gradient to the image{causes}: gradient attacks are blind"
-        )
-    saturated, margin, scaled = (
-        _without_gradient(LOSSES[loss], logits, labels, points) for loss in ("ce", "margin", "scaled-ce")
-    )
-    missing = margin | scaled
-    if not missing.any() and saturated.any():
-        return Diagnostic(
-            slug=checks.GRADIENTS,
-            status="pass",
-            value=float(saturated.float().mean()),
-            n=len(images),
-            advice="the gradient of the cross-entropy is 0 for this share of the images, because softmax saturates; "
-            "the margin and the scaled cross-entropy, which the suites use, have gradients",
-        )
-    share = float(missing.float().mean())
-    causes = f" ({trace.description or 'saturated outputs?'})"
-    advice = (
-        f"for {share:.0%} of {len(images)} images the gradient of a loss is 0 or not finite{causes}: gradient attacks "
-        "are weak there"
-    )
-    return _gradient_finding(share, len(images), advice if share else "")
-
-
-def _gradient_finding(share: float, n: int, advice: str) -> Diagnostic:
-    status: Literal["warn", "pass"] = "warn" if advice else "pass"
-    return Diagnostic(slug=checks.GRADIENTS, status=status, value=share, threshold=0.0, n=n, advice=advice)
-
-
-def _without_gradient(
-    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor, points: Tensor
-) -> Tensor:
-    """Whether the gradient of the loss at each point is 0 or not finite, bool [rows]."""
-    with torch.enable_grad():
-        total = loss(logits, labels).sum()
-    gradient = input_gradient(total, points, retain_graph=True)
-    flat = torch.zeros_like(points).flatten(1) if gradient is None else gradient.flatten(1)
-    return (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
-
-
-def _layers(trace: GradientTrace, *, missing: bool) -> Diagnostic:
-    """Which layers stop gradients.
-
-    Piecewise constant and detaching functions beside the path to the logits are harmless. So without a layer that stops
-    gradients, they count only where gradients are missing.
-    """
-    causes = trace.description if trace.stops or missing else ""
-    return Diagnostic(
-        slug=checks.LAYERS,
-        status="warn" if causes else "pass",
-        value=causes or "all",
-        advice=f"gradients stop here: {causes}. This hides adversarial examples from gradient attacks but does not "
-        "remove them: attacks need a surrogate gradient there (BPDA)"
-        if causes
         else "",
     )

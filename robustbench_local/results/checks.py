@@ -15,8 +15,11 @@ EVAL_MODE = "layers-in-eval-mode"
 LOGITS = "outputs-are-logits"
 DETERMINISTIC = "forward-is-deterministic"
 BATCH_INDEPENDENT = "batch-independent"
+MODE_INDEPENDENT = "mode-independent"
+STATELESS = "stateless"
 GRADIENTS = "gradients-reach-input"
 LAYERS = "layers-pass-gradients"
+EVERY_PIXEL = "every-pixel-has-gradient"
 NO_TEST_TIME_OPTIMIZATION = "no-test-time-optimization"
 CLEAN_ACCURACY = "clean-accuracy-plausible"
 OUTPUT = "logits-among-outputs"
@@ -93,9 +96,24 @@ CHECKS: dict[str, Sentences] = {
         "logits depend on the rest of the batch",
         "samples do not influence each other",
     ),
+    MODE_INDEPENDENT: Sentences(
+        "logits are the same with and without gradients",
+        "logits differ with and without gradients",
+        "logits are the same with and without gradients",
+    ),
+    STATELESS: Sentences(
+        "answers do not depend on earlier ones",
+        "answers depend on what the model was asked before",
+        "answers do not depend on earlier ones",
+    ),
     GRADIENTS: Sentences("gradients reach the input", "gradients do not reach the input", "gradients reach the input"),
     LAYERS: Sentences(
         "every layer passes gradients on", "some layers block gradients", "every layer passes gradients on"
+    ),
+    EVERY_PIXEL: Sentences(
+        "gradients reach every pixel that matters",
+        "gradients do not reach every pixel that matters",
+        "gradients reach every pixel that matters",
     ),
     NO_TEST_TIME_OPTIMIZATION: Sentences(
         "the forward pass does not optimize or differentiate",
