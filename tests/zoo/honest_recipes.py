@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -213,7 +214,8 @@ def exported(module: nn.Module) -> Classifier:
     """An ONNX graph that computes the sizes of its own reshape."""
     layers = [_Flattened() if isinstance(layer, nn.Flatten) else layer for layer in module.children()]
     axes = {"images": {0: "rows"}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter needs one more package
         path = Path(folder) / "network.onnx"
         example = (torch.zeros(2, 1, networks.SIZE, networks.SIZE),)
         names = {"input_names": ["images"], "output_names": ["logits"]}
