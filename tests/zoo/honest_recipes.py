@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from honest_networks import (
     convolutional,
     perceptron,
 )
-from tasks import CLASSES, Loss, Task, fit, plain, task, undefended
+from tasks import CLASSES, Loss, Task, fit, network, plain, task, undefended
 from torch import Tensor, nn
 
 from robustbench_local import Classifier, ThreatModel, load_classifier
@@ -58,7 +59,8 @@ class Family:
 
     kind: "robust" where it is trained so that much stands at `eps`. network: an untrained module from the number of
     classes. loss: of a batch. eps: radius in L∞. l2: in L2, five times that unless given. classes: which digits it
-    tells apart, all unless given. epochs: times the task's own. finished: what is made of the trained module.
+    tells apart, all unless given. data: "digits", or "fashion" for a part of Fashion-MNIST. epochs: times the task's
+    own. finished: what is made of the trained module.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Family:
     eps: str = EPS
     l2: str = ""
     classes: int = CLASSES
+    data: str = "digits"
     epochs: float = 0.6
     rate: float = 2e-3
     finished: Callable[[nn.Module], nn.Module | Classifier] = lambda module: module
@@ -78,7 +81,7 @@ class Family:
 
     @property
     def task(self) -> Task:
-        return _of_first_classes(self.classes)
+        return _fashion() if self.data == "fashion" else _of_first_classes(self.classes)
 
 
 @functools.cache
@@ -91,6 +94,11 @@ def _of_first_classes(classes: int) -> Task:
     test = ArrayDataset(on.test.images(rows), on.test.labels[rows], name=f"digits below {classes}", split="test")
     epochs = on.epochs * CLASSES // classes
     return replace(on, images=on.images[chosen], labels=on.labels[chosen], test=test, epochs=epochs)
+
+
+def _fashion() -> Task:
+    on = task("fashion")
+    return replace(on, images=on.images[:3000], labels=on.labels[:3000])
 
 
 @functools.cache
@@ -180,7 +188,7 @@ def sparse(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 PGD_AT, TRADES_, MART_ = by(PGDAT(steps=STEPS)), by(TRADES(steps=STEPS)), by(MART(steps=STEPS))
-HAT_, N_FGSM = by(HAT(steps=STEPS)), by(NFGSM())
+HAT_, N_FGSM, FASHION_N_FGSM = by(HAT(steps=STEPS)), by(NFGSM()), by(NFGSM(), SMALL_EPS)
 CLEAN_LOGISTIC, WORST_LOGISTIC = on_clean(logistic), worst_case(logistic, LARGE_EPS)
 ONE_OUTPUT = CLEAN_LOGISTIC, WORST_LOGISTIC
 
@@ -307,11 +315,20 @@ _TABLE = (
     _plain("plain-copied-input", lambda n: Normalized(convolutional(n)), finished=lambda net: InPlaceInput(net.body)),
     _plain("plain-onnx", convolutional, finished=exported),
 )
-FAMILIES: dict[str, Family] = {one.name: one for one in _TABLE}
-"""By name. New ones go to the end of their kind, so that the halves of the others stay."""
+_OF_FASHION = (
+    _robust(
+        "fashion", lambda n: network(28, width=8), FASHION_N_FGSM, data="fashion", eps=SMALL_EPS, l2="0.6", epochs=1.5
+    ),
+    _plain("plain-fashion", lambda n: network(28, width=8), data="fashion", epochs=1.5, eps="0.03", l2="0.4"),
+)
+_SHARED = Path(os.environ.get("ROBUST_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+_ALL = _TABLE + (_OF_FASHION if (_SHARED / "data" / "fashion-mnist").is_dir() else ())
+FAMILIES: dict[str, Family] = {one.name: one for one in _ALL}
+"""By name. New ones go to the end of their kind, so that the halves of the others stay. Those on Fashion-MNIST are
+there where its shared files are."""
 
 
 def half(name: str) -> Half:
     """Of each kind every other family, in the order of the table, is for choosing thresholds; the rest confirm them."""
-    same = [one.name for one in _TABLE if one.kind == FAMILIES[name].kind]
+    same = [one.name for one in _ALL if one.kind == FAMILIES[name].kind]
     return "confirm" if same.index(name) % 2 else "derive"
