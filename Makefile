@@ -51,6 +51,7 @@ bench: $(VENV)/.installed-test  ## speed and strength side by side with a bare l
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defenses.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_statistics.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part subtle
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part honest
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part published
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --part cost

@@ -282,16 +282,17 @@ def _built(name: str, data: str) -> Classifier:
     return Classifier(KINDS[name].make(task(data)), name=name)
 
 
-def member(name: str, data: str = "digits", *, queries: int = 5000, enough: int = 0) -> Member:
+def member(name: str, data: str = "digits", *, queries: int | None = None, enough: int = 0) -> Member:
     """The broken defense of that name, of `KINDS`.
 
-    queries: of the random search that ends its adaptive attack. enough: called off when so few images stand.
+    queries: of the random search that ends its adaptive attack; by default more where that knows less. enough: called
+    off when so few images stand.
     """
     kind = KINDS[name]
 
     def hunted(classifier: Classifier, images: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
         hunt = Hunt(classifier, images, labels, threat_model, enough=enough)
-        kind.attacked(hunt, classifier.module, data, queries)
+        kind.attacked(hunt, classifier.module, data, queries or (500 if kind.subtle else 5000))
         return hunt.standing
 
     eps = f"{kind.eps * float(task(data).eps):.2g}"

@@ -174,10 +174,13 @@ def test_a_broken_defense_is_flagged_and_its_number_lowered(name, monkeypatch):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("suite", ["fast", "standard"])
 @pytest.mark.parametrize("name", members.EARLIER)
-def test_the_number_is_within_two_points_of_the_best_adaptive_attack(name):
+def test_a_broken_defense_is_never_trusted(name, suite):
+    """And under `standard` its number is within two points of the best adaptive attack."""
     member = members.member(name)
-    evaluation, part = evaluated(member)
-    left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
+    evaluation, part = evaluated(member, suite=suite)
     assert evaluation.result.verdict.status != "trusted"
-    assert evaluation.robust_accuracy.value <= float(left.float().mean()) + 0.02
+    if suite == "standard":
+        left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
+        assert evaluation.robust_accuracy.value <= accuracy(left) + 0.02

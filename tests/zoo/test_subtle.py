@@ -3,7 +3,9 @@
 import members
 import pytest
 from adaptive import Hunt
-from evaluations import accuracy, evaluated, some
+from evaluations import accuracy, evaluated, some, troubled
+
+from robustbench_local.results import checks
 
 ASKED_IN_TURN = ("grad-mode", "remembering", "counting")
 """Those that a plain PGD, asking what it has asked before, says nothing of."""
@@ -53,3 +55,10 @@ def test_a_subtle_defense_is_never_trusted(name, suite):
     if suite == "standard" and name not in members.UNBOUNDED:
         left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
         assert evaluation.robust_accuracy.value <= accuracy(left) + 0.02
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["remembering", "counting"])
+def test_a_model_with_a_memory_is_named(name):
+    evaluation, _ = evaluated(members.member(name))
+    assert checks.STATELESS in troubled(evaluation.result)
