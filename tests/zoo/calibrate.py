@@ -1,6 +1,6 @@
 """What an evaluation says of honest models: its number, its verdict, and the value of every check.
 
-    python tests/zoo/calibrate.py [--half derive|confirm] [--suite SUITE] [--norm linf|l2] [--samples N]
+    python tests/zoo/calibrate.py [--half derive|confirm] [--suite SUITE]… [--norm linf|l2]… [--samples N]
                                   [--truth] [--output FILE.jsonl] [NAME…]
 
 NAME is a family or one of its seeds. What the best attack leaves is measured where it decides: of models that are not
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import time
 import traceback
@@ -132,8 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--half", choices=("derive", "confirm"))
-    parser.add_argument("--suite", default="fast")
-    parser.add_argument("--norm", choices=("linf", "l2"), default="linf")
+    parser.add_argument("--suite", action="append", help="may be repeated; by default fast")
+    parser.add_argument("--norm", action="append", choices=("linf", "l2"), help="may be repeated; by default linf")
     parser.add_argument("--samples", type=int, default=120)
     parser.add_argument("--truth", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -145,12 +146,13 @@ def main() -> None:
             continue
         if options.half and one.half != options.half:
             continue
-        row = measured(one.within(options.norm), options.suite, options.samples, always=options.truth)
-        rows.append(row)
-        print(line(row), flush=True)
-        if options.output:
-            with options.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        for norm, suite in itertools.product(options.norm or ["linf"], options.suite or ["fast"]):
+            row = measured(one.within(norm), suite, options.samples, always=options.truth)
+            rows.append(row)
+            print(line(row), flush=True)
+            if options.output:
+                with options.output.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
     print(*summary(rows), sep="\n")
 
 
