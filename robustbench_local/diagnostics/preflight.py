@@ -38,8 +38,8 @@ PROBE_IMAGES = 32
 """Images from all over a dataset for what needs a few of them; at least as many as are processed at a time here."""
 MOST_ASKED, FEWEST_ASKED, ASKED_SHARE = 16, 4, 1 / 4
 """Images that the checks ask about: this share of the dataset, within these bounds."""
-TRACED_IMAGES = 4
-"""Images of the check that needs a pass for every layer."""
+MOST_TRACED = 4
+"""Images of the check that needs a pass for every layer; half of those asked about where these are few."""
 
 
 class Preflight(NamedTuple):
@@ -92,22 +92,21 @@ def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: 
     fresh = fresh_copy(model)
     several = probe_images(dataset)[:fits]
     output = choose_output(model, dataset.images(several).to(device), dataset.labels[several].to(device), dataset)
-    logits = refusals.first_logits(model, images, dataset)
-    refusals.require_finite_logits(model.model, logits, dataset, positions)
-    classes = refusals.require_classes(logits, dataset, threat_model)
-    findings = [
-        _image_range(dataset),
-        _class_count(classes, model.model),
-        _logits_or_probabilities(model.model, logits),
-        *([output] if output else []),
-    ]
+    first = refusals.first_logits(model, images, dataset)
+    refusals.require_finite_logits(model.model, first, dataset, positions)
+    classes = refusals.require_classes(first, dataset, threat_model)
+    probabilities = _logits_or_probabilities(model.model, first)
+    findings = [_image_range(dataset), _class_count(classes, model.model), probabilities, *([output] if output else [])]
+    if probabilities.status == "warn":
+        with torch.no_grad():
+            first = model(images)  # which now are their logarithms
     if fresh is not None:
         _read_alike(model, fresh)
     points = gradient_checks.inside(images, threat_model)
-    trace = trace_gradients(model, points[:TRACED_IMAGES])
+    trace = trace_gradients(model, points[: min(MOST_TRACED, (len(points) + 1) // 2)])
     refusals.require_gradients_of_input(model.model, trace)
     measured = gradient_checks.measure_gradients(model, points, labels)
-    findings += _repeatability(model, fresh, images, points, measured, threat_model)
+    findings += _repeatability(model, fresh, _Asked(images, first, points, measured), threat_model)
     gradients = gradient_checks.gradients_reach(measured, trace)
     layers = gradient_checks.layers_pass(trace, missing=gradients.status == "warn")
     pixels = gradient_checks.every_pixel(model, points, labels, measured, threat_model)
@@ -128,20 +127,20 @@ def _read_alike(model: Metered, copy: Metered) -> None:
             other.probabilities, other.output = part.probabilities, part.output
 
 
-def _repeatability(
-    model: Metered,
-    fresh: Metered | None,
-    images: Tensor,
-    points: Tensor,
-    measured: MeasuredGradients,
-    threat_model: ThreatModel,
-) -> list[Diagnostic]:
-    """Whether the model answers the same whenever and however it is asked.
+class _Asked(NamedTuple):
+    """Images float [rows, ...], their logits, and the same inside the box, where the gradients were measured."""
 
-    fresh: a copy that has been asked nothing. points: the images inside the box, where the gradients were measured.
-    """
+    images: Tensor
+    logits: Tensor
+    points: Tensor
+    measured: MeasuredGradients
+
+
+def _repeatability(model: Metered, fresh: Metered | None, asked: _Asked, threat_model: ThreatModel) -> list[Diagnostic]:
+    """Whether the model answers the same whenever and however it is asked. fresh: a copy that was asked nothing."""
+    images, first, points, measured = asked
     with torch.no_grad():
-        first, without_gradients = model(images), model(points)
+        without_gradients = model(points)
     half, strangers = (len(images) + 1) // 2, blends(images)
     in_batch = batch_independent(model, images, first, strangers[:half])
     gradient = torch.cat([measured.margin_gradient[:half], (images - images.roll(1, 0))[:half]])

@@ -53,6 +53,96 @@ def test_the_innermost_layer_is_named(function, stops, calls):
     assert all(name in found.description for name in {**stops, **calls})
 
 
+class Shape(nn.Module):
+    """The sizes of a tensor, as an ONNX graph computes them."""
+
+    def forward(self, points):
+        return torch.tensor(points.shape)
+
+
+class Ones(nn.Module):
+    """A mask that depends on sizes alone."""
+
+    def forward(self, points):
+        return torch.ones_like(points)
+
+
+class Codewords(nn.Module):
+    """Every pixel becomes the index of its nearest codeword."""
+
+    def forward(self, points):
+        return (points[..., None] - torch.linspace(0, 1, 5)).abs().argmin(-1)
+
+
+class Constant(nn.Module):
+    """Detached, but the caller multiplies it by 0."""
+
+    def forward(self, points):
+        return points.detach().mean()
+
+
+class Graph(nn.Module):
+    """A network that uses one layer beside its path."""
+
+    def __init__(self, layer, use):
+        super().__init__()
+        self.layer, self.use, self.last = layer, use, nn.Linear(36, 3)
+
+    def forward(self, images):
+        return self.last(self.use(images, self.layer(images)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "use", "stops"),
+    [
+        (Shape(), lambda images, sizes: images.reshape(sizes.tolist()), {}),
+        (Ones(), lambda images, mask: images * mask, {}),
+        (Constant(), lambda images, mean: images + 0 * mean, {}),
+        (Codewords(), lambda images, index: torch.linspace(0, 1, 5)[index], {"layer": "cuts the gradient off"}),
+        (Codewords(), lambda images, index: images + 0.1 * index, {"layer": "cuts the gradient off"}),
+        (Constant(), lambda images, mean: images - mean, {"layer": "cuts the gradient off"}),
+    ],
+    ids=["sizes", "mask of sizes", "times 0", "codewords", "codewords beside", "detached mean"],
+)
+def test_a_layer_stops_gradients_only_if_the_logits_depend_on_it(layer, use, stops):
+    torch.manual_seed(0)
+    assert trace_gradients(Metered(Classifier(Graph(layer, use), copy=False)), IMAGES).stops == stops
+
+
+def halves(images, function):
+    return torch.cat([function(images[..., :3]), images[..., 3:]], -1)
+
+
+def without_grad(images):
+    with torch.no_grad():
+        return 2 * images
+
+
+def rounded_in_place(images):
+    left = images[..., :3].clone()
+    left.mul_(4).round_().div_(4)
+    return torch.cat([left, images[..., 3:]], -1)
+
+
+@pytest.mark.parametrize(
+    ("function", "beside"),
+    [
+        (lambda images: halves(images, torch.detach), "detach"),
+        (lambda images: halves(images, lambda half: (half * 4).round() / 4), "round"),
+        (lambda images: halves(images, without_grad), "no_grad"),
+        (rounded_in_place, "round_"),
+        (lambda images: images + images.sign().mean((1, 2, 3), keepdim=True) * images.mean(), ""),
+        (lambda images: images - images.amax().detach() + images.amax().detach(), ""),
+        (lambda images: images * (images.detach() > -1), ""),
+    ],
+    ids=["detached", "rounded", "no_grad", "in place", "constant sign", "cancels out", "constant mask"],
+)
+def test_what_blocks_a_part_is_beside_the_path(function, beside):
+    found = traced(function)
+    assert found.stops == {}
+    assert found.beside == ({"defense.squeeze": beside} if beside else {})
+
+
 def test_differentiation_inside_forward_is_seen():
     def purify(images):
         points = images.detach().requires_grad_(True)

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from unusual_forwards import Digits
 
-from robustbench_local import Classifier, ThreatModel, evaluate
+from robustbench_local import Classifier, ThreatModel, evaluate, load_dataset
 from robustbench_local.data.dataset import ArrayDataset
 from robustbench_local.diagnostics.preflight import preflight
 from robustbench_local.diagnostics.verdict import finding_of
@@ -11,6 +13,7 @@ from robustbench_local.evaluation.doctor import doctor
 from robustbench_local.models.metered import Metered
 
 THREAT = ThreatModel("linf", 0.1)
+DIGITS = load_dataset("digits", split="test")
 
 
 def data(n=64, *, classes=4):
@@ -143,3 +146,88 @@ def test_a_saturated_softmax_alone_is_a_doubt(after, status):
     assert gradients.value > 0
     assert ("gradients-reach-input" in found.doubts) == (status == "pass")
     assert checked(Net()).doubts == ()
+
+
+class Fronted(nn.Module):
+    """The bundled network behind a front."""
+
+    def __init__(self, front):
+        super().__init__()
+        self.front, self.net = front, Digits()
+
+    def forward(self, images):
+        return self.net(self.front(images))
+
+
+def left_half(images, function):
+    return torch.cat([function(images[..., :4]), images[..., 4:]], -1)
+
+
+@pytest.mark.parametrize(
+    ("front", "hidden"),
+    [
+        (lambda images: images.clamp(0.02, 0.98), True),
+        (lambda images: left_half(images, lambda half: (half * 8).round() / 8), True),
+        (lambda images: left_half(images, torch.detach), True),
+        (lambda images: torch.where(images < 0.3, (5 * images).round() / 5, images), True),
+        (lambda images: nn.functional.hardtanh(images, -0.05, 0.95), True),
+        (lambda images: images, False),
+        (lambda images: images.clamp(0, 1), False),
+        (lambda images: nn.functional.hardtanh(images, 0, 1), False),
+        (lambda images: left_half(images, lambda half: 0 * half), False),
+        (lambda images: nn.functional.pad(images[..., 1:-1, 1:-1], (1, 1, 1, 1)), False),
+        (lambda images: nn.functional.max_pool2d(nn.functional.interpolate(images, scale_factor=2), 2), False),
+    ],
+    ids=[
+        "clamp inside the box",
+        "half rounded",
+        "half detached",
+        "dark pixels quantised",
+        "bright pixels clipped",
+        "none",
+        "clamp at the box",
+        "hardtanh at the box",
+        "half unused",
+        "border unused",
+        "max-pool",
+    ],
+)
+def test_pixels_that_matter_without_a_gradient_are_a_doubt(front, hidden):
+    found = checked(Fronted(front), DIGITS)
+    finding = finding_of(found.findings, "every-pixel-has-gradient")
+    assert finding.status == "pass"
+    assert (finding.value > 0.1) == bool(finding.advice) == hidden
+    assert ("every-pixel-has-gradient" in found.doubts) == hidden
+
+
+class Checkpointed(Digits):
+    def __init__(self, **how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, images):
+        maps = checkpoint(lambda points: self.net.conv2(self.net.conv1(points).relu()).relu(), images, **self.how)
+        return self.net.linear2(self.net.linear1(maps.flatten(1)).relu())
+
+
+class CheckpointedInAList(Digits):
+    """Reentrant checkpoints see no tensor inside a list, so that the gradient is cut without an error."""
+
+    def forward(self, images):
+        maps = checkpoint(lambda points: self.net.conv1(points[0]).relu(), [images], use_reentrant=True)
+        return self.net.linear2(self.net.linear1(self.net.conv2(maps).relu().flatten(1)).relu())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("net", [Checkpointed(use_reentrant=True), CheckpointedInAList()])
+def test_reentrant_checkpoints_are_refused_in_one_sentence(net):
+    with pytest.raises(UserError, match="use_reentrant=False") as error:
+        evaluate(Classifier(net), DIGITS.subset(range(8)), THREAT, device="cpu")
+    assert error.value.slug == "reentrant-checkpointing"
+
+
+def test_other_checkpoints_change_nothing():
+    nets = Checkpointed(use_reentrant=False), Digits()
+    one, other = (evaluate(Classifier(net), DIGITS.subset(range(20)), THREAT, device="cpu").result for net in nets)
+    assert one.verdict.status == other.verdict.status == "trusted"
+    assert one.robust_accuracy == other.robust_accuracy
