@@ -252,8 +252,8 @@ def _is_gray(image: Image.Image) -> bool:
     from PIL import ImageChops
 
     red, green, blue = image.convert("RGB").split()
-    differences = (ImageChops.difference(one, green).getextrema()[1] for one in (red, blue))
-    return max(differences) <= _CHROMA_ROUNDING
+    differences = (ImageChops.difference(one, green).point(lambda n: n > _CHROMA_ROUNDING) for one in (red, blue))
+    return not any(difference.getbbox() for difference in differences)
 
 
 def _common_size(paths: Sequence[str | Path], name: str) -> tuple[int, int]:

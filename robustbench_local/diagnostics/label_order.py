@@ -71,7 +71,7 @@ def _prefers(counts: np.ndarray, renumbering: np.ndarray) -> bool:
     rows = np.arange(len(counts))
     moved = (renumbering != rows) & counts.any(1)
     preferring = moved & (counts[rows, renumbering] > counts.diagonal())
-    return preferring.sum() > max(1, moved.sum() / 2)
+    return bool(preferring.sum() > max(1, moved.sum() / 2))
 
 
 def _paired_p_value(counts: np.ndarray, renumbering: np.ndarray) -> float:

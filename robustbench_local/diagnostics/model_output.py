@@ -29,17 +29,16 @@ def choose_output(model: Metered, images: Tensor, labels: Tensor, dataset: Datas
     conventional one wins a tie. images: float [rows, ...], labels: int64 [rows], a few of the dataset's. Returns None
     where there is no choice. Raises UserError where no tensor can be the logits of these labels.
     """
-    conventional: Tensor | None = None
     with contextlib.suppress(UserError):  # the preflight says what is wrong
-        conventional = model(images[:2])
+        model(images[:2])
     owner = next((part for part in model.modules() if isinstance(part, Classifier) and part.candidates), None)
     if owner is None or owner.candidates == (LOGITS,):
         return None
     outputs = {key: _logits(model, owner, key, images) for key in owner.candidates[:MOST_CANDIDATES]}
     owner.output = _choice(outputs, labels, dataset, model.model)
-    if len(outputs) == 1 and conventional is not None:
+    if owner.candidates == (owner.convention,):
         return None
-    return _finding(owner.output, None if conventional is None else owner.candidates[0], outputs, labels)
+    return _finding(owner.output, owner.convention, outputs, labels)
 
 
 def _logits(model: Metered, owner: Classifier, key: str, images: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ def _listed(outputs: dict[str, Tensor]) -> str:
     return ", ".join(f"{key!r} (N×{logits.shape[1]})" for key, logits in outputs.items())
 
 
-def _finding(chosen: str, conventional: str | None, outputs: dict[str, Tensor], labels: Tensor) -> Diagnostic:
+def _finding(chosen: str, conventional: str, outputs: dict[str, Tensor], labels: Tensor) -> Diagnostic:
     """A choice against the convention, between tensors that can all be logits, is a warning: few labels decided it."""
     right = {key: int((logits.argmax(1) == labels).sum()) for key, logits in outputs.items()}
     n = len(labels)

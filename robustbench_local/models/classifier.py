@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
-from robustbench_local.models.outputs import as_logits, logit_candidates
+from robustbench_local.models.outputs import as_logits, conventional_key, logit_candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Classifier(nn.Module):
     A module with one logit z per image (N×1 or N) is a binary classifier: its classes 0 and 1 get the logits 0 and z.
     `single_output` is True from the first such output on. `probabilities`, which may be set later, says that the module
     ends in a softmax (or a sigmoid, with one output); the classifier then returns the logarithm. `output`, which may be
-    set later, chooses among several tensors; `candidates` are the keys of those that can be logits, the conventional
-    one first, from the first such output on.
+    set later, chooses among several tensors: `candidates` are the keys of those that can be logits, `convention` the key
+    of the conventional one, both from the first such output on.
 
     Raises UserError for an impossible normalization, a module that cannot be copied, and, in `forward`, for images
     whose number of channels does not match the normalization and for an output without logits.
@@ -77,6 +77,7 @@ class Classifier(nn.Module):
         self.probabilities = info.probabilities
         self.output = info.output
         self.candidates: tuple[str, ...] = ()
+        self.convention = ""
         self.single_output = False
         self._normalization = _checked_normalization(mean, std, name)
         for key, values in zip(("mean", "std"), self._normalization or (None, None), strict=True):
@@ -123,7 +124,7 @@ class Classifier(nn.Module):
             images = (images - self.mean) / self.std
         returned = self.module(images)
         if self.output is None and not isinstance(returned, Tensor):
-            self.candidates = logit_candidates(returned, len(images))
+            self.candidates, self.convention = logit_candidates(returned, len(images)), conventional_key(returned)
         logits = as_logits(returned, len(images), self.name, self.output)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

@@ -38,7 +38,7 @@ def as_logits(output: object, images: int, name: str, key: str | None = None) ->
 
 
 def logit_candidates(output: object, images: int) -> tuple[str, ...]:
-    """Keys of all tensors that can be logits of N images, the conventional one first; empty for a single tensor."""
+    """Keys of all tensors that can be logits of so many images, the conventional one first; none for a lone tensor."""
     if isinstance(output, Tensor):
         return ()
     keys = [key for key, tensor in named_tensors(output).items() if _is_candidate(tensor, images)]

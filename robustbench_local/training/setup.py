@@ -98,7 +98,7 @@ def prepare(recipe: Recipe, runtime: RuntimeSettings) -> TrainingSetup:
     teacher_notes = (f"teacher: {note}" for note in (teacher.notes if teacher is not None else ()))
     return TrainingSetup(
         recipe=recipe,
-        notes=(*start.notes, *teacher_notes, *notes),
+        notes=(*start.notes, *all_data.notes, *teacher_notes, *notes),
         objective=objective,
         threat_model=threat_model,
         start=start,

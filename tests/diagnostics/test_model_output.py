@@ -65,6 +65,7 @@ def test_what_explains_the_labels_is_taken_and_warned_of(returned, key):
         lambda pixels, logits: SimpleNamespace(hidden=pixels, logits=logits),
         lambda pixels, logits: (logits.sum(), logits),
         lambda pixels, logits: (pixels.view(-1, 1, 4, 4), logits),
+        lambda pixels, logits: (logits.argmax(1), logits),
     ],
 )
 def test_the_convention_and_the_only_possible_tensor_are_no_warning(returned):
