@@ -44,8 +44,8 @@ class Classifier(nn.Module):
     A module with one logit z per image (N×1 or N) is a binary classifier: its classes 0 and 1 get the logits 0 and z.
     `single_output` is True from the first such output on. `probabilities`, which may be set later, says that the module
     ends in a softmax (or a sigmoid, with one output); the classifier then returns the logarithm. `output`, which may be
-    set later, chooses among several tensors: `candidates` are the keys of those that can be logits, `convention` the key
-    of the conventional one, both from the first such output on.
+    set later, chooses among several tensors: `candidates` are the keys of those that can be logits, `convention` is the
+    key of the conventional one, both from the first such output on.
 
     Raises UserError for an impossible normalization, a module that cannot be copied, and, in `forward`, for images
     whose number of channels does not match the normalization and for an output without logits.
