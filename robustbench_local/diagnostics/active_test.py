@@ -17,7 +17,7 @@ from robustbench_local.attacks.randomness import normal, sample_keys
 from robustbench_local.attacks.threat_model import ThreatModel
 from robustbench_local.diagnostics.features import Features, FeaturesMissing, Logits
 
-INNER_POINTS = 100
+INNER_POINTS = 48
 """Random points inside the ball; the paper uses 999 and more."""
 INNER_RADIUS = 0.95
 """Their largest distance from the image, in multiples of eps."""

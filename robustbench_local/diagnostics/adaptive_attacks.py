@@ -7,34 +7,27 @@ adversarial robustness" (arXiv:1902.06705).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from robustbench_local.attacks import BPDA, EOT, PGD, Attack, Descent
 from robustbench_local.attacks.attack import spec_text
-from robustbench_local.attacks.suites import Stage
+from robustbench_local.attacks.suites import INSET, Stage
+from robustbench_local.diagnostics.check import INSIDE
 from robustbench_local.diagnostics.preflight import Preflight
 from robustbench_local.diagnostics.transfer_attack import imitation, refitted, transfer_from
 from robustbench_local.engine.cascade import Cascade
 from robustbench_local.engine.protocol import Step, resolve_attack
 from robustbench_local.results import checks
-from robustbench_local.results.schema import Diagnostic
 
 RANDOM = {checks.DETERMINISTIC}
 MISSING_GRADIENTS = {checks.GRADIENTS, checks.LAYERS, checks.NO_TEST_TIME_OPTIMIZATION}
 SATURATED = {checks.GRADIENTS, checks.CROSS_ENTROPY, checks.SCALE, checks.GRADIENT_PREDICTS_LOSS}
 ROUGH_LOSS = {checks.STABLE, checks.GRADIENT_PREDICTS_LOSS, checks.ONE_STEP, checks.MANY_STEPS}
-MISSED_BY_SUITE = {
-    checks.NOISE,
-    checks.SQUARE,
-    checks.MORE_STEPS,
-    checks.DESCENT,
-    checks.PROBES_AGREE,
-    checks.CONVERGED,
-}
+MISSED_BY_SUITE = {checks.PROBED, checks.PROBES_AGREE, checks.CONVERGED}
 SUITE_FAILURE_SHARE = 0.05
 """The share of robust images that plain PGD may fool before the suite itself is in doubt."""
-ATTACK_FAILS = {checks.GROWTH, checks.PLANTED}
+ATTACK_FAILS = {checks.GROWTH, checks.PLANTED, checks.PROBED}
 REASONS = RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS
 """The checks that call for adaptive attacks."""
 
@@ -48,19 +41,20 @@ class AdaptiveAttack:
 
 
 def select_adaptive_attacks(
-    cascade: Cascade, preflight: Preflight, findings: Sequence[Diagnostic], missed_by_suite: float
+    cascade: Cascade, preflight: Preflight, problems: Set[str], missed_by_suite: float
 ) -> list[AdaptiveAttack]:
-    """Return the attacks that the findings call for, the cheapest first; none where no check warns.
+    """Return the attacks that a doubt calls for, the cheapest first.
 
-    missed_by_suite: the share of some robust images that plain PGD fools. Where it is above 0, plain PGD is added;
-    where it is above `SUITE_FAILURE_SHARE`, the suite has failed, and all attacks for that case are.
+    problems: slugs of the checks that raised it. missed_by_suite: the share of some robust images that plain PGD fools.
+    Where it is above 0, plain PGD is added; where it is above `SUITE_FAILURE_SHARE`, the suite has failed, and all
+    attacks for that case are.
     """
-    problems = {finding.slug for finding in findings if finding.status in ("warn", "fail")} & REASONS
+    problems = set(problems)
     if missed_by_suite > SUITE_FAILURE_SHARE:
         problems.add(checks.CROSS_ENTROPY)
-    attacks = list(_attacks_for(cascade, preflight, problems)) if problems else []
+    attacks = list(_attacks_for(cascade, preflight, problems))
     if missed_by_suite:
-        attacks.insert(0, (PGD(steps=20), {checks.CROSS_ENTROPY}))
+        attacks.insert(0, (PGD(steps=20, inset=INSIDE), {checks.CROSS_ENTROPY}))
     return [
         AdaptiveAttack(Step(attack, Stage(attack=spec_text(attack), role="adaptive")), _because(reasons, problems))
         for attack, reasons in attacks
@@ -71,21 +65,23 @@ def _attacks_for(cascade: Cascade, preflight: Preflight, problems: set[str]) -> 
     """Attacks, each with the checks that call for it."""
     layers = "+".join(preflight.layers)
     if problems & (MISSING_GRADIENTS | ATTACK_FAILS):
-        yield BPDA(layers=layers), MISSING_GRADIENTS | ATTACK_FAILS
-        yield BPDA(layers=layers, loss="margin", targets=9, steps=50), MISSING_GRADIENTS | ATTACK_FAILS
+        yield BPDA(layers=layers, inset=INSIDE), MISSING_GRADIENTS | ATTACK_FAILS
+        yield BPDA(layers=layers, inset=INSIDE, loss="margin", targets=9, steps=50), MISSING_GRADIENTS | ATTACK_FAILS
     if problems & (SATURATED | ATTACK_FAILS):
         # Where the logits of all wrong classes are equally flat, only a target shows which class is near.
         for stretch in (0.1, 0.5):
-            through = BPDA(layers=layers, saturating=True, stretch=stretch, loss="margin", targets=9, steps=50)
+            through = BPDA(
+                layers=layers, inset=INSIDE, saturating=True, stretch=stretch, loss="margin", targets=9, steps=50
+            )
             yield through, SATURATED | ATTACK_FAILS
     if problems & RANDOM:
-        yield EOT(draws=20), RANDOM
+        yield EOT(draws=20, inset=INSIDE), RANDOM
     if problems & (ROUGH_LOSS | RANDOM | MISSED_BY_SUITE):
-        yield EOT(draws=10, radius=0.3), ROUGH_LOSS | RANDOM | MISSED_BY_SUITE
-    yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2), problems
-    yield resolve_attack("apgd:loss=dlr,targets=9"), problems
+        yield EOT(draws=10, radius=0.3, inset=INSIDE), ROUGH_LOSS | RANDOM | MISSED_BY_SUITE
+    yield PGD(steps=200, loss="margin", schedule="cosine", momentum=0.25, restarts=2, inset=INSIDE), problems
+    yield resolve_attack(f"apgd:loss=dlr,targets=9,inset={INSET}"), problems
     if problems & (MISSED_BY_SUITE | SATURATED):
-        yield Descent(), MISSED_BY_SUITE | SATURATED
+        yield Descent(inset=INSIDE), MISSED_BY_SUITE | SATURATED
     context = cascade.context
     for name, train in (("transfer-readout", refitted), ("transfer", imitation)):
         surrogate = functools.partial(train, context.model, context.dataset, context.threat_model, context.device)

@@ -9,17 +9,23 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from robustbench_local.attacks import FGSM, PGD, Attack
+from robustbench_local.attacks.suites import INSET
 from robustbench_local.diagnostics import indicators
 from robustbench_local.diagnostics.indicators import ProbeSet
 from robustbench_local.results.checks import CHECKS, Sentences
 from robustbench_local.results.schema import Diagnostic
 
-GRADIENT_ATTACK = PGD(steps=20, loss="scaled-ce", schedule="cosine", momentum=0.25, random_start=False)
+INSIDE = float(INSET)
+"""The inset of all attacks here, as in the newest suites."""
+GRADIENT_ATTACK = PGD(steps=20, loss="scaled-ce", schedule="cosine", momentum=0.25, random_start=False, inset=INSIDE)
 """The first attack of every suite."""
-PLANTED_ATTACK = PGD(steps=50, loss="margin", schedule="cosine", momentum=0.25, restarts=2)
+PLANTED_ATTACK = PGD(steps=20, loss="margin", schedule="cosine", momentum=0.25, inset=INSIDE)
 """The attack that has to find planted adversarial examples."""
-MOST_IN_WIDE_BALLS, MOST_PLANTED = 16, 8
-"""Images that are attacked in wider balls, and images for which an adversarial example is planted."""
+WIDEST = 1e6
+"""A multiple of eps with which the ball contains the whole box."""
+MOST_IN_WIDE_BALLS, MOST_PLANTED = 8, 4
+"""Images that are attacked in wider balls, and images for which an adversarial example is planted; where a doubt has
+been raised, twice as many."""
 
 
 @dataclass(frozen=True)
@@ -27,27 +33,33 @@ class Outcome:
     """A few correctly classified images after the attacks, which the checks measure.
 
     robust: bool [rows], the images that are not fooled yet. attack, planted_attack: the attacks to measure with.
-    Properties are computed when the first check needs them.
+    ball_factors: the wider balls' eps, in multiples of the threat model's. planted: for how many images an adversarial
+    example is planted. most_in_wide_balls: how many images are attacked there. fooled_share: the share of all correctly
+    classified images that are fooled. Properties are computed when the first check needs them.
     """
 
     probe: ProbeSet
     robust: Tensor
+    fooled_share: float
     attack: Attack = GRADIENT_ATTACK
     planted_attack: Attack = PLANTED_ATTACK
+    ball_factors: tuple[float, ...] = (2.0, 4.0, WIDEST)
+    planted: int = 2 * MOST_PLANTED
+    most_in_wide_balls: int = 2 * MOST_IN_WIDE_BALLS
 
     @functools.cached_property
     def robust_probe(self) -> ProbeSet:
         """A few of the robust images; may be empty."""
-        return self.probe.subset(self.robust).first(MOST_IN_WIDE_BALLS)
+        return self.probe.subset(self.robust).first(self.most_in_wide_balls)
+
+    @functools.cached_property
+    def fooled_probe(self) -> ProbeSet:
+        """The images that are fooled already; may be empty."""
+        return self.probe.subset(~self.robust)
 
     @functools.cached_property
     def fooled_by_one_step(self) -> Tensor:
         return self.probe.fooled_by(FGSM())
-
-    @functools.cached_property
-    def fooled_by_one_margin_step(self) -> Tensor:
-        """By a step along the margin: a saturated softmax has no influence on it."""
-        return self.probe.fooled_by(FGSM(loss="margin"))
 
     @functools.cached_property
     def fooled_by_cross_entropy(self) -> Tensor:
@@ -87,14 +99,16 @@ class Check:
 
     slug: its stable name. measure: takes the outcome and returns a measurement. threshold: the largest value that
     passes; None where the measurement alone decides. advice: a format string with the fields `value` and `n` and the
-    measurement's details. remeasure: measure again with the strongest adaptive attack; a check that warns again fails.
-    sentences: how the check turned out, in words; needed unless `results.checks` has them.
+    measurement's details. always: made after every suite, on a few images, where it can raise a doubt; other checks
+    explain a doubt that has been raised. remeasure: measure again with the strongest adaptive attack; a check that
+    warns again fails. sentences: how the check turned out, in words; needed unless `results.checks` has them.
     """
 
     slug: str
     measure: Callable[[Outcome], Measurement | Skipped]
     threshold: float | None = None
     advice: str = ""
+    always: bool = False
     remeasure: bool = False
     sentences: Sentences | None = None
 

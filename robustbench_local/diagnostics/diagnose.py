@@ -1,54 +1,84 @@
-"""Whether an outcome can be trusted: checks, the adaptive attacks that they call for, and the checks again."""
+"""Whether an outcome can be trusted: cheap checks and probes; where they raise a doubt, adaptive attacks.
+
+A doubt is no warning. It becomes one where the adaptive attacks show that the suite had missed something.
+"""
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from scipy import stats
+import torch
 from torch import Tensor
 
 from robustbench_local.attacks import PGD, Attack
 from robustbench_local.attacks.attack import spec_text
-from robustbench_local.attacks.suites import MASKED, Stage
-from robustbench_local.diagnostics.adaptive_attacks import select_adaptive_attacks
-from robustbench_local.diagnostics.check import GRADIENT_ATTACK, PLANTED_ATTACK, Check, Outcome
+from robustbench_local.attacks.suites import MASKED
+from robustbench_local.diagnostics import probes
+from robustbench_local.diagnostics.adaptive_attacks import REASONS, select_adaptive_attacks
+from robustbench_local.diagnostics.check import (
+    GRADIENT_ATTACK,
+    MOST_IN_WIDE_BALLS,
+    MOST_PLANTED,
+    PLANTED_ATTACK,
+    WIDEST,
+    Check,
+    Outcome,
+)
 from robustbench_local.diagnostics.indicators import ProbeSet
 from robustbench_local.diagnostics.preflight import Preflight
-from robustbench_local.diagnostics.verdict import finding_of
-from robustbench_local.engine.cascade import Cascade, StageRun
-from robustbench_local.engine.events import DIAGNOSTIC_STAGES
-from robustbench_local.engine.protocol import Step, resolve_attack
-from robustbench_local.results.checks import ADAPTED, CONVERGED, DESCENT, MORE_STEPS, NOISE, SQUARE
+from robustbench_local.diagnostics.probes import Probing, probe_finding
+from robustbench_local.engine.cascade import Cascade
+from robustbench_local.engine.protocol import Step
+from robustbench_local.results.checks import ADAPTED, PROBED
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.runtime.distributed import broadcast, rank_and_world
+from robustbench_local.statistics.sampling import most_remaining
 
 CHECK_FILES = ("outcome_checks",)
 """Modules of this package whose `CHECKS` are run. A new check is one file and its name here."""
 MOST_PROBED = 32
-"""Images that the checks measure, and that the probe attacks attack."""
-PROBES = {
-    NOISE: Stage(attack="noise:steps=50", most=MOST_PROBED, role="diagnostic"),
-    SQUARE: Stage(attack="square:steps=200", most=MOST_PROBED, role="diagnostic"),
-    DESCENT: Stage(attack="descent:steps=20", most=MOST_PROBED, role="diagnostic"),
-    MORE_STEPS: Stage(
-        attack="pgd:steps=100,loss=scaled-ce,schedule=cosine,momentum=0.25", most=MOST_PROBED, role="diagnostic"
-    ),
-}
-"""Attacks on the robust samples with the smallest margins. What they fool no longer counts as robust."""
+"""Images that the checks measure where a doubt has been raised."""
+MOST_LOOKED_AT = 16
+"""Images that the checks measure after every suite."""
+MOST_ADAPTED = 500
+"""Robust samples that adaptive attacks run on where they do not run on all."""
 MOST_PLANTED_STEPS = 200
 """Steps of an adaptive attack that searches for planted adversarial examples."""
-FIRST_PROBE, FIRST_ADAPTIVE, SECOND_PROBE = DIAGNOSTIC_STAGES, 200, 300
-"""Stage numbers, which must differ from those of a suite."""
+FIRST_ADAPTIVE = 200
+"""Number of the first adaptive attack's stage, after those of the probes."""
+NOTHING_ROBUST = "no image is robust, so the robust accuracy cannot be an overestimate"
+NO_DOUBT = "explains a doubt, and none was raised"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How far the diagnosis may go.
+
+    everything: adaptive attacks run on all robust samples; otherwise on those that the probes asked. looked: passes
+    that earlier checks cost. budget: passes that all checks and probes together may cost while no doubt is raised;
+    None for as many as they need.
+    """
+
+    everything: bool
+    looked: int = 0
+    budget: int | None = None
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings, and the stages that further blocks of samples go through: number, step and slug of the check."""
+    """The findings, and what further blocks of samples go through.
+
+    probing: what the probes found; None where nothing was robust. adaptive: number, step and slug of the check.
+    """
 
     findings: list[Diagnostic]
-    extra_stages: list[tuple[int, Step, str]]
+    probing: Probing | None = None
+    adaptive: tuple[tuple[int, Step, str], ...] = ()
+    everything: bool = True
 
 
 def outcome_checks() -> list[Check]:
@@ -57,37 +87,153 @@ def outcome_checks() -> list[Check]:
     return [check for module in modules for check in module.CHECKS]
 
 
-def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnostic]) -> Diagnosis:
-    """Check an outcome, run adaptive attacks where a check calls for them, and check again.
+def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnostic], scope: Scope) -> Diagnosis:
+    """Check an outcome, and run adaptive attacks where a doubt is raised.
 
     cascade: a block of samples that has gone through its suite. earlier: the findings so far.
     """
     if cascade.context.threat_model.eps == 0 or not bool(cascade.context.states.correct.any()):
-        return Diagnosis([], [])
-    cascade.use_full_precision()
-    positions = _probed_positions(cascade)[: preflight.fits]
-    outcome = _outcome(cascade, positions)
-    findings = broadcast([check.finding(outcome) for check in outcome_checks()] if rank_and_world()[0] == 0 else [])
-    findings += [_run_probe(cascade, slug, FIRST_PROBE + number) for number, slug in enumerate(PROBES)]
-    findings = [_with_more_steps(finding, findings) for finding in findings]
+        return Diagnosis([])
     robust_before = len(cascade.robust_positions)
-    adaptive = select_adaptive_attacks(cascade, preflight, [*earlier, *findings], _missed_by_suite(cascade, positions))
-    stages = [(FIRST_ADAPTIVE + n, attack.step, attack.because) for n, attack in enumerate(adaptive)]
-    strongest = _run_adaptive(cascade, stages)
-    if adaptive:
-        findings = [*_recheck(cascade, positions, findings, strongest), _adaptive_summary(cascade, robust_before)]
-    probes = [(FIRST_PROBE + n, _step(stage), slug) for n, (slug, stage) in enumerate(PROBES.items())]
-    return Diagnosis(findings, [*probes, *stages])
+    if not robust_before:
+        skipped = [_skipped(slug, NOTHING_ROBUST) for slug in [*(check.slug for check in outcome_checks()), PROBED]]
+        return Diagnosis(skipped)
+    cascade.use_full_precision()
+    smells, cost = _first_look(cascade, preflight)
+    warned = {finding.slug for finding in earlier if finding.status in ("warn", "fail")} & REASONS
+    problems = warned | set(preflight.doubts) | {finding.slug for finding in smells if finding.status == "warn"}
+    budget = None if problems or scope.budget is None else scope.budget - scope.looked - cost
+    probing = probes.run_probes(cascade, budget)
+    if probing.suspicious:
+        problems.add(PROBED)
+    if not problems:
+        explanations = [_skipped(check.slug, NO_DOUBT) for check in outcome_checks() if not check.always]
+        return Diagnosis([*smells, *explanations, probe_finding(probing)], probing, everything=scope.everything)
+    known = bool(warned) or probing.suspicious
+    return _resolve_doubt(cascade, preflight, _Doubt(problems, known, smells, probing, robust_before), scope)
 
 
-def _step(stage: Stage) -> Step:
-    return Step(resolve_attack(stage.attack), stage)
+@dataclass(frozen=True)
+class _Doubt:
+    """problems: slugs of what raised it. known: whether it rests on more than a few images' measurements.
+
+    smells: the findings of the first look. robust_before: how many samples were robust after the suite.
+    """
+
+    problems: set[str]
+    known: bool
+    smells: list[Diagnostic]
+    probing: Probing
+    robust_before: int
 
 
-def _probed_positions(cascade: Cascade) -> Tensor:
+def _resolve_doubt(cascade: Cascade, preflight: Preflight, doubt: _Doubt, scope: Scope) -> Diagnosis:
+    """Explain a doubt by all checks, run adaptive attacks, and say what is left of it."""
+    positions = _spread(cascade, MOST_PROBED)[: preflight.fits]
+    findings = _explain(cascade, positions, doubt.smells)
+    problems = doubt.problems | ({finding.slug for finding in findings if finding.status == "warn"} & REASONS)
+    adaptive = select_adaptive_attacks(cascade, preflight, problems, _missed_by_suite(cascade, positions))
+    stages = tuple((FIRST_ADAPTIVE + n, attack.step, attack.because) for n, attack in enumerate(adaptive))
+    outcome = _attack_adaptively(cascade, stages, doubt, scope)
+    probing, limit = outcome.probing, doubt.probing.limit
+    lost = doubt.robust_before - len(cascade.robust_positions)
+    remaining = 0
+    if not outcome.everything and len(probing.asked) < probing.population:
+        remaining = most_remaining(lost, probing.population, probing.share, probes.ALPHA)
+    confirmed = remaining > limit or lost > max(1, limit)
+    confirmed |= bool(problems - {PROBED}) and lost > MASKED * doubt.robust_before
+    findings = _recheck(cascade, positions, findings, outcome.strongest, confirmed=confirmed)
+    summary = _adaptive_summary(cascade, doubt.robust_before, remaining, confirmed=confirmed)
+    return Diagnosis([*findings, probe_finding(probing), summary], probing, stages, outcome.everything)
+
+
+class _Attacked(NamedTuple):
+    """probing: what the probes have found by now. strongest: the adaptive attack that fooled the most.
+
+    everything: whether the attacks ran on all robust samples.
+    """
+
+    probing: Probing
+    strongest: Attack
+    everything: bool
+
+
+def _attack_adaptively(
+    cascade: Cascade, stages: Sequence[tuple[int, Step, str]], doubt: _Doubt, scope: Scope
+) -> _Attacked:
+    """The rest of the probes, and the adaptive attacks.
+
+    On everything where the scope allows it, unless the doubt rests on a few measurements and the samples asked so far
+    do not confirm it.
+    """
+    probing = doubt.probing
+    if not scope.everything and doubt.known:
+        probing = probes.ask_more(cascade, probing, MOST_ADAPTED)
+    if scope.everything and doubt.known:
+        probing = probes.ask_rest(cascade, probing)
+    before = len(cascade.robust_positions)
+    strongest = _run_adaptive(cascade, stages, probing.asked)
+    if not scope.everything or len(probing.asked) == probing.population:
+        return _Attacked(probing, strongest, everything=scope.everything)
+    if not doubt.known and len(cascade.robust_positions) == before:
+        return _Attacked(probing, strongest, everything=False)
+    probing = probes.ask_rest(cascade, probing)
+    rest = tuple((number + len(stages), step, because) for number, step, because in stages)
+    return _Attacked(probing, _run_adaptive(cascade, rest, None), everything=True)
+
+
+def as_warnings(findings: Sequence[Diagnostic], doubts: Sequence[str], diagnosis: Diagnosis) -> list[Diagnostic]:
+    """The findings before the attacks in the light of the diagnosis.
+
+    A doubt that the adaptive attacks have confirmed becomes a warning.
+    """
+    confirmed = any(each.slug == ADAPTED and each.status == "warn" for each in diagnosis.findings)
+    return [
+        finding.model_copy(update={"status": "warn"})
+        if confirmed and finding.slug in doubts and finding.status == "pass"
+        else finding
+        for finding in findings
+    ]
+
+
+def continue_diagnosis(cascade: Cascade, diagnosis: Diagnosis) -> Probing | None:
+    """The probes and adaptive attacks of the first block's diagnosis on a further block."""
+    if diagnosis.probing is None or not len(cascade.robust_positions):
+        return None
+    cascade.use_full_precision()
+    probing = probes.probe_block(cascade, diagnosis.probing.share)
+    if diagnosis.adaptive and diagnosis.everything:
+        probing = probes.ask_rest(cascade, probing)
+    if diagnosis.adaptive:
+        _run_adaptive(cascade, diagnosis.adaptive, None if diagnosis.everything else probing.asked)
+    return probing
+
+
+def over_blocks(findings: Sequence[Diagnostic], probings: Sequence[Probing]) -> list[Diagnostic]:
+    """The findings with that of the probes pooled over all blocks.
+
+    probings: those of the blocks in which something was robust. Probes that are suspicious only because of a later
+    block fail: adaptive attacks were chosen after the first block.
+    """
+    if not probings:
+        return list(findings)
+    finding = probe_finding(probes.pooled(probings))
+    return [
+        finding.model_copy(update={"status": "fail"} if finding.status == "warn" and each.status == "pass" else {})
+        if each.slug == PROBED
+        else each
+        for each in findings
+    ]
+
+
+def _skipped(slug: str, reason: str) -> Diagnostic:
+    return Diagnostic(slug=slug, status="skipped", advice=reason)
+
+
+def _spread(cascade: Cascade, most: int) -> Tensor:
     """Positions of correctly classified samples from all over the block."""
     correct = cascade.positions[cascade.context.states.correct[cascade.positions]]
-    return correct[:: max(1, len(correct) // MOST_PROBED)][:MOST_PROBED]
+    return correct[:: max(1, len(correct) // most)][:most]
 
 
 def _probe_set(cascade: Cascade, positions: Tensor) -> ProbeSet:
@@ -98,66 +244,46 @@ def _probe_set(cascade: Cascade, positions: Tensor) -> ProbeSet:
 
 
 def _outcome(cascade: Cascade, positions: Tensor) -> Outcome:
-    robust = cascade.context.states.robust[positions].to(cascade.context.device)
-    return Outcome(_probe_set(cascade, positions), robust)
+    states = cascade.context.states
+    correct = cascade.positions[states.correct[cascade.positions]]
+    fooled_share = float((~states.robust[correct]).float().mean())
+    return Outcome(_probe_set(cascade, positions), states.robust[positions].to(cascade.context.device), fooled_share)
 
 
-def _run_probe(cascade: Cascade, slug: str, number: int) -> Diagnostic:
-    """Run one more attack on the robust samples. If it fools more than a few, the suite has failed."""
-    if not len(cascade.robust_positions):
-        return Diagnostic(slug=slug, status="skipped", advice="no sample is robust")
-    return probe_finding(slug, [cascade.run_stage(_step(PROBES[slug]), number, slug)])
+def _first_look(cascade: Cascade, preflight: Preflight) -> tuple[list[Diagnostic], int]:
+    """The checks that follow every suite, and the passes they cost.
 
-
-def probe_finding(slug: str, runs: Sequence[StageRun]) -> Diagnostic:
-    """Return the finding of a probe attack from its runs, one for each block."""
-    fooled, robust = sum(run.fooled for run in runs), sum(run.robust_before for run in runs)
-    suspicious = fooled > 0 and stats.binomtest(fooled, robust, MASKED, alternative="greater").pvalue < 0.05
-    return Diagnostic(
-        slug=slug,
-        status="warn" if suspicious else "pass",
-        value=fooled / robust,
-        threshold=MASKED,
-        n=sum(run.attacked for run in runs),
-        advice=f"{spec_text(runs[0].step.attack)} fooled {fooled} of {robust} samples that the suite had not fooled"
-        if suspicious
-        else "",
-    )
-
-
-def over_blocks(findings: Sequence[Diagnostic], cascades: Sequence[Cascade]) -> list[Diagnostic]:
-    """Return the findings with those of the probe attacks pooled over all blocks.
-
-    A probe that warns only because of a later block fails: adaptive attacks were chosen after the first block.
+    They are made on a few robust images of all margins, and on a few that are fooled.
     """
-    pooled_findings = []
-    for finding in findings:
-        runs = [
-            run
-            for cascade in cascades
-            for run in cascade.stage_runs
-            if run.because == finding.slug and run.step.stage.role == "diagnostic" and run.robust_before
-        ]
-        pooled = probe_finding(finding.slug, runs) if finding.slug in PROBES and runs else finding
-        fails = finding.status == "pass" and pooled.status == "warn"
-        pooled_findings.append(pooled.model_copy(update={"status": "fail"}) if fails else finding)
-    return pooled_findings
-
-
-def _with_more_steps(finding: Diagnostic, findings: Sequence[Diagnostic]) -> Diagnostic:
-    """A search that has not converged is a warning where more steps have found more."""
-    if finding.slug != CONVERGED or finding.status == "skipped" or not finding.value:
-        return finding
-    if finding_of(findings, MORE_STEPS).status != "warn":
-        return finding
-    return finding.model_copy(
-        update={
-            "status": "warn",
-            "threshold": 0.0,
-            "advice": f"on {finding.value:.0%} of {finding.n} images the loss was still rising when the search ended, "
-            "and more steps fooled more images",
-        }
+    strata = probes.draw(cascade).strata
+    count = min(MOST_LOOKED_AT, max(2, sum(map(len, strata)) // 8), preflight.fits)
+    robust = torch.cat([stratum[: math.ceil(count / len(strata))] for stratum in strata])[:count]
+    fooled = _spread(cascade, len(cascade.positions))
+    fooled = fooled[~cascade.context.states.robust[fooled]]
+    most = min(MOST_LOOKED_AT, preflight.fits)
+    positions = torch.cat([robust, fooled[:: max(1, len(fooled) // most)][:most]])
+    outcome = replace(
+        _outcome(cascade, positions),
+        attack=replace(GRADIENT_ATTACK, steps=10),
+        ball_factors=(WIDEST,),
+        planted=min(MOST_PLANTED, math.ceil(count / 4)),
+        most_in_wide_balls=MOST_IN_WIDE_BALLS,
     )
+    passes = cascade.context.model.passes
+    before = passes.forward + passes.backward
+    findings = [check.finding(outcome) for check in outcome_checks() if check.always] if _first_rank() else []
+    return broadcast((findings, passes.forward + passes.backward - before))
+
+
+def _explain(cascade: Cascade, positions: Tensor, smells: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """All checks, on more images; what smelled in the first look stays a warning."""
+    outcome, warned = _outcome(cascade, positions), {each.slug: each for each in smells if each.status == "warn"}
+    findings = broadcast([check.finding(outcome) for check in outcome_checks()] if _first_rank() else [])
+    return [finding if finding.status == "warn" else warned.get(finding.slug, finding) for finding in findings]
+
+
+def _first_rank() -> bool:
+    return rank_and_world()[0] == 0
 
 
 def _missed_by_suite(cascade: Cascade, positions: Tensor) -> float:
@@ -165,46 +291,52 @@ def _missed_by_suite(cascade: Cascade, positions: Tensor) -> float:
     robust = cascade.context.states.robust[positions]
     if not robust.any():
         return 0.0
-    if rank_and_world()[0] != 0:
+    if not _first_rank():
         return broadcast(0.0)
     fooled = _probe_set(cascade, positions[robust]).fooled_by(PGD(steps=20))
     return broadcast(float(fooled.float().mean()))
 
 
-def _run_adaptive(cascade: Cascade, stages: Sequence[tuple[int, Step, str]]) -> Attack:
-    """Run the adaptive attacks while samples are robust; return the one that fools the most."""
+def _run_adaptive(cascade: Cascade, stages: Sequence[tuple[int, Step, str]], asked: Tensor | None) -> Attack:
+    """Run the adaptive attacks while samples are robust; return the one that fools the most.
+
+    asked: positions, of which the robust ones are attacked; None for every robust sample.
+    """
     strongest: Attack = GRADIENT_ATTACK
     most_fooled = 0
     for number, step, because in stages:
-        if not len(cascade.robust_positions):
+        robust = cascade.robust_positions if asked is None else asked[cascade.context.states.robust[asked]]
+        if not len(robust):
             break
-        run = cascade.run_stage(step, number, because)
+        run = cascade.run_stage(step, number, because, robust)
         if run.fooled > most_fooled:
             strongest, most_fooled = step.attack, run.fooled
     return strongest
 
 
 def _recheck(
-    cascade: Cascade, positions: Tensor, findings: Sequence[Diagnostic], strongest: Attack
+    cascade: Cascade, positions: Tensor, findings: Sequence[Diagnostic], strongest: Attack, *, confirmed: bool
 ) -> list[Diagnostic]:
-    """Repeat the checks that warned, after the adaptive attacks; those that warn again fail.
+    """Settle the checks that warned, after the adaptive attacks.
 
+    Those that can be repeated and warn again fail; the others stay warnings only where the doubt is confirmed.
     strongest: the adaptive attack that fooled the most samples, to measure with.
     """
     outcome = replace(_outcome(cascade, positions), attack=strongest, planted_attack=_for_planted_examples(strongest))
-    measurable = {check.slug: check for check in outcome_checks() if check.remeasure}
-    rechecked = []
+    repeatable = {check.slug: check for check in outcome_checks() if check.remeasure}
+    settled = []
     for finding in findings:
         again = finding
-        if finding.status == "warn" and finding.slug in PROBES and len(cascade.robust_positions):
-            again = _run_probe(cascade, finding.slug, SECOND_PROBE + list(PROBES).index(finding.slug))
-        elif finding.status == "warn" and finding.slug in measurable and outcome.robust.any():
-            again = broadcast(measurable[finding.slug].finding(outcome) if rank_and_world()[0] == 0 else finding)
+        if finding.status == "warn" and finding.slug in repeatable and outcome.robust.any():
+            again = broadcast(repeatable[finding.slug].finding(outcome) if _first_rank() else finding)
         if again is not finding and again.status == "warn":
             advice = f"{again.advice}; this is still so after the adaptive attacks"
-            finding = again.model_copy(update={"status": "fail", "advice": advice})
-        rechecked.append(finding)
-    return rechecked
+            settled.append(again.model_copy(update={"status": "fail", "advice": advice}))
+        elif finding.status == "warn" and not confirmed:
+            settled.append(finding.model_copy(update={"status": "pass", "advice": ""}))
+        else:
+            settled.append(finding)
+    return settled
 
 
 def _for_planted_examples(attack: Attack) -> Attack:
@@ -214,17 +346,30 @@ def _for_planted_examples(attack: Attack) -> Attack:
     return PLANTED_ATTACK
 
 
-def _adaptive_summary(cascade: Cascade, robust_before: int) -> Diagnostic:
-    """What the adaptive attacks found. They run where something is wrong, so to find nothing is no proof."""
-    robust = len(cascade.robust_positions)
+def _adaptive_summary(cascade: Cascade, robust_before: int, remaining: int, *, confirmed: bool) -> Diagnostic:
+    """What the adaptive attacks found beyond the suite.
+
+    remaining: the bound on how many more they would fool among the samples on which they did not run.
+    """
+    lost = robust_before - len(cascade.robust_positions)
     names = [
-        spec_text(run.step.attack) for run in cascade.stage_runs if run.step.stage.role == "adaptive" and run.fooled
+        spec_text(run.step.attack)
+        for run in cascade.stage_runs
+        if run.step.stage.role in ("diagnostic", "adaptive") and run.fooled
     ]
+    found = f"{lost} of {robust_before} samples that the suite left robust fell"
+    found += f" to {', '.join(dict.fromkeys(names))}" if names else ""
+    more = (
+        f"; with 97.5 % confidence, at most {remaining} of the samples on which adaptive attacks did not run would: "
+        "run --suite standard"
+        if remaining
+        else ""
+    )
     return Diagnostic(
         slug=ADAPTED,
-        status="warn" if robust < robust_before else "pass",
-        value=float(robust_before - robust),
-        threshold=0.0,
+        status="warn" if confirmed else "pass",
+        value=float(lost),
+        threshold=probes.LIMIT,
         n=robust_before,
-        advice=f"{robust} of {robust_before} samples are still robust after {', '.join(names)}" if names else "",
+        advice=found + more if confirmed else "",
     )

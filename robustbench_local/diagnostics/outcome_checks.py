@@ -11,15 +11,14 @@ from itertools import pairwise
 from scipy import stats
 from torch import Tensor
 
+from robustbench_local.attacks import FGSM
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.diagnostics import indicators
 from robustbench_local.diagnostics.active_test import active_test
-from robustbench_local.diagnostics.check import MOST_PLANTED, Check, Measurement, Outcome, Skipped
+from robustbench_local.diagnostics.check import Check, Measurement, Outcome, Skipped
 from robustbench_local.results import checks
 from robustbench_local.statistics.intervals import mcnemar
 
-BALL_FACTORS = (2.0, 4.0, 1e6)
-"""The wider balls' eps, in multiples of the threat model's; the last ball contains the whole box."""
 SIGNIFICANCE = 0.01
 """The p-value below which a difference is not chance."""
 NO_ROBUST_IMAGE = Skipped("no image is robust, so the robust accuracy cannot be an overestimate")
@@ -43,13 +42,21 @@ def one_step(outcome: Outcome) -> Measurement:
     return Measurement(float((one & ~many).sum()), len(one), _significant(one & ~many, many & ~one))
 
 
-MANY_STEPS_GAP = 0.3
+MANY_STEPS_GAP = 0.2
+LEAST_FOOLED = 8
+"""Fooled images that are needed to say how many of them a single step fools."""
 
 
-def many_steps(outcome: Outcome) -> Measurement:
-    """The share of images that many steps fool and one step does not."""
-    many = ~outcome.robust | outcome.fooled_by_cross_entropy
-    return _gap(outcome.fooled_by_one_margin_step, many, MANY_STEPS_GAP)
+def many_steps(outcome: Outcome) -> Measurement | Skipped:
+    """The share of all images that are fooled, but not by a single step along the margin.
+
+    A saturated softmax has no influence on the margin.
+    """
+    probe = outcome.fooled_probe
+    if len(probe) < LEAST_FOOLED:
+        return Skipped(f"fewer than {LEAST_FOOLED} images were fooled")
+    missed = float((~probe.fooled_by(FGSM(loss="margin"))).float().mean())
+    return Measurement(missed * outcome.fooled_share, len(probe))
 
 
 CROSS_ENTROPY_GAP = 0.1
@@ -84,7 +91,7 @@ def growth(outcome: Outcome) -> Measurement | Skipped:
     probe = outcome.robust_probe
     if not len(probe):
         return NO_ROBUST_IMAGE
-    fooled = indicators.success_by_radius(probe, outcome.attack, BALL_FACTORS)
+    fooled = indicators.success_by_radius(probe, outcome.attack, outcome.ball_factors)
     shares = [float((~each).float().mean()) for each in fooled]
     rises = any(_significant(before & ~after, after & ~before) for before, after in pairwise(fooled))
     left = int((~fooled[-1]).sum())
@@ -115,7 +122,7 @@ def planted(outcome: Outcome) -> Measurement | Skipped:
     """The share of planted adversarial examples that the attack finds."""
     if not outcome.robust.any():
         return NO_ROBUST_IMAGE
-    probe = outcome.probe.first(MOST_PLANTED)
+    probe = outcome.probe.first(outcome.planted)
     result = active_test(
         probe.model, probe.threat_model, probe.images, outcome.planted_attack, seed=probe.seed, batch_size=len(probe)
     )
@@ -140,8 +147,9 @@ CHECKS = (
         checks.MANY_STEPS,
         many_steps,
         MANY_STEPS_GAP,
-        "many steps fool {value:.0%} of {n} images that FGSM does not: the loss is strongly curved around the images, "
-        "as after single-step training with catastrophic overfitting",
+        "many steps fool {value:.0%} of all images that a single step does not, as {n} fooled images show: the loss is "
+        "strongly curved around the images, as after single-step training with catastrophic overfitting",
+        always=True,
     ),
     Check(
         checks.CROSS_ENTROPY,
@@ -170,6 +178,7 @@ CHECKS = (
         0.5,
         "a step of eps/10 along the gradient changes the margin otherwise than the gradient predicts, by {value:.0%} "
         "at the median of {n} images: gradients are shattered, or too small to be exact",
+        always=True,
     ),
     Check(
         checks.GROWTH,
@@ -177,6 +186,7 @@ CHECKS = (
         LEFT_IN_THE_BOX,
         "{shares} of {n} robust images stay robust to {attack} when eps is 2 times, 4 times and very many times as "
         "large, although the last ball contains every image: the attack fails, not the adversary",
+        always=True,
         remeasure=True,
     ),
     Check(checks.BEST_ITERATE_KEPT, best_iterate),
@@ -187,6 +197,7 @@ CHECKS = (
         PLANTED_RATE,
         "{attack} finds {found} of {n} planted adversarial examples, and random points find {random}: where this "
         "attack finds nothing, that shows nothing",
+        always=True,
         remeasure=True,
     ),
 )

@@ -47,7 +47,7 @@ class Preflight(NamedTuple):
 
     layers: names of the layers that stop gradients. fits: how many images the device can process at a time, up to
     `PROBE_IMAGES`. doubts: slugs of the checks that passed but saw what calls for adaptive attacks; only where these
-    find more is it a warning.
+    find more is it a warning. passes: what it cost, forward and backward.
     """
 
     classes: int
@@ -55,6 +55,7 @@ class Preflight(NamedTuple):
     layers: tuple[str, ...]
     fits: int
     doubts: tuple[str, ...] = ()
+    passes: int = 0
 
 
 def probe_images(dataset: Dataset, count: int = PROBE_IMAGES) -> Tensor:

@@ -38,7 +38,8 @@ E = TypeVar("E", CleanEvent, SearchEvent)
 class StageRun:
     """A finished stage.
 
-    robust_before: how many samples were robust before it. because: the check that failed and caused it.
+    robust_before: how many samples were robust before it. because: the check that failed and caused it. passes: forward
+    and backward, of all processes.
     """
 
     step: Step
@@ -48,6 +49,7 @@ class StageRun:
     fooled: int
     seconds: float
     because: str | None = None
+    passes: int = 0
 
 
 class Cascade:
@@ -122,28 +124,22 @@ class Cascade:
         probes = [finished for finished in self.stage_runs if finished.step.stage.role == "probe"]
         return [*findings, _probe_diagnostic(probes, gradients)] if probes else findings
 
-    def run_extra_stages(self, extra: Sequence[tuple[int, Step, str]]) -> None:
-        """Stages that the diagnostics of another block caused: number, step, and the check."""
-        self.use_full_precision()
-        for number, step, because in extra:
-            if len(self.robust_positions):
-                self.run_stage(step, number, because)
-
     def use_full_precision(self) -> None:
         """Search with the untouched classifier from now on."""
         self.context = _with_untouched_model(self.context)
 
-    def run_stage(self, step: Step, number: int, because: str | None = None) -> StageRun:
+    def run_stage(self, step: Step, number: int, because: str | None = None, asked: Tensor | None = None) -> StageRun:
         """One stage on the samples that are still robust.
 
-        number: below `STAGES_PER_BLOCK`, the same for the same stage of every block.
+        number: below `STAGES_PER_BLOCK`, the same for the same stage of every block. asked: int64, the positions of
+        the robust samples to attack; by default those that the stage chooses.
         """
         # The same attack again continues with further restarts instead of repeating its first ones.
         first_run = _first_run(self.context, step, [earlier.step for earlier in self.stage_runs])
         number = self._block * STAGES_PER_BLOCK + number
         started, states = time.perf_counter(), self.context.states
         robust = self.robust_positions
-        positions = _smallest_margin_first(robust, step.stage)
+        positions = _smallest_margin_first(robust, step.stage) if asked is None else asked
         total = number_of_runs(step.attack, self.context.threat_model.number_of_targets(self.context.classes))
         runs = range(first_run, first_run + total)
         finished: dict[int, set[int]] = {run: set() for run in runs}
@@ -160,9 +156,11 @@ class Cascade:
         done = sum(len(event.positions) for event in restored)
         self._observer.begin(spec_text(step.attack), len(positions) * total, done)
         self._receive(self._search(step, number, positions, finished, apply), apply)
-        fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
+        events = self._journal.of_stage(number)
+        fooled = sum(len(event.breaks) for event in events)
+        passes = sum(event.forward + event.backward for event in events)
         seconds = seconds_since(started) + seconds_of(restored)
-        stage_run = StageRun(step, number, len(robust), len(positions), fooled, seconds, because)
+        stage_run = StageRun(step, number, len(robust), len(positions), fooled, seconds, because, passes)
         self.stage_runs.append(stage_run)
         return stage_run
 

@@ -14,9 +14,17 @@ from torch import Tensor
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.diagnose import Diagnosis, diagnose, over_blocks
+from robustbench_local.diagnostics.diagnose import (
+    Diagnosis,
+    Scope,
+    as_warnings,
+    continue_diagnosis,
+    diagnose,
+    over_blocks,
+)
 from robustbench_local.diagnostics.input_plausibility import check_inputs
 from robustbench_local.diagnostics.preflight import Preflight, first_images, preflight
+from robustbench_local.diagnostics.probes import Probing
 from robustbench_local.diagnostics.verdict import after_attacks, finding_of
 from robustbench_local.engine.batch import RunContext
 from robustbench_local.engine.cascade import Cascade, reports_of
@@ -44,6 +52,8 @@ from robustbench_local.runtime.distributed import broadcast, gather, rank_and_wo
 from robustbench_local.runtime.precision import full_precision
 from robustbench_local.runtime.resources import forget_peak_memory, seconds_since
 
+SAMPLED = ("fast", "custom")
+"""Protocols whose diagnosis costs no more than they do, and whose adaptive attacks run on a sample."""
 MOST_TARGETS = 9
 """Classes to steer to that are recorded for every sample: as many as any adaptive attack uses."""
 
@@ -107,7 +117,9 @@ def evaluate(
     started = time.perf_counter()
     with full_precision(plan.device), enough_memory(plan.device), metered_on(classifier, plan.device) as model:
         forget_peak_memory(plan.device)
-        checked = broadcast(preflight(model, plan.dataset, threat_model, plan.device))  # the same on every rank
+        checked = preflight(model, plan.dataset, threat_model, plan.device)
+        checked = checked._replace(passes=model.passes.forward + model.passes.backward)
+        checked = broadcast(checked)  # the same on every rank
         context, fingerprint = _set_up(plan, model, checked, observer or Observer())
         if resume and output is not None and (result := completed_result(output, fingerprint, plan.dataset)):
             return Evaluation(result, output, None)
@@ -201,7 +213,7 @@ def _run_blocks(run: _Run) -> tuple[list[Cascade], list[Diagnostic]]:
     gradients = finding_of(run.checked.findings, GRADIENTS)
     targets = max(MOST_TARGETS, *(step.attack.targets for step in run.plan.steps))
     cascades: list[Cascade] = []
-    findings, diagnosis = list(run.checked.findings), Diagnosis([], [])
+    findings, diagnosis, probings = list(run.checked.findings), Diagnosis([]), list[Probing | None]()
     position_blocks: Iterable[Tensor] = torch.arange(n).split(n) if rule is None else blocks(n)
     for number, positions in enumerate(position_blocks):
         cascade = Cascade(context, run.journal, run.observer, positions, number)
@@ -209,27 +221,38 @@ def _run_blocks(run: _Run) -> tuple[list[Cascade], list[Diagnostic]]:
         cascade.run_clean_pass(targets)
         if number:
             cascade.run_suite(run.plan.steps, gradients)
-            cascade.run_extra_stages(diagnosis.extra_stages)
+            probings.append(continue_diagnosis(cascade, diagnosis))
         else:
-            diagnosis = _first_block(run, cascade, findings, gradients)
-            findings = diagnosis.findings
+            findings, diagnosis = _first_block(run, cascade, findings, gradients)
+            probings.append(diagnosis.probing)
         if rule is not None and rule.decided(
             int(states.correct.sum()), int(states.robust.sum()), int(positions[-1]) + 1, n
         ):
             break
-    return cascades, over_blocks(findings, cascades) if len(cascades) > 1 else findings
+    several = [probing for probing in probings if probing is not None] if len(cascades) > 1 else []
+    return cascades, over_blocks(findings, several)
 
 
-def _first_block(run: _Run, cascade: Cascade, findings: Sequence[Diagnostic], gradients: Diagnostic) -> Diagnosis:
-    """The suite and the diagnosis of the first block, with the findings so far before its own."""
-    context = run.context
+def _first_block(
+    run: _Run, cascade: Cascade, findings: Sequence[Diagnostic], gradients: Diagnostic
+) -> tuple[list[Diagnostic], Diagnosis]:
+    """The suite and the diagnosis of the first block. Returns all findings so far, and the diagnosis."""
+    context, plan = run.context, run.plan
+    looked = context.model.passes.copy()
     predictions = context.states.clean_prediction[cascade.positions]
     inputs = check_inputs(context.model, context.dataset, predictions, context.classes, context.device)
-    findings = [*findings, *inputs, *cascade.run_suite(run.plan.steps, gradients)]
-    if not run.plan.settings.diagnostics:
-        return Diagnosis(findings, [])
-    diagnosis = diagnose(cascade, run.checked, findings)
-    return Diagnosis([*findings, *diagnosis.findings], diagnosis.extra_stages)
+    spent = context.model.passes.since(looked)
+    findings = [*findings, *inputs, *cascade.run_suite(plan.steps, gradients)]
+    if not plan.settings.diagnostics:
+        return findings, Diagnosis([])
+    sampled = plan.protocol.name in SAMPLED
+    scope = Scope(
+        everything=not sampled,
+        looked=run.checked.passes + spent.forward + spent.backward,
+        budget=len(cascade.positions) + sum(stage.passes for stage in cascade.stage_runs) if sampled else None,
+    )
+    diagnosis = diagnose(cascade, run.checked, findings, scope)
+    return [*as_warnings(findings, run.checked.doubts, diagnosis), *diagnosis.findings], diagnosis
 
 
 def _first_samples(context: RunContext, n: int) -> RunContext:

@@ -46,6 +46,7 @@ GROWTH = "accuracy-falls-to-zero"
 BEST_ITERATE_KEPT = "best-iterate-kept"
 CONVERGED = "search-converged"
 PLANTED = "planted-points-found"
+PROBED = "probes-find-no-more"
 NOISE = "random-points-find-no-more"
 SQUARE = "gradient-free-attack-finds-no-more"
 MORE_STEPS = "more-steps-find-no-more"
@@ -63,10 +64,7 @@ AFTER_ATTACKS = (
     BEST_ITERATE_KEPT,
     CONVERGED,
     PLANTED,
-    NOISE,
-    SQUARE,
-    MORE_STEPS,
-    DESCENT,
+    PROBED,
 )
 """The gradient-masking checks, which run after the attacks of a suite; `--no-diagnostics` leaves them out."""
 
@@ -206,6 +204,11 @@ CHECKS: dict[str, Sentences] = {
     CONVERGED: Sentences("the search converges", "the search does not converge", "the search comes to rest"),
     PLANTED: Sentences(
         "planted adversarial examples are found", "planted adversarial examples are missed", "planted points are found"
+    ),
+    PROBED: Sentences(
+        "probes of other kinds find hardly more adversarial examples",
+        "probes of other kinds find, or may find, further adversarial examples",
+        PROBED,
     ),
     NOISE: Sentences(
         "random points find no further adversarial examples",

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from robustbench_local.attacks import PGD
+from robustbench_local.attacks.suites import INSET
 from robustbench_local.diagnostics import adaptive_attacks, transfer_attack
 from robustbench_local.engine.protocol import resolve_attack
 
-SHORTER = {"square:steps=5000": "square:steps=200", "apgd:loss=dlr,targets=9": "apgd:loss=dlr,targets=9,steps=20"}
+SHORTER = {
+    "square:steps=5000": "square:steps=200",
+    f"apgd:loss=dlr,targets=9,inset={INSET}": f"apgd:loss=dlr,targets=9,steps=20,inset={INSET}",
+}
 
 
 def shorten_adaptive_attacks(patch: pytest.MonkeyPatch) -> None:
