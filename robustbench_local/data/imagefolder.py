@@ -223,7 +223,9 @@ def _require_bounded(picture: Image.Image, resize: Resize, path: str | Path) -> 
 
 def _traits(path: str | Path) -> set[Trait]:
     with _open_image(path) as image:
-        found: set[Trait] = {"orientation"} if image.getexif().get(_ORIENTATION, 1) in range(2, 9) else set()
+        # Pillow turns TIFF images itself.
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        found: set[Trait] = {"orientation"} if turned else set()
         return found | {"alpha"} if image.has_transparency_data else found
 
 

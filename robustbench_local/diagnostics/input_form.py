@@ -58,7 +58,7 @@ def pixels_fit(
     predictions: int64 [n], of the first n samples. images: some of them.
     """
     inputs = _Inputs(model, dataset, predictions, device)
-    advice = [_too_dark(images.images), _normalized_twice(inputs, images), *_ignored_traits(inputs)]
+    advice = [_too_dark(dataset, images.images), _normalized_twice(inputs, images), *_ignored_traits(inputs)]
     sentences = "; ".join(each for each in advice if each)
     return Diagnostic(
         slug=PIXELS,
@@ -69,15 +69,18 @@ def pixels_fit(
     )
 
 
-def _too_dark(images: Tensor) -> str:
+def _too_dark(dataset: Dataset, images: Tensor) -> str:
     brightest = float(images.max())
     if brightest > DARK:
         return ""
     levels = max(1, round(brightest * 255))
-    return (
-        f"the brightest pixel of {len(images)} images is {brightest:.2g}, nearly black: if the stored values go from 0 "
-        f"to {levels}, store them divided by {levels}, as floats in [0, 1]"
+    stored_as_floats = dataset.raw_range[1] <= DARK
+    cure = (
+        "if they were divided by 255 twice, multiply them by 255"
+        if stored_as_floats
+        else f"if the stored values go from 0 to {levels}, store them divided by {levels}, as floats in [0, 1]"
     )
+    return f"the brightest pixel of {len(images)} images is {brightest:.2g}, nearly black: {cure}"
 
 
 def _normalized_twice(inputs: _Inputs, images: ClassifiedImages) -> str:

@@ -86,3 +86,9 @@ def test_classes_that_an_honest_model_confuses_are_not_suspected():
         moved = (truth == old) & (torch.rand(600, generator=torch.Generator().manual_seed(old)) < share)
         predictions[moved] = new
     assert other_labels(predictions, truth, 10) == (0.0, "")
+
+
+def test_classes_left_out_on_purpose_are_not_missed():
+    truth = torch.tensor([3] * 60 + [7] * 60)
+    predictions = torch.where(torch.arange(120) % 4 == 0, truth, torch.where(truth == 3, 8, 1))
+    assert other_labels(predictions, truth, 10) == (0.0, "")
