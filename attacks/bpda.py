@@ -20,8 +20,19 @@ from robustbench_local.attacks.threat_model import ThreatModel
 STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"})
 """Piecewise constant functions: their gradient is 0 wherever it exists."""
 CLIPPING = frozenset({"hardtanh", "clamp", "clip", "relu6", "hardsigmoid"})
-"""Increasing functions that are constant at both ends."""
-SATURATING = frozenset({"tanh", "sigmoid", "softmax"})
+"""Increasing functions that are constant at both ends; `clamp` and `clip` only where they have both bounds."""
+ONE_SIDED = frozenset(
+    {"relu", "threshold", "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "min", "max", "fmin", "fmax"}
+    | {"_threshold", "softshrink", "hardshrink", "where", "masked_fill"}
+)
+"""Functions that return their input in one part of its range and a constant elsewhere. Inside a network they are its
+nonlinearity; in front of it, before the first of `PRODUCTS`, they clip the image."""
+PRODUCTS = frozenset(
+    {"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "einsum", "tensordot", "bilinear"}
+    | {f"conv{kind}{dim}d" for kind in ("", "_transpose") for dim in (1, 2, 3)}
+)
+"""Functions that mix the pixels of an image."""
+SATURATING = frozenset({"tanh", "sigmoid", "softmax", "erf"})
 """Increasing functions that approach a constant: stretched, they no longer saturate."""
 COMPARISONS = frozenset(
     {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal", "__gt__", "__ge__", "__lt__", "__le__"}
@@ -67,14 +78,17 @@ class StraightThrough(TorchFunctionMode):
     that of a sigmoid whose width is the mean absolute difference of the compared numbers. Detaching, `no_grad`,
     `inference_mode` and a round trip through numpy do not stop the gradient.
 
-    saturating: also pass through functions that are flat at their ends: unchanged for `CLIPPING`; for `SATURATING` as
-    the same function stretched by `stretch` times the mean absolute input. The mode affects its own thread only.
+    saturating: also pass through functions that are flat at their ends: unchanged for `CLIPPING` and, in front of the
+    network, for `ONE_SIDED`; for `SATURATING` as the same function stretched by `stretch` times the mean absolute
+    input. The mode affects its own thread only.
     """
 
     def __init__(self, *, saturating: bool = False, stretch: float = 1.0) -> None:
         super().__init__()
         self._stretch = stretch
         self._flat = STEPS | CLIPPING if saturating else STEPS
+        self._clips_image = saturating
+        """Whether `ONE_SIDED` functions pass gradients: until the pixels are mixed."""
         self._stretched = SATURATING if saturating else frozenset()
         self._surrogates: dict[int, tuple[Tensor, Tensor]] = {}
         """By id, tensors that cannot carry a gradient (masks, integers), each with the surrogate that does."""
@@ -107,8 +121,10 @@ class StraightThrough(TorchFunctionMode):
             args = [self._reimport(value) for value in args]
             if writes_in_place(name):  # into the model's own tensor, not into a copy
                 args[0] = first if name == "__setitem__" or args[0] is first else first.copy_(args[0])
-        if name.endswith("_") and name[:-1] in self._flat and _carries_gradient(first):
-            exact = func(first.detach().clone(), *args[1:], **kwargs)
+        self._clips_image &= name not in PRODUCTS
+        if _carries_gradient(first) and _changes_first(name, args, kwargs) and self._clips(name, args, kwargs):
+            exact = first.detach().clone()
+            func(exact, *args[1:], **kwargs)
             return first.copy_(StraightThroughFunction.apply(first.clone(), exact))
         exact = func(*args, **kwargs)
         if isinstance(exact, tuple) and self._has_surrogate(first) and all(isinstance(part, Tensor) for part in exact):
@@ -117,6 +133,17 @@ class StraightThrough(TorchFunctionMode):
         if not isinstance(exact, Tensor):
             return exact
         return self._attach(exact, self._surrogate_result(func, name, args, kwargs, exact))
+
+    def _clips(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether the function of that name, which may work in place, is one that gradients pass unchanged."""
+        if name == "__setitem__":
+            index = args[1]
+            return self._clips_image and isinstance(index, Tensor) and index.dtype == torch.bool
+        name = name.removesuffix("_")
+        bounds = [*args[1:3], kwargs.get("min"), kwargs.get("max")]
+        if name in ONE_SIDED and not (name in CLIPPING and sum(bound is not None for bound in bounds) == 2):
+            return self._clips_image
+        return name in self._flat
 
     def _attach(self, exact: Tensor, surrogate: Tensor | None) -> Tensor:
         """The exact values with the surrogate's gradient: at once if they can carry one, otherwise once they can."""
@@ -164,10 +191,13 @@ class StraightThrough(TorchFunctionMode):
         self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], exact: Tensor
     ) -> Tensor | None:
         """A tensor like `exact` with the gradient that `exact` lacks; None where nothing is to be replaced."""
+        if self._clips(name, args, kwargs):
+            sources = [each for each in (*args, *kwargs.values()) if _carries_gradient(each)]
+            if sources and (name not in ONE_SIDED or len(sources) == 1):
+                source: Tensor = sources[0]
+                return source / 6 if name == "hardsigmoid" else source
         first = args[0] if args else None
         if isinstance(first, Tensor) and _carries_gradient(first):
-            if name in self._flat:
-                return first
             if name in self._stretched:
                 width = (self._stretch * first.detach().abs().mean()).clamp_min(1)
                 stretched: Tensor = func(first / width, *args[1:], **kwargs)
@@ -183,6 +213,8 @@ class StraightThrough(TorchFunctionMode):
 
     def _surrogate_call(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         """The function of its arguments' surrogates; None where it is defined for integers only."""
+        if name == "where" and _carries_gradient(args[0]):  # as a method, with the condition in the second place
+            args = [args[1], args[0], *args[2:]]
         soft_args = [self._surrogate(value) for value in args]
         if "rounding_mode" in kwargs:
             name, kwargs = "floor_divide", {}
@@ -209,6 +241,11 @@ def function_name(func: Any) -> str:
     """The name of a torch function; of a property's getter the property's name."""
     name = str(getattr(func, "__name__", ""))
     return str(getattr(func.__self__, "__name__", "")) if name == "__get__" else name
+
+
+def _changes_first(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether this call changes its first argument; some functions have a switch for it."""
+    return writes_in_place(name) or kwargs.get("inplace") is True or any(value is True for value in args[1:])
 
 
 def writes_in_place(name: str) -> bool:
