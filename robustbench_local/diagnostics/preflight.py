@@ -19,6 +19,7 @@ from robustbench_local.diagnostics.gradient_flow import GradientTrace, trace_gra
 from robustbench_local.diagnostics.model_output import choose_output
 from robustbench_local.diagnostics.repeatability import (
     Answers,
+    ask_fresh_copies,
     batch_independent,
     blends,
     deterministic,
@@ -147,14 +148,15 @@ def _repeatability(model: Metered, fresh: Metered | None, asked: _Asked, threat_
     gradient = torch.cat([measured.margin_gradient[:half], (images - images.roll(1, 0))[:half]])
     near = near_duplicates(torch.cat([points[:half], strangers[:half]]), gradient, threat_model)
     answers = Answers.of(model, fresh, images, first)
-    if answers.random:
+    memory = ask_fresh_copies(model, fresh, near, images, answers)
+    if answers.random or memory.random:
         others = (checks.BATCH_INDEPENDENT, checks.MODE_INDEPENDENT, checks.STATELESS)
-        return [deterministic(answers), *(not_measured(slug, "the model is random") for slug in others)]
+        return [deterministic(answers, memory), *(not_measured(slug, "the model is random") for slug in others)]
     return [
-        deterministic(answers),
+        deterministic(answers, memory),
         in_batch,
         mode_independent(without_gradients, measured.logits),
-        stateless(model, fresh, near, answers),
+        stateless(memory, answers, copied=fresh is not None),
     ]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ AGAIN = 3
 """Passes that tell a random model from one that has a memory; they run only where an answer has changed."""
 DEFAULT_RADIUS = 0.03
 """How far near-duplicates are from their images where the threat model has no radius: L∞."""
+LEAP = 100_000
+"""How many times what a counter has counted so far is added to it, to see whether the model will answer otherwise."""
 NAMED = 3
 """How many changed attributes a sentence names."""
 
@@ -104,19 +107,73 @@ class Answers:
         return self.largest_difference > TOLERANCE and not self.by_memory
 
 
-def deterministic(answers: Answers) -> Diagnostic:
-    """Whether the same batch gets the same logits."""
+class Memory(NamedTuple):
+    """What a fresh copy says to near-duplicates of what the model has been asked about.
+
+    difference: of the two models' logits, relative to the largest. random: whether chance explains it. later: how far
+    the logits of the images change where the model's counters have gone on for very long.
+    """
+
+    difference: float
+    random: bool
+    later: float
+
+
+@torch.no_grad()
+def ask_fresh_copies(model: Metered, fresh: Metered | None, near: Tensor, images: Tensor, answers: Answers) -> Memory:
+    """Ask about near-duplicates, float [rows, ...], and, where the model counts something, about the images again.
+
+    fresh: a copy from before the first question. answers: those of the model to the images.
+    """
+    copied = fresh_copy(fresh) if fresh is not None else None
+    if fresh is None or copied is None:
+        return Memory(0.0, random=False, later=0.0)
+    used, unused = model(near), copied(near)
+    value, random = difference(used, unused), False
+    if value > OTHER_BATCH:
+        second = fresh_copy(fresh)
+        random = second is None or difference(second(near), unused) > TOLERANCE
+        random |= not answers.changed and difference(model(near), used) > TOLERANCE
+    later = _much_later(model, fresh) if answers.changed else None
+    change = 0.0
+    with contextlib.suppress(ModelFailure):
+        change = difference(later(images), answers.last) if later is not None else 0.0
+    return Memory(value, random, change)
+
+
+def _much_later(model: Metered, fresh: Metered) -> Metered | None:
+    """A copy of a used model whose counters have gone on for very long; None where it counts nothing."""
+    copied, counts = fresh_copy(model), False
+    parts = zip(fresh.modules(), model.modules(), copied.modules() if copied is not None else (), strict=False)
+    for before, now, after in parts:
+        earlier = _values(before)
+        for name, value in _values(now).items():
+            if _is_number(value) and _is_number(earlier.get(name)) and not _same(value, earlier[name]):
+                setattr(after, name, value + LEAP * (value - earlier[name]))
+                counts = True
+    return copied if counts else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def deterministic(answers: Answers, memory: Memory) -> Diagnostic:
+    """Whether the same images get the same logits."""
     if answers.by_memory:
         return not_measured(checks.DETERMINISTIC, "the model answers by what it was asked before")
+    random = answers.random or memory.random
     return Diagnostic(
         slug=checks.DETERMINISTIC,
-        status="warn" if answers.random else "pass",
-        value=answers.largest_difference,
+        status="warn" if random else "pass",
+        value=max(answers.largest_difference, memory.difference if memory.random else 0.0),
         threshold=TOLERANCE,
         n=len(answers.first),
         advice="the same images got different logits (dropout or noise in forward?): one prediction per sample means "
         "little, and attacks have to average over several draws (EOT); switch the randomness off"
-        if answers.random
+        if random
         else "",
     )
 
@@ -173,15 +230,11 @@ def not_measured(slug: str, why: str) -> Diagnostic:
     return Diagnostic(slug=slug, status="skipped", advice=f"cannot be measured: {why}")
 
 
-@torch.no_grad()
-def stateless(model: Metered, fresh: Metered | None, near: Tensor, answers: Answers) -> Diagnostic:
-    """Ask the used model and a fresh copy about near-duplicates of what the used one has been asked about.
-
-    near: float [rows, ...]. answers: those of the used model to the same images, which may have changed on the way.
-    """
-    if fresh is None:
+def stateless(memory: Memory, answers: Answers, *, copied: bool) -> Diagnostic:
+    """Whether answers depend on earlier questions. copied: whether there was a copy to compare with."""
+    if not copied:
         return not_measured(checks.STATELESS, "the model cannot be copied")
-    value = max(difference(model(near), fresh(near)), answers.largest_difference)
+    value = max(memory.difference, memory.later, answers.largest_difference)
     depends = value > OTHER_BATCH
     changes = f" (its forward changes {', '.join(answers.changed[:NAMED])})" if answers.changed else ""
     return Diagnostic(
@@ -189,7 +242,7 @@ def stateless(model: Metered, fresh: Metered | None, near: Tensor, answers: Answ
         status="fail" if depends else "pass",
         value=value,
         threshold=OTHER_BATCH,
-        n=len(near),
+        n=len(answers.first),
         advice=f"what the model answers depends on what it was asked before{changes}, so no attack says how robust it "
         "is: remove that memory"
         if depends

@@ -62,6 +62,18 @@ class Tiring(Digits):
         return super().forward(images.flip(-1) if self.calls > 6 else images)
 
 
+class Suspicious(Digits):
+    """The same after very many images, as a defense against search."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("left", torch.tensor(5000))
+
+    def forward(self, images):
+        self.left -= len(images)
+        return super().forward(images.flip(-1) if self.left < 0 else images)
+
+
 class RunningMean(Digits):
     """The input is centered by a running mean of all that was asked."""
 
@@ -96,6 +108,14 @@ class SometimesRandom(Digits):
     def forward(self, images):
         dark = images.flatten(1).mean(1) < 0.3
         return super().forward(images) + dark[:, None] * torch.randn(len(images), 10)
+
+
+class RandomOffTheData(Digits):
+    """Noise for images whose pixels are not the 17 levels of the dataset's."""
+
+    def forward(self, images):
+        strange = ((16 * images).frac() != 0).flatten(1).float().mean(1) > 0.05
+        return super().forward(images) + strange[:, None] * torch.randn(len(images), 10)
 
 
 class OwnGenerator(Digits):
@@ -145,6 +165,7 @@ def statuses(net, count=40):
         (Digits, ("pass", "pass", "pass", "pass")),
         (Counting, ("pass", "pass", "pass", "pass")),
         (SometimesRandom, ("warn", "skipped", "skipped", "skipped")),
+        (RandomOffTheData, ("warn", "skipped", "skipped", "skipped")),
         (OwnGenerator, ("warn", "skipped", "skipped", "skipped")),
         (GradWeighted, ("pass", "pass", "warn", "pass")),
         (SecondRow, ("pass", "warn", "pass", "pass")),
