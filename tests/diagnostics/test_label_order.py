@@ -92,3 +92,9 @@ def test_classes_left_out_on_purpose_are_not_missed():
     truth = torch.tensor([3] * 60 + [7] * 60)
     predictions = torch.where(torch.arange(120) % 4 == 0, truth, torch.where(truth == 3, 8, 1))
     assert other_labels(predictions, truth, 10) == (0.0, "")
+
+
+def test_a_collapsed_model_is_no_sign_of_a_missing_class():
+    truth = torch.arange(400) % 10
+    truth = truth[truth != 3]
+    assert other_labels(torch.full_like(truth, 3), truth, 10) == (0.0, "")
