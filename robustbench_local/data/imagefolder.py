@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _GRAYSCALE = {"1", "L", "LA", "La"}
+_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 # Formats that store gray pictures as color ones, and by how many gray levels their channels then differ.
 _ALWAYS_COLOR, _CHROMA_ROUNDING = {"AVIF", "GIF", "HEIF", "WEBP"}, 3
 # Pillow clips these to 8 bits when it converts them, which would ruin the image silently.
@@ -226,7 +227,7 @@ def _traits(path: str | Path) -> set[Trait]:
         # Pillow turns TIFF images itself.
         turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
         found: set[Trait] = {"orientation"} if turned else set()
-        return found | {"alpha"} if image.has_transparency_data else found
+        return found | {"alpha"} if image.mode in _ALPHA or "transparency" in image.info else found
 
 
 def _read_as(image: Image.Image, reading: Reading) -> Image.Image:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from robustbench_local.data import load_dataset
 from robustbench_local.data.picture_files import readable_formats
+from robustbench_local.data.resize import Resize
 from robustbench_local.errors import UserError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
@@ -127,3 +128,23 @@ def test_turned_and_transparent_pictures_are_found_and_read_otherwise(tmp_path):
     assert torch.equal(data.images_as(torch.tensor([1]), "turned")[0, 0], gray.rot90(-1))
     assert data.images_as(torch.tensor([2]), "white").eq(1).all()
     assert data.images_as(torch.tensor([2]), "black").eq(0).all()
+
+
+def test_a_transparent_color_of_a_palette_is_an_alpha_channel(tmp_path):
+    write(tmp_path)
+    Image.fromarray(GRAY).convert("P").save(tmp_path / "a" / "1.png", transparency=0)
+    data = load_dataset(f"imagefolder:{tmp_path}")
+    assert data.traits(torch.arange(3))["alpha"].tolist() == [False, True, False]
+
+
+def test_a_turned_picture_of_another_size_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(GRAY[:5]).save(tmp_path / name / "0.png", exif=exif)
+    data = load_dataset(f"imagefolder:{tmp_path}")
+    with pytest.raises(UserError):
+        data.images_as(torch.arange(2), "turned")
+    resized = load_dataset(f"imagefolder:{tmp_path}", resize=Resize(4))
+    assert resized.images_as(torch.arange(2), "turned").shape == (2, 1, 4, 4)
