@@ -233,8 +233,8 @@ KINDS: dict[str, _Kind] = {
                 partial.random_gradient,
             ),
             "saturated-of-6": (
-                "the darkest images, with saturated logits",
-                lambda on: partial.darkest(on, 0.06),
+                "the brightest images, with saturated logits",
+                lambda on: partial.brightest(on, 0.06),
                 partial.saturated,
             ),
             "whole-numbers": (
@@ -243,8 +243,8 @@ KINDS: dict[str, _Kind] = {
                 partial.whole_numbers,
             ),
             "noisy-gradient": (
-                "the darkest images, with noise where gradients are recorded",
-                lambda on: partial.darkest(on, 0.3),
+                "the brightest images, with noise where gradients are recorded",
+                lambda on: partial.brightest(on, 0.3),
                 partial.noisy_where_differentiated,
             ),
             "turned-channels": (

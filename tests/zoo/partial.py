@@ -58,12 +58,6 @@ def brightest(on: Task, share: float) -> Gate:
     return lambda images: brightness(images) >= least
 
 
-def darkest(on: Task, share: float) -> Gate:
-    """Images as dark as that share of the training images."""
-    most = brightness(on.images).quantile(share)
-    return lambda images: brightness(images) <= most
-
-
 def of_classes(on: Task, *classes: int) -> Gate:
     """Images that the sturdy network takes for one of these classes."""
     chosen = torch.tensor(classes)
