@@ -14,6 +14,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.attacks.suites import INSET
 from robustbench_local.engine.folding import fold_batch_norm
 from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
@@ -27,6 +28,9 @@ MIN_AGREEMENT = 0.9
 """The least share of images on which a low-precision copy must predict the same class."""
 MIN_GRADIENT_COSINE = {torch.float32: 0.99, torch.bfloat16: 0.5}
 """The least cosine between the gradients of a copy and of the classifier."""
+MAX_LOST_GRADIENTS = 0.01
+"""The largest share of pixels that may have a gradient in the classifier alone: bfloat16 rounds a pixel just inside the
+box to its edge, where a layer that clips has none."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,11 @@ def _logit_error(metered: Metered, model: Classifier, images: Tensor, tf32: bool
 
 
 def _same_gradient(metered: Metered, model: Classifier, images: Tensor, min_cosine: float) -> bool:
-    """Whether the gradient of the highest logit points the same way: a trace may lose a custom gradient."""
-    images, gradients = images[:8], []
+    """Whether the gradient of the highest logit points the same way: a trace may lose a custom gradient.
+
+    It is taken just inside the box, as in the newest suites.
+    """
+    images, gradients = images[:8].clamp(float(INSET), 1 - float(INSET)), []
     for each in (metered, Metered(model, metered.passes)):
         points = images.clone().requires_grad_(True)
         with torch.enable_grad():
@@ -159,6 +166,8 @@ def _same_gradient(metered: Metered, model: Classifier, images: Tensor, min_cosi
         if not highest.requires_grad:
             return False
         gradients.append(torch.autograd.grad(highest, points)[0].flatten(1))
+    if ((gradients[1] == 0) & (gradients[0] != 0)).float().mean() > MAX_LOST_GRADIENTS:
+        return False
     cosine = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=1)
     both_zero = torch.stack([(gradient == 0).all(1) for gradient in gradients]).all(0)
     return bool(((cosine >= min_cosine) | both_zero).float().mean() >= 0.75)

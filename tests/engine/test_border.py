@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
+from robustbench_local.engine.precision import build_search_models
+from robustbench_local.models.metered import Metered
 
 evaluate = functools.partial(evaluate, diagnostics=False, device="cpu")
 MEAN, STD = 0.485, 0.229
@@ -60,6 +62,20 @@ def test_version_1_leaves_more_standing_behind_a_clamp():
     bare, clamped = (standing(front, "linf", 0.1, "fast/1", 120) for front in (nn.Identity(), FRONTS["clamp"]))
     assert clamped >= bare + 10
     assert standing(nn.Identity(), "linf", 0.1, "fast/2", 120) == bare
+
+
+@pytest.mark.parametrize("name", ["clamp", "signed"])
+def test_low_precision_is_not_used_where_it_rounds_pixels_back_to_the_edge(name):
+    """bfloat16 has no number between 1 - 1/256 and 1."""
+    images = load_dataset("digits").images(range(12))
+    chosen = {
+        front: build_search_models(Metered(Classifier(Behind(FRONTS.get(front, nn.Identity())))), images, "bf16").name
+        for front in ("bare", name)
+    }
+    assert chosen == {"bare": "bf16", name: "fp32"}
+    assert standing(FRONTS[name], "linf", 0.1, "fast", 60, precision="bf16") == standing(
+        nn.Identity(), "linf", 0.1, "fast", 60, precision="bf16"
+    )
 
 
 @pytest.mark.soak
