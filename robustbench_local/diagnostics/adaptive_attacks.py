@@ -21,8 +21,14 @@ from robustbench_local.engine.protocol import Step, resolve_attack
 from robustbench_local.results import checks
 
 RANDOM = {checks.DETERMINISTIC}
-MISSING_GRADIENTS = {checks.GRADIENTS, checks.LAYERS, checks.NO_TEST_TIME_OPTIMIZATION}
-SATURATED = {checks.GRADIENTS, checks.CROSS_ENTROPY, checks.SCALE, checks.GRADIENT_PREDICTS_LOSS}
+MISSING_GRADIENTS = {
+    checks.GRADIENTS,
+    checks.LAYERS,
+    checks.EVERY_PIXEL,
+    checks.MODE_INDEPENDENT,
+    checks.NO_TEST_TIME_OPTIMIZATION,
+}
+SATURATED = {checks.GRADIENTS, checks.EVERY_PIXEL, checks.CROSS_ENTROPY, checks.SCALE, checks.GRADIENT_PREDICTS_LOSS}
 ROUGH_LOSS = {checks.STABLE, checks.GRADIENT_PREDICTS_LOSS, checks.ONE_STEP, checks.MANY_STEPS}
 MISSED_BY_SUITE = {checks.PROBED, checks.PROBES_AGREE, checks.CONVERGED}
 SUITE_FAILURE_SHARE = 0.05
