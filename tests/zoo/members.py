@@ -178,6 +178,8 @@ def _masks(on: Task, *, gate: Callable[[Task], partial.Gate], mask: partial.Mask
     return partial.masked(on, gate(on), mask)
 
 
+OFF_GRID = 0.65
+"""A ball whose border is no gray level, so that no full step of an attack lands on the grid."""
 _subtle = functools.partial(_Kind, eps=2 / 3, subtle=True)
 _either = _around(_masked, _weak)
 
@@ -263,8 +265,10 @@ KINDS: dict[str, _Kind] = {
         "a rounded branch beside an honest one", layers.rounded_branch, _around(_straight_through)
     ),
     "detached-channels": _subtle("seven of eight channels detached", layers.detached_channels, _around(_core)),
-    "tamper-proof": _subtle("a sturdy network off the 8-bit grid", away.tamper_proof, _hunt_on_grid),
-    "right-at-images": _subtle("gradients reversed off the 8-bit grid", away.right_at_images, _around(_weak)),
+    "tamper-proof": _subtle("a sturdy network off the 8-bit grid", away.tamper_proof, _hunt_on_grid, eps=OFF_GRID),
+    "right-at-images": _subtle(
+        "gradients reversed off the 8-bit grid", away.right_at_images, _around(_weak), eps=OFF_GRID
+    ),
     "batch-of-one": _subtle("single images answered by another network", stateful.batch_of_one, _asking(_weak)),
     "grad-mode": _subtle("another network where gradients are recorded", stateful.grad_mode, _around(_weak)),
     "batch-gate": _subtle("half of a batch to a sturdy network", stateful.batch_gate, _around(_weak, _sturdy)),
