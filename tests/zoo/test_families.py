@@ -13,6 +13,8 @@ SAMPLE = (
     ("early-exit-0", "linf", "fast"),
     ("overwriting-0", "l2", "fast"),
     ("plain-tiny-logits-0", "linf", "standard"),
+    ("plain-onnx-0", "l2", "fast"),
+    ("plain-copied-input-0", "linf", "fast"),
 )
 """One evaluation each of models that checks have cried wolf at."""
 
