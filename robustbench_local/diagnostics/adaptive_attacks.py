@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robustbench_local.attacks import BPDA, EOT, PGD, Attack, Descent
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.attacks.suites import INSET, Stage
 from robustbench_local.diagnostics.check import INSIDE
-from robustbench_local.diagnostics.preflight import Preflight
+from robustbench_local.diagnostics.inner_classifier import inner_classifier
+from robustbench_local.diagnostics.preflight import Preflight, first_images
 from robustbench_local.diagnostics.transfer_attack import imitation, refitted, transfer_from
 from robustbench_local.engine.cascade import Cascade
 from robustbench_local.engine.protocol import Step, resolve_attack
@@ -34,7 +35,10 @@ MISSED_BY_SUITE = {checks.PROBED, checks.PROBES_AGREE, checks.CONVERGED}
 SUITE_FAILURE_SHARE = 0.05
 """The share of robust images that plain PGD may fool before the suite itself is in doubt."""
 ATTACK_FAILS = {checks.GROWTH, checks.PLANTED, checks.PROBED}
-REASONS = RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS
+UNSTEADY = {checks.BATCH_INDEPENDENT, checks.STATELESS}
+SEARCHES_WITHOUT_GRADIENTS = ("square:steps=3000,share=0.1", "square:steps=5000")
+"""With small squares and with large ones: which are better depends on the size of the images."""
+REASONS = UNSTEADY | RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS
 """The checks that call for adaptive attacks."""
 
 
@@ -69,7 +73,12 @@ def select_adaptive_attacks(
 
 def _attacks_for(cascade: Cascade, preflight: Preflight, problems: set[str]) -> Iterator[tuple[Attack, set[str]]]:
     """Attacks, each with the checks that call for it."""
-    layers = "+".join(preflight.layers)
+    layers, context = "+".join(preflight.layers), cascade.context
+    inside = inner_classifier(context.model, first_images(context.dataset, context.device)[: preflight.fits])
+    if inside is not None:
+        through_part = transfer_from(lambda: inside, "transfer-part")
+        yield through_part, problems
+        yield replace(through_part, targets=9, steps=50), problems
     if problems & (MISSING_GRADIENTS | ATTACK_FAILS):
         yield BPDA(layers=layers, inset=INSIDE), MISSING_GRADIENTS | ATTACK_FAILS
         yield BPDA(layers=layers, inset=INSIDE, loss="margin", targets=9, steps=50), MISSING_GRADIENTS | ATTACK_FAILS
@@ -88,11 +97,11 @@ def _attacks_for(cascade: Cascade, preflight: Preflight, problems: set[str]) -> 
     yield resolve_attack(f"apgd:loss=dlr,targets=9,inset={INSET}"), problems
     if problems & (MISSED_BY_SUITE | SATURATED):
         yield Descent(inset=INSIDE), MISSED_BY_SUITE | SATURATED
-    context = cascade.context
     for name, train in (("transfer-readout", refitted), ("transfer", imitation)):
         surrogate = functools.partial(train, context.model, context.dataset, context.threat_model, context.device)
         yield transfer_from(surrogate, name), problems
-    yield resolve_attack("square:steps=5000"), problems
+    for text in SEARCHES_WITHOUT_GRADIENTS:
+        yield resolve_attack(text), problems
 
 
 def _because(reasons: set[str], problems: set[str]) -> str:

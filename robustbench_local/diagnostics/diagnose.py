@@ -42,8 +42,6 @@ CHECK_FILES = ("outcome_checks",)
 """Modules of this package whose `CHECKS` are run. A new check is one file and its name here."""
 MOST_PROBED = 32
 """Images that the checks measure where a doubt has been raised."""
-MOST_LOOKED_AT = 16
-"""Images that the checks measure after every suite."""
 MOST_ADAPTED = 500
 """Robust samples that adaptive attacks run on where they do not run on all."""
 MOST_PLANTED_STEPS = 200
@@ -253,21 +251,21 @@ def _outcome(cascade: Cascade, positions: Tensor) -> Outcome:
 def _first_look(cascade: Cascade, preflight: Preflight) -> tuple[list[Diagnostic], int]:
     """The checks that follow every suite, and the passes they cost.
 
-    They are made on a few robust images of all margins, and on a few that are fooled.
+    They are made on a few robust images of all strata, and on a few that are fooled.
     """
-    strata = probes.draw(cascade).strata
-    count = min(MOST_LOOKED_AT, max(2, sum(map(len, strata)) // 8), preflight.fits)
-    robust = torch.cat([stratum[: math.ceil(count / len(strata))] for stratum in strata])[:count]
+    robust = probes.draw(cascade).in_turn()
+    count = min(MOST_IN_WIDE_BALLS, max(2, len(robust) // 8))
     fooled = _spread(cascade, len(cascade.positions))
     fooled = fooled[~cascade.context.states.robust[fooled]]
-    most = min(MOST_LOOKED_AT, preflight.fits)
-    positions = torch.cat([robust, fooled[:: max(1, len(fooled) // most)][:most]])
+    most_fooled = preflight.fits // 3
+    fooled = fooled[:: max(1, len(fooled) // max(1, most_fooled))][:most_fooled]
+    positions = torch.cat([robust[: preflight.fits - len(fooled)], fooled])
     outcome = replace(
         _outcome(cascade, positions),
         attack=replace(GRADIENT_ATTACK, steps=10),
         ball_factors=(WIDEST,),
-        planted=min(MOST_PLANTED, math.ceil(count / 4)),
-        most_in_wide_balls=MOST_IN_WIDE_BALLS,
+        planted=min(MOST_PLANTED, math.ceil(count / 2)),
+        most_in_wide_balls=count,
     )
     passes = cascade.context.model.passes
     before = passes.forward + passes.backward

@@ -15,6 +15,7 @@ from robustbench_local.attacks import PGD, Attack, ThreatModel
 from robustbench_local.attacks.attack import Model, Rows, State, random_keys, run, run_steps, value_and_grad
 from robustbench_local.attacks.losses import logit_margin
 from robustbench_local.attacks.randomness import sample_keys, uniform
+from robustbench_local.attacks.suites import INSET
 
 SCALES = (1e-3, 1.0, 1e3)
 SAME_MULTIPLE = 0.1
@@ -101,33 +102,37 @@ def margin_instability(probe: ProbeSet, draws: int = 20) -> float:
     return float(torch.stack(changes).mean())
 
 
-def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> float:
-    """How badly the gradient predicts the loss after a small step, at the median image.
+def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> Tensor:
+    """How badly the gradient predicts the loss after a small step, for every image: float [rows].
 
-    share: the length of the step along the gradient, in multiples of eps. Returns 0 where the loss changes exactly as
+    share: the length of the step along the gradient, in multiples of eps. 0 where the loss changes exactly as
     predicted, and 1 where the prediction and the change have nothing in common. A gradient that is the same multiple of
     the true one at nearly every image leads attacks the right way and counts as exact, for example where a forward
-    scales its input in place, unseen by autograd.
+    scales its input in place, unseen by autograd. The step starts just inside the box, as those of the newest suites.
     """
-    state = {"points": probe.images, "labels": probe.labels}
-    _, before, gradient = value_and_grad(probe.model, probe.threat_model, "margin", state)
-    length = torch.full_like(before, share * probe.threat_model.eps)
-    direction = probe.threat_model.geometry.steepest(gradient, probe.images, length, probe.threat_model.box)
-    points = (probe.images + direction).clamp(*probe.threat_model.box)
-    predicted = ((points - probe.images) * gradient).flatten(1).sum(1)
+    threat_model = probe.threat_model
+    start = threat_model.move_inside(probe.images, probe.images, float(INSET))
+    _, before, gradient = value_and_grad(probe.model, threat_model, "margin", {"points": start, "labels": probe.labels})
+    length = torch.full_like(before, share * threat_model.eps)
+    points = (start + threat_model.geometry.steepest(gradient, start, length, threat_model.box)).clamp(
+        *threat_model.box
+    )
+    predicted = ((points - start) * gradient).flatten(1).sum(1)
     with torch.no_grad():
-        after = probe.threat_model.attack_loss("margin", probe.model(points), probe.labels)
+        after = threat_model.attack_loss("margin", probe.model(points), probe.labels)
     change = after - before
-    error = _median_error(change, predicted)
     factor = (change / predicted)[predicted != 0].median() if (predicted != 0).any() else change.new_ones(())
-    rescaled = _median_error(change, factor * predicted) if factor > 0 and len(change) > 3 else 1.0
-    return rescaled if rescaled < SAME_MULTIPLE else error
+    if factor > 0 and len(change) > 3:
+        rescaled = _relative_error(change, factor * predicted)
+        if float(rescaled.median()) < SAME_MULTIPLE:
+            return rescaled
+    return _relative_error(change, predicted)
 
 
-def _median_error(change: Tensor, predicted: Tensor) -> float:
-    """The relative difference of two changes at the median row, each difference counted as at most 1."""
+def _relative_error(change: Tensor, predicted: Tensor) -> Tensor:
+    """The relative difference of two changes, each counted as at most 1: float [rows]."""
     error = (change - predicted).abs() / torch.maximum(change.abs(), predicted.abs()).clamp_min(1e-30)
-    return float(error.clamp_max(1).median())
+    return error.clamp_max(1)
 
 
 def convergence(probe: ProbeSet, attack: Attack) -> tuple[float, int]:

@@ -55,6 +55,11 @@ class Draw:
         stalled, *strata = self.strata
         return torch.cat([stalled, *(stratum[: math.ceil(share * len(stratum))] for stratum in strata)])
 
+    def in_turn(self) -> Tensor:
+        """All positions, one of every stratum after the other, int64 [population]."""
+        ranks = torch.cat([torch.arange(len(stratum)) for stratum in self.strata])
+        return torch.cat(self.strata)[ranks.argsort(stable=True)]
+
 
 def draw(cascade: Cascade) -> Draw:
     """Divide the robust samples of a block into strata by margin."""

@@ -70,10 +70,10 @@ def test_instability_is_the_published_formula_on_margins():
 
 
 def test_a_linear_loss_rises_as_its_gradient_says_and_a_comb_does_not():
-    assert gradient_mismatch(looked(Linear())) < 1e-3
-    assert gradient_mismatch(looked(Linear(front=comb))) > 0.5
+    assert float(gradient_mismatch(looked(Linear())).median()) < 1e-3
+    assert float(gradient_mismatch(looked(Linear(front=comb))).median()) > 0.5
     torch.manual_seed(0)
-    assert gradient_mismatch(looked(Linear(front=noisy))) > 0.5
+    assert float(gradient_mismatch(looked(Linear(front=noisy))).median()) > 0.5
 
 
 def scaled_unseen(images):
@@ -94,12 +94,14 @@ def weighted(factors):
 
 
 def test_a_gradient_that_is_a_multiple_of_the_true_one_leads_the_same_way():
-    assert gradient_mismatch(looked(Linear(front=scaled_unseen))) < 1e-3
+    assert float(gradient_mismatch(looked(Linear(front=scaled_unseen))).median()) < 1e-3
     for factor in (0.01, 0.3, 30.0):
-        assert gradient_mismatch(looked(Linear(front=weighted([factor])))) < 1e-3
-    assert gradient_mismatch(looked(Linear(front=weighted([0.01, 0.1, 1.0, 10.0])))) > 0.5
-    assert gradient_mismatch(looked(Linear(front=weighted([-1.0])))) == 1
-    assert gradient_mismatch(looked(Linear(front=weighted([0.01])), n=2)) > 0.9, "too few images for a common multiple"
+        assert float(gradient_mismatch(looked(Linear(front=weighted([factor])))).median()) < 1e-3
+    assert float(gradient_mismatch(looked(Linear(front=weighted([0.01, 0.1, 1.0, 10.0])))).median()) > 0.5
+    assert float(gradient_mismatch(looked(Linear(front=weighted([-1.0])))).median()) == 1
+    assert float(gradient_mismatch(looked(Linear(front=weighted([0.01])), n=2)).median()) > 0.9, (
+        "too few images for a common multiple"
+    )
 
 
 def test_the_scale_matters_where_the_softmax_saturates():
@@ -208,7 +210,7 @@ def test_instability_and_misguidance_are_bounded_and_medians():
             rows = (torch.arange(len(images)) % 4 == 0).float()[:, None]
             return (1 - rows) * Linear()(images) + rows * Linear(front=comb)(images)
 
-    assert gradient_mismatch(dataclasses.replace(part, model=Mostly())) < 1e-3
+    assert float(gradient_mismatch(dataclasses.replace(part, model=Mostly())).median()) < 1e-3
 
 
 def test_a_success_at_the_last_step_is_not_lost():

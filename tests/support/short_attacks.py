@@ -12,6 +12,7 @@ from robustbench_local.diagnostics import adaptive_attacks, transfer_attack
 from robustbench_local.engine.protocol import resolve_attack
 
 SHORTER = {
+    "square:steps=3000,share=0.1": "square:steps=50,share=0.1",
     "square:steps=5000": "square:steps=200",
     f"apgd:loss=dlr,targets=9,inset={INSET}": f"apgd:loss=dlr,targets=9,steps=20,inset={INSET}",
 }
