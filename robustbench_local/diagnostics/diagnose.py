@@ -31,6 +31,7 @@ from robustbench_local.diagnostics.check import (
 from robustbench_local.diagnostics.indicators import ProbeSet
 from robustbench_local.diagnostics.preflight import Preflight
 from robustbench_local.diagnostics.probes import Probing, probe_finding
+from robustbench_local.diagnostics.transfer_attack import Transfer
 from robustbench_local.engine.cascade import Cascade
 from robustbench_local.engine.protocol import Step
 from robustbench_local.results.checks import ADAPTED, PROBED
@@ -140,19 +141,15 @@ def _resolve_doubt(cascade: Cascade, preflight: Preflight, doubt: _Doubt, scope:
         remaining = most_remaining(lost, probing.population, probing.share, probes.ALPHA)
     confirmed = remaining > limit or lost > max(1, limit)
     confirmed |= bool(problems - {PROBED}) and lost > MASKED * doubt.robust_before
-    findings = _recheck(cascade, positions, findings, outcome.strongest, confirmed=confirmed)
+    findings = _recheck(cascade, positions, findings, confirmed=confirmed)
     summary = _adaptive_summary(cascade, doubt.robust_before, remaining, confirmed=confirmed)
     return Diagnosis([*findings, probe_finding(probing), summary], probing, stages, outcome.everything)
 
 
 class _Attacked(NamedTuple):
-    """probing: what the probes have found by now. strongest: the adaptive attack that fooled the most.
-
-    everything: whether the attacks ran on all robust samples.
-    """
+    """probing: what the probes have found by now. everything: whether the attacks ran on all robust samples."""
 
     probing: Probing
-    strongest: Attack
     everything: bool
 
 
@@ -170,14 +167,15 @@ def _attack_adaptively(
     if scope.everything and doubt.known:
         probing = probes.ask_rest(cascade, probing)
     before = len(cascade.robust_positions)
-    strongest = _run_adaptive(cascade, stages, probing.asked)
+    _run_adaptive(cascade, stages, probing.asked)
     if not scope.everything or len(probing.asked) == probing.population:
-        return _Attacked(probing, strongest, everything=scope.everything)
+        return _Attacked(probing, everything=scope.everything)
     if not doubt.known and len(cascade.robust_positions) == before:
-        return _Attacked(probing, strongest, everything=False)
+        return _Attacked(probing, everything=False)
     probing = probes.ask_rest(cascade, probing)
     rest = tuple((number + len(stages), step, because) for number, step, because in stages)
-    return _Attacked(probing, _run_adaptive(cascade, rest, None), everything=True)
+    _run_adaptive(cascade, rest, None)
+    return _Attacked(probing, everything=True)
 
 
 def as_warnings(findings: Sequence[Diagnostic], doubts: Sequence[str], diagnosis: Diagnosis) -> list[Diagnostic]:
@@ -295,31 +293,39 @@ def _missed_by_suite(cascade: Cascade, positions: Tensor) -> float:
     return broadcast(float(fooled.float().mean()))
 
 
-def _run_adaptive(cascade: Cascade, stages: Sequence[tuple[int, Step, str]], asked: Tensor | None) -> Attack:
-    """Run the adaptive attacks while samples are robust; return the one that fools the most.
+def _run_adaptive(cascade: Cascade, stages: Sequence[tuple[int, Step, str]], asked: Tensor | None) -> None:
+    """Run the adaptive attacks while samples are robust.
 
     asked: positions, of which the robust ones are attacked; None for every robust sample.
     """
-    strongest: Attack = GRADIENT_ATTACK
-    most_fooled = 0
     for number, step, because in stages:
         robust = cascade.robust_positions if asked is None else asked[cascade.context.states.robust[asked]]
         if not len(robust):
             break
-        run = cascade.run_stage(step, number, because, robust)
-        if run.fooled > most_fooled:
-            strongest, most_fooled = step.attack, run.fooled
+        cascade.run_stage(step, number, because, robust)
+
+
+def _strongest(cascade: Cascade) -> Attack:
+    """The attack along the model's own gradients that fooled the most of what the suite had left robust."""
+    strongest, most_fooled = GRADIENT_ATTACK, 0
+    for run in cascade.stage_runs:
+        attack = run.step.attack
+        after_suite = run.step.stage.role in ("diagnostic", "adaptive")
+        own = isinstance(attack, PGD) and not isinstance(attack, Transfer)
+        if after_suite and own and run.fooled > most_fooled:
+            strongest, most_fooled = attack, run.fooled
     return strongest
 
 
 def _recheck(
-    cascade: Cascade, positions: Tensor, findings: Sequence[Diagnostic], strongest: Attack, *, confirmed: bool
+    cascade: Cascade, positions: Tensor, findings: Sequence[Diagnostic], *, confirmed: bool
 ) -> list[Diagnostic]:
     """Settle the checks that warned, after the adaptive attacks.
 
-    Those that can be repeated and warn again fail; the others stay warnings only where the doubt is confirmed.
-    strongest: the adaptive attack that fooled the most samples, to measure with.
+    Those that can be repeated, with the strongest attack so far, and warn again fail; the others stay warnings only
+    where the doubt is confirmed.
     """
+    strongest = _strongest(cascade)
     outcome = replace(_outcome(cascade, positions), attack=strongest, planted_attack=_for_planted_examples(strongest))
     repeatable = {check.slug: check for check in outcome_checks() if check.remeasure}
     settled = []

@@ -13,7 +13,7 @@ from torch import nn
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
 from robustbench_local.attacks.attack import spec_text
-from robustbench_local.diagnostics import diagnose
+from robustbench_local.diagnostics import diagnose, probes
 from robustbench_local.diagnostics.adaptive_attacks import REASONS
 from robustbench_local.diagnostics.check import Check, Measurement
 from robustbench_local.diagnostics.probes import PROBES
@@ -132,6 +132,7 @@ def test_what_no_attack_resolves_is_not_trusted(digits, monkeypatch):
 
     (step,) = custom([PGD(steps=1, step_size=0.0, random_start=False)])[1]
     nothing = dataclasses.replace(step, stage=dataclasses.replace(step.stage, role="adaptive"))
+    monkeypatch.setattr(probes, "PROBES", (spec_text(step.attack),))
     monkeypatch.setattr(diagnostics, "select_adaptive_attacks", lambda *given: [AdaptiveAttack(nothing, checks.GROWTH)])
     result = evaluate(ROUNDED, digits.subset(range(40)), BALL).result
     assert result.verdict.status == "not-trusted"
