@@ -48,9 +48,14 @@ class Outcome:
     most_in_wide_balls: int = 2 * MOST_IN_WIDE_BALLS
 
     @functools.cached_property
+    def robust_images(self) -> ProbeSet:
+        """The robust images; may be empty."""
+        return self.probe.subset(self.robust)
+
+    @functools.cached_property
     def robust_probe(self) -> ProbeSet:
         """A few of the robust images; may be empty."""
-        return self.probe.subset(self.robust).first(self.most_in_wide_balls)
+        return self.robust_images.first(self.most_in_wide_balls)
 
     @functools.cached_property
     def fooled_probe(self) -> ProbeSet:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from robustbench_local.attacks import PGD, Attack
 from robustbench_local.attacks.attack import spec_text
-from robustbench_local.attacks.suites import MASKED
 from robustbench_local.diagnostics import probes
 from robustbench_local.diagnostics.adaptive_attacks import REASONS, select_adaptive_attacks
 from robustbench_local.diagnostics.check import (
@@ -45,26 +44,14 @@ MOST_PROBED = 32
 """Images that the checks measure where a doubt has been raised."""
 MOST_ADAPTED = 500
 """Robust samples that adaptive attacks run on where they do not run on all."""
+FEW = 0.05
+"""The share of the robust samples that adaptive attacks may fool without confirming a doubt."""
 MOST_PLANTED_STEPS = 200
 """Steps of an adaptive attack that searches for planted adversarial examples."""
 FIRST_ADAPTIVE = 200
 """Number of the first adaptive attack's stage, after those of the probes."""
 NOTHING_ROBUST = "no image is robust, so the robust accuracy cannot be an overestimate"
 NO_DOUBT = "explains a doubt, and none was raised"
-
-
-@dataclass(frozen=True)
-class Scope:
-    """How far the diagnosis may go.
-
-    everything: adaptive attacks run on all robust samples; otherwise on those that the probes asked. looked: passes
-    that earlier checks cost. budget: passes that all checks and probes together may cost while no doubt is raised;
-    None for as many as they need.
-    """
-
-    everything: bool
-    looked: int = 0
-    budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +73,11 @@ def outcome_checks() -> list[Check]:
     return [check for module in modules for check in module.CHECKS]
 
 
-def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnostic], scope: Scope) -> Diagnosis:
+def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnostic], *, everything: bool) -> Diagnosis:
     """Check an outcome, and run adaptive attacks where a doubt is raised.
 
-    cascade: a block of samples that has gone through its suite. earlier: the findings so far.
+    cascade: a block of samples that has gone through its suite. earlier: the findings so far. everything: adaptive
+    attacks run on all robust samples; otherwise on those that the probes asked.
     """
     if cascade.context.threat_model.eps == 0 or not bool(cascade.context.states.correct.any()):
         return Diagnosis([])
@@ -98,18 +86,19 @@ def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnosti
         skipped = [_skipped(slug, NOTHING_ROBUST) for slug in [*(check.slug for check in outcome_checks()), PROBED]]
         return Diagnosis(skipped)
     cascade.use_full_precision()
-    smells, cost = _first_look(cascade, preflight)
+    smells = _first_look(cascade, preflight)
     warned = {finding.slug for finding in earlier if finding.status in ("warn", "fail")} & REASONS
     problems = warned | set(preflight.doubts) | {finding.slug for finding in smells if finding.status == "warn"}
-    budget = None if problems or scope.budget is None else scope.budget - scope.looked - cost
-    probing = probes.run_probes(cascade, budget)
+    probing = probes.run_probes(cascade)
     if probing.suspicious:
         problems.add(PROBED)
     if not problems:
         explanations = [_skipped(check.slug, NO_DOUBT) for check in outcome_checks() if not check.always]
-        return Diagnosis([*smells, *explanations, probe_finding(probing)], probing, everything=scope.everything)
+        return Diagnosis([*smells, *explanations, probe_finding(probing)], probing, everything=everything)
     known = bool(warned) or probing.suspicious
-    return _resolve_doubt(cascade, preflight, _Doubt(problems, known, smells, probing, robust_before), scope)
+    return _resolve_doubt(
+        cascade, preflight, _Doubt(problems, known, smells, probing, robust_before), everything=everything
+    )
 
 
 @dataclass(frozen=True)
@@ -126,21 +115,21 @@ class _Doubt:
     robust_before: int
 
 
-def _resolve_doubt(cascade: Cascade, preflight: Preflight, doubt: _Doubt, scope: Scope) -> Diagnosis:
+def _resolve_doubt(cascade: Cascade, preflight: Preflight, doubt: _Doubt, *, everything: bool) -> Diagnosis:
     """Explain a doubt by all checks, run adaptive attacks, and say what is left of it."""
     positions = _spread(cascade, MOST_PROBED)[: preflight.fits]
     findings = _explain(cascade, positions, doubt.smells)
     problems = doubt.problems | ({finding.slug for finding in findings if finding.status == "warn"} & REASONS)
     adaptive = select_adaptive_attacks(cascade, preflight, problems, _missed_by_suite(cascade, positions))
     stages = tuple((FIRST_ADAPTIVE + n, attack.step, attack.because) for n, attack in enumerate(adaptive))
-    outcome = _attack_adaptively(cascade, stages, doubt, scope)
+    outcome = _attack_adaptively(cascade, stages, doubt, everything=everything)
     probing, limit = outcome.probing, doubt.probing.limit
     lost = doubt.robust_before - len(cascade.robust_positions)
     remaining = 0
     if not outcome.everything and len(probing.asked) < probing.population:
         remaining = most_remaining(lost, probing.population, probing.share, probes.ALPHA)
     confirmed = remaining > limit or lost > max(1, limit)
-    confirmed |= bool(problems - {PROBED}) and lost > MASKED * doubt.robust_before
+    confirmed |= lost > 1 and lost > FEW * doubt.robust_before
     findings = _recheck(cascade, positions, findings, confirmed=confirmed)
     summary = _adaptive_summary(cascade, doubt.robust_before, remaining, confirmed=confirmed)
     return Diagnosis([*findings, probe_finding(probing), summary], probing, stages, outcome.everything)
@@ -154,22 +143,22 @@ class _Attacked(NamedTuple):
 
 
 def _attack_adaptively(
-    cascade: Cascade, stages: Sequence[tuple[int, Step, str]], doubt: _Doubt, scope: Scope
+    cascade: Cascade, stages: Sequence[tuple[int, Step, str]], doubt: _Doubt, *, everything: bool
 ) -> _Attacked:
     """The rest of the probes, and the adaptive attacks.
 
-    On everything where the scope allows it, unless the doubt rests on a few measurements and the samples asked so far
+    On everything where that is wanted, unless the doubt rests on a few measurements and the samples asked so far
     do not confirm it.
     """
     probing = doubt.probing
-    if not scope.everything and doubt.known:
+    if not everything and doubt.known:
         probing = probes.ask_more(cascade, probing, MOST_ADAPTED)
-    if scope.everything and doubt.known:
+    if everything and doubt.known:
         probing = probes.ask_rest(cascade, probing)
     before = len(cascade.robust_positions)
     _run_adaptive(cascade, stages, probing.asked)
-    if not scope.everything or len(probing.asked) == probing.population:
-        return _Attacked(probing, everything=scope.everything)
+    if not everything or len(probing.asked) == probing.population:
+        return _Attacked(probing, everything=everything)
     if not doubt.known and len(cascade.robust_positions) == before:
         return _Attacked(probing, everything=False)
     probing = probes.ask_rest(cascade, probing)
@@ -246,29 +235,21 @@ def _outcome(cascade: Cascade, positions: Tensor) -> Outcome:
     return Outcome(_probe_set(cascade, positions), states.robust[positions].to(cascade.context.device), fooled_share)
 
 
-def _first_look(cascade: Cascade, preflight: Preflight) -> tuple[list[Diagnostic], int]:
-    """The checks that follow every suite, and the passes they cost.
-
-    They are made on a few robust images of all strata, and on a few that are fooled.
-    """
+def _first_look(cascade: Cascade, preflight: Preflight) -> list[Diagnostic]:
+    """The checks that follow every suite: on a few robust images of all strata, and on a few that are fooled."""
     robust = probes.draw(cascade).in_turn()
     count = min(MOST_IN_WIDE_BALLS, max(2, len(robust) // 8))
     fooled = _spread(cascade, len(cascade.positions))
     fooled = fooled[~cascade.context.states.robust[fooled]]
-    most_fooled = preflight.fits // 3
-    fooled = fooled[:: max(1, len(fooled) // max(1, most_fooled))][:most_fooled]
-    positions = torch.cat([robust[: preflight.fits - len(fooled)], fooled])
+    fooled = fooled[:: max(1, len(fooled) // preflight.fits)]
     outcome = replace(
-        _outcome(cascade, positions),
+        _outcome(cascade, torch.cat([robust[: preflight.fits], fooled[: preflight.fits]])),
         attack=replace(GRADIENT_ATTACK, steps=10),
         ball_factors=(WIDEST,),
         planted=min(MOST_PLANTED, math.ceil(count / 2)),
         most_in_wide_balls=count,
     )
-    passes = cascade.context.model.passes
-    before = passes.forward + passes.backward
-    findings = [check.finding(outcome) for check in outcome_checks() if check.always] if _first_rank() else []
-    return broadcast((findings, passes.forward + passes.backward - before))
+    return broadcast([check.finding(outcome) for check in outcome_checks() if check.always] if _first_rank() else [])
 
 
 def _explain(cascade: Cascade, positions: Tensor, smells: Sequence[Diagnostic]) -> list[Diagnostic]:

@@ -15,7 +15,7 @@ from robustbench_local.attacks import FGSM
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.diagnostics import indicators
 from robustbench_local.diagnostics.active_test import active_test
-from robustbench_local.diagnostics.check import Check, Measurement, Outcome, Skipped
+from robustbench_local.diagnostics.check import MOST_PLANTED, Check, Measurement, Outcome, Skipped
 from robustbench_local.results import checks
 from robustbench_local.statistics.intervals import mcnemar
 
@@ -42,7 +42,7 @@ def one_step(outcome: Outcome) -> Measurement:
     return Measurement(float((one & ~many).sum()), len(one), _significant(one & ~many, many & ~one))
 
 
-MANY_STEPS_GAP = 0.2
+MANY_STEPS_GAP = 0.25
 LEAST_FOOLED = 8
 """Fooled images that are needed to say how many of them a single step fools."""
 
@@ -81,9 +81,11 @@ MISMATCH = 0.5
 """From this on a gradient says little; honest networks stay below 0.3 at every image."""
 
 
-def gradient_prediction(outcome: Outcome) -> Measurement:
-    """The share of images at which a small step along the gradient changes the margin otherwise than it predicts."""
-    probe = outcome.probe
+def gradient_prediction(outcome: Outcome) -> Measurement | Skipped:
+    """The share of robust images at which the gradient predicts a small step's change of the margin badly."""
+    probe = outcome.robust_images
+    if not len(probe):
+        return NO_ROBUST_IMAGE
     return Measurement(float((indicators.gradient_mismatch(probe) > MISMATCH).float().mean()), len(probe))
 
 
@@ -134,8 +136,12 @@ def planted(outcome: Outcome) -> Measurement | Skipped:
     if not result.images:
         return Skipped("no planted adversarial example can be separated from random points")
     rarely = stats.binomtest(result.successes, result.images, PLANTED_RATE, alternative="less").pvalue < 0.05
-    # In small L2 and L1 balls random points are close to the boundary and may find all of them.
-    no_better_than_random = result.successes < result.images and result.successes <= result.random_successes
+    # Few images raise a doubt where most are missed. In small L2 and L1 balls random points are close to the boundary
+    # and may find all of them.
+    if result.images < MOST_PLANTED + 1:
+        rarely, no_better_than_random = result.successes < PLANTED_RATE * result.images, False
+    else:
+        no_better_than_random = result.successes < result.images and result.successes <= result.random_successes
     return Measurement(
         result.successes / result.images,
         result.images,

@@ -48,7 +48,7 @@ class Preflight(NamedTuple):
 
     layers: names of the layers that stop gradients. fits: how many images the device can process at a time, up to
     `PROBE_IMAGES`. doubts: slugs of the checks that passed but saw what calls for adaptive attacks; only where these
-    find more is it a warning. passes: what it cost, forward and backward.
+    find more is it a warning.
     """
 
     classes: int
@@ -56,7 +56,6 @@ class Preflight(NamedTuple):
     layers: tuple[str, ...]
     fits: int
     doubts: tuple[str, ...] = ()
-    passes: int = 0
 
 
 def probe_images(dataset: Dataset, count: int = PROBE_IMAGES) -> Tensor:

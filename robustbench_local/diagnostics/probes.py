@@ -22,14 +22,14 @@ from robustbench_local.results.checks import PROBED
 from robustbench_local.results.schema import Diagnostic
 from robustbench_local.statistics.sampling import most_remaining, share_for
 
-PROBES = (f"bpda:steps=6,loss=margin,inset={INSET}", f"descent:steps=5,inset={INSET}", "square:steps=20,share=0.3")
+PROBES = (f"bpda:steps=6,loss=margin,inset={INSET}", f"descent:steps=3,inset={INSET}", "square:steps=16,share=0.3")
 """Gradients through whatever stops or reverses them, the loss downhill, and a search without gradients."""
-PASSES_PER_IMAGE = 48
-"""Passes of all probes on an image that none of them fools, with the verifications."""
 LIMIT = 0.01
 """How much of all images the probes may still take before the reported number cannot be trusted."""
 ALPHA = 0.025
 """The probability with which a bound may be wrong, over all looks: half of 5 %; the other is the adaptive attacks'."""
+NEARLY_ALL = 0.8
+"""Where a larger share than this would be asked, all are: that leaves nothing to a bound."""
 STRATA, STALLED, LOOKS = 4, 8, 4
 """Strata by margin; images whose margin the suite has lowered least, always asked; looks, each at twice as many."""
 FIRST_PROBE = DIAGNOSTIC_STAGES
@@ -105,25 +105,21 @@ class Probing:
         return self.remaining > self.limit or self.found > max(1, self.limit)
 
 
-def run_probes(cascade: Cascade, budget: int | None) -> Probing:
-    """Ask a random sample, and more of it while the bound is undecided.
-
-    budget: passes that the first look may cost; None for as many as it takes.
-    """
+def run_probes(cascade: Cascade) -> Probing:
+    """Ask a random sample, and more of it while the bound is undecided."""
     drawn, n = draw(cascade), len(cascade.positions)
-    population, limit = drawn.population, math.floor(LIMIT * len(cascade.positions))
+    population, limit = drawn.population, math.floor(LIMIT * n)
     share = share_for(limit, population, ALPHA / 2)
-    if budget is not None and population:
-        share = min(share, max(0.0, budget / PASSES_PER_IMAGE - len(drawn.strata[0])) / population)
     asked, found, remaining = torch.zeros(0, dtype=torch.int64), 0, population
     for look in range(LOOKS):
+        share = share if share < NEARLY_ALL else 1.0
         now = drawn.asked(share)
         found += _fooled(_ask(cascade, now[~torch.isin(now, asked)], look))
         asked = now
         remaining = 0 if len(asked) == population else most_remaining(found, population, share, ALPHA / 2 ** (look + 1))
-        if remaining <= limit or found > max(1, limit) or (not found and budget is not None):
+        if remaining <= limit or found > max(1, limit):
             break
-        share = min(1.0, 2 * share)
+        share *= 2
     return Probing(drawn, asked, share, found, remaining, n)
 
 

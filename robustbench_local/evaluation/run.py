@@ -14,14 +14,7 @@ from torch import Tensor
 
 from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import Dataset
-from robustbench_local.diagnostics.diagnose import (
-    Diagnosis,
-    Scope,
-    as_warnings,
-    continue_diagnosis,
-    diagnose,
-    over_blocks,
-)
+from robustbench_local.diagnostics.diagnose import Diagnosis, as_warnings, continue_diagnosis, diagnose, over_blocks
 from robustbench_local.diagnostics.input_plausibility import check_inputs
 from robustbench_local.diagnostics.preflight import Preflight, first_images, preflight
 from robustbench_local.diagnostics.probes import Probing
@@ -53,7 +46,7 @@ from robustbench_local.runtime.precision import full_precision
 from robustbench_local.runtime.resources import forget_peak_memory, seconds_since
 
 SAMPLED = ("fast", "custom")
-"""Protocols whose diagnosis costs no more than they do, and whose adaptive attacks run on a sample."""
+"""Protocols after which adaptive attacks run on a sample."""
 MOST_TARGETS = 9
 """Classes to steer to that are recorded for every sample: as many as any adaptive attack uses."""
 
@@ -117,9 +110,7 @@ def evaluate(
     started = time.perf_counter()
     with full_precision(plan.device), enough_memory(plan.device), metered_on(classifier, plan.device) as model:
         forget_peak_memory(plan.device)
-        checked = preflight(model, plan.dataset, threat_model, plan.device)
-        checked = checked._replace(passes=model.passes.forward + model.passes.backward)
-        checked = broadcast(checked)  # the same on every rank
+        checked = broadcast(preflight(model, plan.dataset, threat_model, plan.device))  # the same on every rank
         context, fingerprint = _set_up(plan, model, checked, observer or Observer())
         if resume and output is not None and (result := completed_result(output, fingerprint, plan.dataset)):
             return Evaluation(result, output, None)
@@ -238,20 +229,12 @@ def _first_block(
 ) -> tuple[list[Diagnostic], Diagnosis]:
     """The suite and the diagnosis of the first block. Returns all findings so far, and the diagnosis."""
     context, plan = run.context, run.plan
-    looked = context.model.passes.copy()
     predictions = context.states.clean_prediction[cascade.positions]
     inputs = check_inputs(context.model, context.dataset, predictions, context.classes, context.device)
-    spent = context.model.passes.since(looked)
     findings = [*findings, *inputs, *cascade.run_suite(plan.steps, gradients)]
     if not plan.settings.diagnostics:
         return findings, Diagnosis([])
-    sampled = plan.protocol.name in SAMPLED
-    scope = Scope(
-        everything=not sampled,
-        looked=run.checked.passes + spent.forward + spent.backward,
-        budget=len(cascade.positions) + sum(stage.passes for stage in cascade.stage_runs) if sampled else None,
-    )
-    diagnosis = diagnose(cascade, run.checked, findings, scope)
+    diagnosis = diagnose(cascade, run.checked, findings, everything=plan.protocol.name not in SAMPLED)
     return [*as_warnings(findings, run.checked.doubts, diagnosis), *diagnosis.findings], diagnosis
 
 
