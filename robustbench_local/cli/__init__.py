@@ -24,7 +24,7 @@ COMMANDS = {
     "doctor": "Check that a model and its data can be evaluated together.",
     "gate": "Pass or fail result files by accuracy limits, for CI.",
     "train": "Train a classifier on clean images, from scratch or from published weights.",
-    "list": "List models, datasets, attacks, defenses or configs.",
+    "list": "List models, datasets, attacks, defenses, configs or checks.",
     "predict": "Classify image files.",
 }
 """Name -> one-line help. Each name has a module `robustbench_local.cli.NAME` with a function `NAME_command`."""

@@ -1,4 +1,4 @@
-"""`robust list`: names that other commands take, from the registries."""
+"""`robust list`: names that other commands take, from the registries, and the checks that results name."""
 
 from __future__ import annotations
 
@@ -65,7 +65,24 @@ def _configs() -> list[tuple[str, str]]:
     return [*list_recipes(), *((f"gate/{name}", command) for name, command in list_gates())]
 
 
-KINDS = {"models": _models, "datasets": _datasets, "attacks": _attacks, "defenses": _defenses, "configs": _configs}
+def _checks() -> list[tuple[str, str]]:
+    """The checks of an evaluation in the order in which they are made."""
+    from robustbench_local.results.check_descriptions import DESCRIPTIONS, PHASES
+
+    return [
+        (slug, f"{PHASES[each.phase]}: {each.asks} Passes: {each.condition}. Otherwise: {each.effect}. [{each.source}]")
+        for slug, each in DESCRIPTIONS.items()
+    ]
+
+
+KINDS = {
+    "models": _models,
+    "datasets": _datasets,
+    "attacks": _attacks,
+    "defenses": _defenses,
+    "configs": _configs,
+    "checks": _checks,
+}
 
 
 @click.command("list")

@@ -44,6 +44,7 @@ def test_unknown_commands_name_the_nearest(robust):
         ("attacks", ["fgsm", "pgd", "art/DeepFool", "fast/1"]),
         ("defenses", ["pgd-at", "standard"]),
         ("configs", ["digits-cnn-robust"]),
+        ("checks", ["forward-is-deterministic", "probes-find-no-more"]),
     ],
 )
 def test_lists(robust, kind, expected):
