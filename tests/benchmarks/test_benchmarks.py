@@ -92,3 +92,15 @@ def test_a_record_of_another_machine_is_left_alone(bench, tmp_path):
     path.write_text(json.dumps({"machine": {"threads": torch.get_num_threads() + 1}, "rows": []}))
     with pytest.raises(SystemExit, match="another machine"):
         bench.Record(path)
+
+
+@pytest.mark.soak
+def test_every_picture_of_the_checks_is_drawn(bench, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the bench extra brings matplotlib")
+    pictures = importlib.import_module("masking_pictures")
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["masking_pictures.py"])
+    pictures.main()
+    committed = {path.name for path in (Path(__file__).parents[2] / "docs" / "images").iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == committed
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
