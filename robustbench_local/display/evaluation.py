@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from robustbench_local.display.console import ProgressContext
-from robustbench_local.display.result_table import result_table
+from robustbench_local.display.result_table import cost_of_looking, result_table
 from robustbench_local.engine.observer import Observer
 from robustbench_local.io.escape import plain
 from robustbench_local.results import checks
@@ -84,6 +84,8 @@ def _show_protocol(screen: Console, result: Result) -> None:
         f"protocol {protocol_name(result.protocol)} ({result.protocol.sha256[:12]}), seed {result.config['seed']}, "
         f"device {result.config['device']}, search in {result.config.get('precision', 'fp32')}"
     ]
+    if looking := cost_of_looking(result.cost):
+        lines.append(looking)
     if result.robust_accuracy.correct:
         lines.append("robust accuracy is an upper bound: stronger attacks may lower it")
     if result.sequential is not None:

@@ -20,15 +20,16 @@ Layout = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table. total: a section of its own, in bold."""
+    """A line of a table. section: a gap comes before it. total: a section of its own, in bold."""
 
     name: str
     cells: tuple[str, ...]
     total: bool = False
+    section: bool = False
 
     def stacked(self, layout: Layout) -> list[str]:
-        """The cells of each column in a layout."""
-        return ["\n".join(self.cells[position] for position in column) for column in layout]
+        """The cells of each column in a layout, without the empty lines before the first one that is not."""
+        return ["\n".join(self.cells[position] for position in column).lstrip("\n") for column in layout]
 
 
 def fitted_table(heading: Row, rows: Sequence[Row], layouts: Sequence[Layout], width: int, *, name: int) -> Table:
@@ -45,7 +46,7 @@ def fitted_table(heading: Row, rows: Sequence[Row], layouts: Sequence[Layout], w
     for title in heading.stacked(layout):
         table.add_column(Text(title), justify="right", no_wrap=True)
     for row in rows:
-        if row.total:
+        if row.total or row.section:
             table.add_section()
         table.add_row(Text(plain(row.name)), *row.stacked(layout), style="bold" if row.total else "")
     return table

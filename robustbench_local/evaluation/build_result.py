@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from robustbench_local.attacks import ThreatModel
 from robustbench_local.data.dataset import Dataset, dataset_sha256
 from robustbench_local.diagnostics.verdict import verdict_of
 from robustbench_local.engine.batch import RunContext
+from robustbench_local.engine.events import CleanEvent, seconds_of
 from robustbench_local.engine.journal import RunFingerprint
 from robustbench_local.engine.ledger import SampleStates, record_path
 from robustbench_local.evaluation.plan import EvaluationPlan
@@ -28,6 +29,8 @@ from robustbench_local.results.schema import (
     AttackReport,
     ClassReport,
     Cost,
+    CostPart,
+    CostPartName,
     DataInfo,
     Diagnostic,
     ModelInfo,
@@ -39,16 +42,21 @@ from robustbench_local.results.schema import (
 from robustbench_local.runtime.distributed import rank_and_world
 from robustbench_local.runtime.resources import peak_memory
 
+PARTS_AFTER_SUITE: dict[str, CostPartName] = {"diagnostic": "probes", "adaptive": "adaptive attacks"}
+"""The part of the cost that attacks of these roles belong to; all others are the suite's."""
+
 
 @dataclass(frozen=True)
 class CompletedRun:
     """What a run has found.
 
-    context: its dataset and states hold the samples that were evaluated. seconds: of all sessions. batch_size: images
-    per batch at the start. block_ends: how many samples had been evaluated after each block.
+    context: its dataset and states hold the samples that were evaluated. clean: the events of the clean pass. seconds:
+    of all sessions. batch_size: images per batch at the start. block_ends: how many samples had been evaluated after
+    each block.
     """
 
     context: RunContext
+    clean: Sequence[CleanEvent]
     reports: list[AttackReport]
     findings: list[Diagnostic]
     passes: Passes
@@ -126,7 +134,39 @@ def _cost(run: CompletedRun) -> Cost:
         seconds=run.seconds,
         image_steps_per_second=passes.backward / run.seconds,
         peak_memory_bytes=peak_memory(run.context.device),
+        parts=_cost_parts(run),
     )
+
+
+def _cost_parts(run: CompletedRun) -> list[CostPart]:
+    """Where the passes and the time of a run went; the checks get whatever is left."""
+    by_part: dict[CostPartName, list[AttackReport]] = {"suite": []}
+    for report in run.reports:
+        by_part.setdefault(PARTS_AFTER_SUITE.get(report.role, "suite"), []).append(report)
+    attacks = [
+        CostPart(
+            name=name,
+            forward_passes=sum(report.forward_passes for report in reports),
+            backward_passes=sum(report.backward_passes for report in reports),
+            seconds=sum(report.seconds for report in reports),
+        )
+        for name, reports in by_part.items()
+    ]
+    seconds = max(0.0, run.seconds - sum(part.seconds for part in attacks))
+    # Another process may take longer for its share of the clean pass than this one has waited for it.
+    clean = CostPart(
+        name="clean pass",
+        forward_passes=sum(event.forward for event in run.clean),
+        backward_passes=sum(event.backward for event in run.clean),
+        seconds=min(seconds, seconds_of(run.clean)),
+    )
+    checks = CostPart(
+        name="checks",
+        forward_passes=run.passes.forward - sum(part.forward_passes for part in (clean, *attacks)),
+        backward_passes=run.passes.backward - sum(part.backward_passes for part in (clean, *attacks)),
+        seconds=seconds - clean.seconds,
+    )
+    return [clean, attacks[0], checks, *attacks[1:]]
 
 
 def _config(plan: EvaluationPlan, run: CompletedRun, fingerprint: RunFingerprint) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _attack(run: _Run, *, keep_journal: bool) -> CompletedRun:
     keep_journal: an earlier session's journal stays even where this session fails before its first attack.
     """
     journal, plan = run.journal, run.plan
-    earlier_seconds = seconds_of([*journal.clean, *journal.searches])
+    earlier_seconds = _seconds_of_all(journal)
     earlier_events = len(journal.clean), len(journal.searches)
     batch_size = run.context.batch_size.value
     try:
@@ -185,6 +185,7 @@ def _attack(run: _Run, *, keep_journal: bool) -> CompletedRun:
         context = _first_samples(context, sum(len(cascade.positions) for cascade in cascades))
     return CompletedRun(
         context=context,
+        clean=journal.clean,
         reports=reports,
         findings=findings,
         passes=_all_passes(context.model.passes, journal, earlier_events),
@@ -256,3 +257,9 @@ def _all_passes(own: Passes, journal: Journal, earlier_events: tuple[int, int]) 
         sum(event.forward for event in events) + own.forward - sum(event.forward for event in own_events),
         sum(event.backward for event in events) + own.backward - sum(event.backward for event in own_events),
     )
+
+
+def _seconds_of_all(journal: Journal) -> float:
+    """How long all events took: at the end of every stage, all processes wait for the slowest."""
+    stages = {event.stage for event in journal.searches}
+    return seconds_of(journal.clean) + sum(seconds_of(journal.of_stage(stage)) for stage in stages)

@@ -191,6 +191,24 @@ class Verdict(StrictModel):
     reasons: list[str]
 
 
+CostPartName = Literal["clean pass", "suite", "checks", "probes", "adaptive attacks"]
+
+
+class CostPart(StrictModel):
+    """What one part of the evaluation cost; the parts add up to the whole."""
+
+    name: CostPartName = Field(
+        description="checks: everything that is neither the clean pass nor an attack in the list of attacks"
+    )
+    forward_passes: NonNegativeInt
+    backward_passes: NonNegativeInt
+    seconds: NonNegativeFloat
+
+    @property
+    def passes(self) -> int:
+        return self.forward_passes + self.backward_passes
+
+
 class Cost(StrictModel):
     """What the evaluation cost. A pass is one image through the network."""
 
@@ -201,6 +219,25 @@ class Cost(StrictModel):
     seconds: NonNegativeFloat
     image_steps_per_second: NonNegativeFloat
     peak_memory_bytes: NonNegativeInt
+    parts: list[CostPart] | None = Field(
+        default=None, description="where the passes and the time went; null in results of earlier versions"
+    )
+
+    @model_validator(mode="after")
+    def check_consistency(self) -> Cost:
+        if self.parts is None:
+            return self
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise ValueError("two parts of its cost have the same name")
+        for field in ("forward_passes", "backward_passes", "seconds"):
+            whole, total = getattr(self, field), sum(getattr(part, field) for part in self.parts)
+            if not (whole == total if isinstance(whole, int) else math.isclose(whole, total, abs_tol=1e-6)):
+                raise ValueError(f"the {field} of the parts of its cost add up to {total}, but it has {whole}")
+        return self
+
+    def part(self, name: CostPartName) -> CostPart | None:
+        """The part of that name; None where there is none."""
+        return next((part for part in self.parts or () if part.name == name), None)
 
 
 class Sequential(StrictModel):

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.display.evaluation import ProgressObserver, show_findings, show_result
-from robustbench_local.display.result_table import spaced
+from robustbench_local.display.result_table import cost_of_looking, spaced
 from robustbench_local.engine.protocol import resolve_suite
 from robustbench_local.results.checks import CHECKS
 from robustbench_local.results.reading import read_result
-from robustbench_local.results.schema import Diagnostic
+from robustbench_local.results.schema import CostPart, Diagnostic
 
 LONGEST = (
     "bpda:steps=50,loss=margin,layers=features.0.activation+features.7.quantize,saturating=true,stretch=0.1,targets=9"
@@ -40,9 +40,104 @@ def suite_result(make_result, path, suite):
     for (_, role), attack in zip(roles, content["attacks"], strict=True):
         left -= attack["fooled"]
         attack.update(role=role, robust_accuracy_after=left / N, forward_passes=PASSES, seconds=SECONDS)
-    content["cost"].update(forward_passes=10 * PASSES, seconds=10 * SECONDS)
+    counts = {"suite": len(steps), "probes": 1, "adaptive attacks": 1, "clean pass": 1, "checks": 3}
+    everything = sum(counts.values())
+    content["cost"].update(forward_passes=everything * PASSES, seconds=everything * SECONDS)
+    content["cost"]["parts"] = [part(name, count) for name, count in counts.items()]
+    content["cost"]["parts"][0]["backward_passes"] += 1
     path.write_text(json.dumps(content))
     return read_result(path)
+
+
+def part(name, count):
+    return {"name": name, "forward_passes": count * PASSES, "backward_passes": 0, "seconds": count * SECONDS}
+
+
+def looked_result(make_result, path, after_suite, parts=True):
+    """A result of 100 images, 90 of them correct; PGD fooled 20. after_suite: role, name, attacked, fooled."""
+    runs = [("search", "pgd", 90, 20), *after_suite]
+    robust = 90 - sum(fooled for *_, fooled in runs)
+    config = {"config": {"seed": 0, "device": "cpu"}}
+    make_result(path, robust, n=100, clean=90, attacks=[(name, fooled) for _, name, _, fooled in runs], changes=config)
+    content = json.loads(path.read_text())
+    for (role, _, attacked, _), attack in zip(runs, content["attacks"], strict=True):
+        attack.update(role=role, attacked=attacked, forward_passes=1000, backward_passes=500, seconds=1.0)
+    whole = {"forward_passes": 1000 * len(runs) + 400, "backward_passes": 500 * len(runs), "seconds": len(runs) + 1.5}
+    content["cost"].update(whole)
+    counts = {"probes": "diagnostic", "adaptive attacks": "adaptive"}
+    counts = {"suite": 1, **{name: sum(each[0] == role for each in runs) for name, role in counts.items()}}
+    content["cost"]["parts"] = [
+        {"name": "clean pass", "forward_passes": 100, "backward_passes": 0, "seconds": 0.5},
+        {"name": "checks", "forward_passes": 300, "backward_passes": 0, "seconds": 1.0},
+        *(
+            {"name": name, "forward_passes": 1000 * count, "backward_passes": 500 * count, "seconds": count}
+            for name, count in counts.items()
+        ),
+    ]
+    if not parts:
+        del content["cost"]["parts"]
+    path.write_text(json.dumps(content))
+    return read_result(path)
+
+
+def rows_of(lines):
+    """The words of every line of the table, without the gaps between its sections."""
+    end = next(number for number, line in enumerate(lines) if line.startswith("protocol "))
+    return [" ".join(line.split()) for line in lines[3:end] if line.strip()]
+
+
+PROBES = [("diagnostic", name, 30, 0) for name in ("bpda:steps=6", "descent:steps=3", "square:steps=16")]
+
+
+def test_probes_that_found_nothing_share_a_row(make_result, tmp_path):
+    more = [(role, name, 7, fooled) for role, name, _, fooled in PROBES]
+    lines = shown(looked_result(make_result, tmp_path / "r.json", [*PROBES, *more]), 120)
+    assert rows_of(lines) == [
+        "clean 90.0% [82.6%, 94.5%] 100 0.5",
+        "pgd 70.0% [60.4%, 78.1%] 20 of 90 1,500 1.0",
+        "checks 300 1.0",
+        "probes: 37 images asked 70.0% [60.4%, 78.1%] 0 of 37 9,000 6.0",
+        "all attacks 70.0% [60.4%, 78.1%] 20 of 90 10,900 8.5",
+    ]
+    assert "looking: 9,300 passes, 6.20 of the suite's" in [line.rstrip() for line in lines]
+
+
+def test_after_probes_that_found_something_each_attack_has_a_row(make_result, tmp_path):
+    """Also those that fooled nothing; one that ran again on further images has one row."""
+    probes = [("diagnostic", "bpda:steps=6", 30, 2), ("diagnostic", "descent:steps=3", 28, 0)]
+    adaptive = [("adaptive", "eot", 68, 0), ("adaptive", "square", 68, 1)]
+    again = [("diagnostic", "bpda:steps=6", 40, 3), ("diagnostic", "descent:steps=3", 37, 0), ("adaptive", "eot", 9, 4)]
+    lines = shown(looked_result(make_result, tmp_path / "r.json", [*probes, *adaptive, *again]), 120)
+    assert [row for row in rows_of(lines) if "clean" not in row] == [
+        "pgd 70.0% [60.4%, 78.1%] 20 of 90 1,500 1.0",
+        "checks 300 1.0",
+        "probes: 70 images asked",
+        "bpda: steps=6 65.0% [55.3%, 73.6%] 5 of 70 3,000 2.0",
+        "descent: steps=3 65.0% [55.3%, 73.6%] 0 of 65 3,000 2.0",
+        "adaptive attacks",
+        "eot 61.0% [51.2%, 70.0%] 4 of 77 3,000 2.0",
+        "square 60.0% [50.2%, 69.1%] 1 of 68 1,500 1.0",
+        "all attacks 60.0% [50.2%, 69.1%] 30 of 90 12,400 9.5",
+    ]
+
+
+def test_results_that_do_not_say_where_the_passes_went_are_shown(make_result, tmp_path):
+    lines = shown(looked_result(make_result, tmp_path / "r.json", PROBES, parts=False), 120)
+    assert rows_of(lines)[0] == "clean 90.0% [82.6%, 94.5%] 100"
+    assert "probes: 30 images asked 70.0% [60.4%, 78.1%] 0 of 30 4,500 3.0" in rows_of(lines)
+    assert not any(line.startswith(("checks", "looking")) for line in lines)
+
+
+def test_without_a_suite_looking_has_no_share(make_result, tmp_path):
+    """As with eps 0, where no attack runs."""
+    result = looked_result(make_result, tmp_path / "r.json", [])
+    parts = [each.model_copy(update={"name": "checks"}) for each in result.cost.parts if each.name == "suite"]
+    cost = result.cost.model_copy(update={"parts": [*parts, part_of("suite")]})
+    assert cost_of_looking(cost) == "looking: 1,500 passes"
+
+
+def part_of(name):
+    return CostPart(name=name, forward_passes=0, backward_passes=0, seconds=0)
 
 
 def shown(result, width):
@@ -70,15 +165,19 @@ def test_every_heading_name_and_number_is_there(make_result, tmp_path, suite, wi
         assert f"{attack.robust_accuracy_after:.1%}" in text
     robust = result.robust_accuracy
     assert f"[{robust.confidence.low:.1%}, {robust.confidence.high:.1%}]" in text
-    assert text.count(f"{PASSES + 1:,}") == text.count(f"{SECONDS:.1f}") == len(result.attacks)
-    assert f"{10 * PASSES + 1:,}" in text
-    assert f"{10 * SECONDS:.1f}" in text
+    assert text.count(f"{PASSES + 1:,}") == len(result.attacks)
+    assert text.count(f"{SECONDS:.1f}") == len(result.attacks) + 1, "the clean pass took as long"
+    cost, checks = result.cost, result.cost.part("checks")
+    whole = cost.forward_passes + cost.backward_passes
+    for passes, seconds in ((whole, cost.seconds), (checks.passes, checks.seconds)):
+        assert f"{passes:,}" in text
+        assert f"{seconds:.1f}" in text
     # The first column, read downwards without its breaks, holds the names.
     first = min(line.index("accuracy") for line in lines[:rule] if "accuracy" in line)
     first = min([first, *(match.start() for line in lines[:rule] if (match := re.search("95 % interval", line)))])
     letters = re.sub(r"[\s\[]", "", "".join(line[:first] for line in body))
-    for attack in result.attacks:
-        assert attack.name in letters
+    for name in [*(attack.name for attack in result.attacks), "checks", "probes:9,000imagesasked", "adaptiveattacks"]:
+        assert name in letters
 
 
 def test_numbers_share_columns_only_where_they_must(make_result, tmp_path):

@@ -5,6 +5,7 @@ import json
 import jsonschema
 import pytest
 
+from robustbench_local.errors import UserError
 from robustbench_local.gates.decide import decide
 from robustbench_local.gates.gate import Gate, Limits
 from robustbench_local.gates.limits import Outcome
@@ -104,3 +105,36 @@ def test_results_with_and_without_slugs_are_gated_and_compared_alike(make_result
     assert {warning["slug"] for model in comparison.to_dict()["models"] for warning in model["warnings"]} == {
         "verdict-doubtful"
     }
+
+
+PARTS = [
+    {"name": "clean pass", "forward_passes": 1, "backward_passes": 0, "seconds": 0.25},
+    {"name": "suite", "forward_passes": 0, "backward_passes": 1, "seconds": 0.75},
+]
+
+
+def test_results_say_where_their_passes_went_or_nothing(make_result, tmp_path):
+    cost = read_result(make_result(tmp_path / "r.json", 500, changes={"cost.parts": PARTS})).cost
+    assert cost.part("suite").passes == 1
+    assert cost.part("probes") is None
+    earlier = read_result(make_result(tmp_path / "s.json", 500)).cost
+    assert earlier.parts is None
+    assert earlier.part("suite") is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([{**PARTS[0], "forward_passes": 2}, PARTS[1]], "the forward_passes of the parts"),
+        (PARTS[:1], "the backward_passes of the parts"),
+        ([PARTS[0], {**PARTS[1], "seconds": 0.7}], "the seconds of the parts"),
+        ([], "the forward_passes of the parts"),
+        ([*PARTS, {**PARTS[0], "forward_passes": 0, "seconds": 0}], "the same name"),
+        ([{**PARTS[0], "name": "lunch"}, PARTS[1]], "cost"),
+        ([PARTS[0], {**PARTS[1], "seconds": -0.75}], "cost"),
+    ],
+)
+def test_parts_that_are_not_the_whole_are_refused(make_result, tmp_path, parts, reason):
+    path = make_result(tmp_path / "r.json", 500, changes={"cost.parts": parts})
+    with pytest.raises(UserError, match=reason):
+        read_result(path)
