@@ -17,6 +17,7 @@ from robustbench_local.attacks.fgsm import FGSM, fgsm
 from robustbench_local.attacks.function_form import attack_function
 from robustbench_local.attacks.noise import Noise
 from robustbench_local.attacks.pgd import PGD, pgd
+from robustbench_local.attacks.quantized import Quantized
 from robustbench_local.attacks.square import Square, square
 from robustbench_local.attacks.threat_model import ThreatModel
 
@@ -31,6 +32,7 @@ __all__ = [
     "Attack",
     "Descent",
     "Noise",
+    "Quantized",
     "Square",
     "ThreatModel",
     "apgd",

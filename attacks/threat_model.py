@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks import losses
-from robustbench_local.attacks.norms import NORMS, Box, Norm
+from robustbench_local.attacks.norms import NORMS, Box, Norm, expand_rows, to_float64
 from robustbench_local.numbers import parse_eps
+
+GRAY_LEVELS = 255
+"""Steps from one end of the box to the other in an image file of 8 bits per channel."""
+SAME_LEVEL = 1e-4
+"""Differences from a whole gray level, in gray levels, that are rounding errors of float32."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,27 @@ class ThreatModel:
         if not inset:
             return points
         return self.geometry.shrink(points.clamp(*self.inner_box(inset)), images, self.eps, self.box)
+
+    def to_gray_levels(self, points: Tensor, images: Tensor) -> Tensor:
+        """The points moved towards their images until every pixel differs from its image by whole gray levels.
+
+        Where a pixel of the image is one that a file of 8 bits per channel can hold, so is that of the point; elsewhere
+        the perturbation alone is whole. points: float [rows, ...] in ball and box. images, result: float like points.
+        """
+        low, step = self.box[0], self.gray_level
+        levels = (to_float64(points) - to_float64(images)) / step
+        levels = (levels + SAME_LEVEL * levels.sign()).trunc()
+        places = (to_float64(images) - low) / step
+        places = torch.where((places - places.round()).abs() < SAME_LEVEL, places.round(), places)
+        whole = torch.where(levels == 0, images, (low + (places + levels) * step).to(images.dtype)).clamp(*self.box)
+        length = self.geometry.distance(to_float64(whole) - to_float64(images))
+        outside = expand_rows(length > self.eps + torch.finfo(torch.float32).eps * max(map(abs, self.box)), images)
+        return torch.where(outside, self.geometry.shrink(whole, images, self.eps, self.box), whole)
+
+    @property
+    def gray_level(self) -> float:
+        """The distance of two neighboring gray levels, in pixel units."""
+        return (self.box[1] - self.box[0]) / GRAY_LEVELS
 
     def inner_box(self, inset: float) -> Box:
         """The box without a rim as wide as `inset`, a fraction of the box's width."""

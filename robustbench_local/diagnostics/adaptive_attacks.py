@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
-from robustbench_local.attacks import BPDA, EOT, PGD, Attack, Descent
+from robustbench_local.attacks import BPDA, EOT, PGD, Attack, Descent, Quantized
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.attacks.suites import INSET, Stage
 from robustbench_local.diagnostics.check import INSIDE
@@ -35,10 +35,11 @@ MISSED_BY_SUITE = {checks.PROBED, checks.PROBES_AGREE, checks.CONVERGED}
 SUITE_FAILURE_SHARE = 0.05
 """The share of robust images that plain PGD may fool before the suite itself is in doubt."""
 ATTACK_FAILS = {checks.GROWTH, checks.PLANTED, checks.PROBED}
+ON_GRID = {checks.GRAY_LEVELS}
 UNSTEADY = {checks.BATCH_INDEPENDENT, checks.STATELESS}
 SEARCHES_WITHOUT_GRADIENTS = ("square:steps=3000,share=0.1", "square:steps=5000")
 """With small squares and with large ones: which are better depends on the size of the images."""
-REASONS = UNSTEADY | RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS
+REASONS = UNSTEADY | RANDOM | MISSING_GRADIENTS | SATURATED | ROUGH_LOSS | MISSED_BY_SUITE | ATTACK_FAILS | ON_GRID
 """The checks that call for adaptive attacks."""
 
 
@@ -89,6 +90,7 @@ def _attacks_for(cascade: Cascade, preflight: Preflight, problems: set[str]) -> 
                 layers=layers, inset=INSIDE, saturating=True, stretch=stretch, loss="margin", targets=9, steps=50
             )
             yield through, SATURATED | ATTACK_FAILS
+    yield from _on_gray_levels(problems)
     if problems & RANDOM:
         yield EOT(draws=20, inset=INSIDE), RANDOM
     if problems & (ROUGH_LOSS | RANDOM | MISSED_BY_SUITE):
@@ -102,6 +104,13 @@ def _attacks_for(cascade: Cascade, preflight: Preflight, problems: set[str]) -> 
         yield transfer_from(surrogate, name), problems
     for text in SEARCHES_WITHOUT_GRADIENTS:
         yield resolve_attack(text), problems
+
+
+def _on_gray_levels(problems: set[str]) -> Iterator[tuple[Attack, set[str]]]:
+    """Attacks at points that an image file could hold."""
+    if problems & ON_GRID:
+        yield Quantized(), ON_GRID
+        yield Quantized(targets=9, steps=50), ON_GRID
 
 
 def _because(reasons: set[str], problems: set[str]) -> str:

@@ -20,6 +20,8 @@ from robustbench_local.attacks.suites import INSET
 SCALES = (1e-3, 1.0, 1e3)
 SAME_MULTIPLE = 0.1
 """How far gradients may be from one multiple of the true ones at the median image to count as that multiple."""
+JUMP, LEAST_JUMP = 4.0, 0.02
+"""Along half a gray level the changes of honest networks have differed by a factor of 1.2 at most."""
 NOISE_RADIUS = 4 / 255
 """From the second indicator of attack failure: noise of (rand - 0.5) · 8/255."""
 
@@ -100,6 +102,27 @@ def margin_instability(probe: ProbeSet, draws: int = 20) -> float:
         after = logit_margin(probe.model(probe.images + noise.to(probe.images.dtype)), probe.labels)
         changes.append(((after - before).abs() / before.abs().clamp_min(1e-12)).clamp_max(1))
     return float(torch.stack(changes).mean())
+
+
+@torch.no_grad()
+def jumps_on_gray_levels(probe: ProbeSet, draws: int = 2) -> Tensor:
+    """At which images the margin jumps where every pixel has moved by whole gray levels, bool [rows].
+
+    A random point of the ball moves straight to the whole gray levels between it and its image. Along so short a way a
+    margin changes evenly, so both halves change it alike. At a jump the second half changes it by more than `JUMP`
+    times as much as the first and by more than `LEAST_JUMP` of itself, in every draw.
+    """
+    threat_model, found = probe.threat_model, torch.ones_like(probe.labels, dtype=torch.bool)
+    for draw in range(draws):
+        keys = sample_keys(probe.seed, probe.indices, "gray-levels", draw)
+        noise = threat_model.geometry.random_start(probe.images, threat_model.eps, keys).to(probe.images.dtype)
+        start = threat_model.project(probe.images + noise, probe.images)
+        end = threat_model.to_gray_levels(start, probe.images)
+        before, halfway, after = (
+            logit_margin(probe.model(start.lerp(end, share)), probe.labels) for share in (0.0, 0.5, 1.0)
+        )
+        found &= (after - halfway).abs() > JUMP * (halfway - before).abs() + LEAST_JUMP * halfway.abs()
+    return found
 
 
 def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> Tensor:

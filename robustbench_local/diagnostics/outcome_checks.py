@@ -89,6 +89,22 @@ def gradient_prediction(outcome: Outcome) -> Measurement | Skipped:
     return Measurement(float((indicators.gradient_mismatch(probe) > MISMATCH).float().mean()), len(probe))
 
 
+MOST_ROUNDED = 16
+"""Images at which points between the gray levels are compared with points on them."""
+JUMPS = 0.1
+"""The share of robust images whose margin may jump on whole gray levels."""
+
+
+def gray_level_rounding(outcome: Outcome) -> Measurement | Skipped:
+    """The share of robust images whose margin jumps where every pixel has moved by whole gray levels."""
+    probe = outcome.robust_images.first(MOST_ROUNDED)
+    if not len(probe):
+        return NO_ROBUST_IMAGE
+    if probe.threat_model.eps < probe.threat_model.gray_level:
+        return Skipped("eps is smaller than a gray level")
+    return Measurement(float(indicators.jumps_on_gray_levels(probe).float().mean()), len(probe))
+
+
 LEFT_IN_THE_BOX = 0.05
 """The share of images that may stay robust in a ball that contains every image."""
 
@@ -189,6 +205,14 @@ CHECKS = (
         0.0,
         "at {value:.0%} of {n} images a step of eps/10 along the gradient changes the margin otherwise than predicted, "
         "by half and more: gradients are shattered, wrong, or too small to be exact there",
+        always=True,
+    ),
+    Check(
+        checks.GRAY_LEVELS,
+        gray_level_rounding,
+        JUMPS,
+        "at {value:.0%} of {n} robust images the margin jumps where all pixels have moved by whole gray levels: the "
+        "model recognizes points that no image file could hold",
         always=True,
     ),
     Check(

@@ -220,6 +220,15 @@ DESCRIPTIONS: dict[str, Description] = {
         DOUBT,
         f"{ATHALYE} (shattered gradients); the measure: {OURS}",
     ),
+    checks.GRAY_LEVELS: Description(
+        AFTER,
+        "At which share of robust images does the margin jump where a random point of the ball has moved to whole gray "
+        "levels?",
+        "at most {limit:.0%}",
+        0.1,
+        DOUBT,
+        OURS,
+    ),
     checks.GROWTH: Description(
         AFTER,
         "Which share of robust images stays robust in a ball that contains every image?",

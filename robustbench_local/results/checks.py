@@ -42,6 +42,7 @@ CROSS_ENTROPY = "cross-entropy-suffices"
 SCALE = "logit-scale-harmless"
 STABLE = "margins-stable-under-noise"
 GRADIENT_PREDICTS_LOSS = "gradient-predicts-loss"
+GRAY_LEVELS = "gray-level-rounding-harmless"
 GROWTH = "accuracy-falls-to-zero"
 BEST_ITERATE_KEPT = "best-iterate-kept"
 CONVERGED = "search-converged"
@@ -60,6 +61,7 @@ AFTER_ATTACKS = (
     SCALE,
     STABLE,
     GRADIENT_PREDICTS_LOSS,
+    GRAY_LEVELS,
     GROWTH,
     BEST_ITERATE_KEPT,
     CONVERGED,
@@ -192,6 +194,9 @@ CHECKS: dict[str, Sentences] = {
         "the gradient predicts how the loss changes",
         "the gradient does not predict how the loss changes",
         "the loss rises as its gradient says",
+    ),
+    GRAY_LEVELS: Sentences(
+        "margins are the same on whole gray levels and between them", "margins jump on whole gray levels", GRAY_LEVELS
     ),
     GROWTH: Sentences(
         "robust accuracy falls to 0 as eps grows",

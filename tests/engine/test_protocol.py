@@ -90,5 +90,5 @@ def test_later_fields_are_told_apart_from_settings_of_the_first_version():
         assert marked == KNOWN_ADDITIONS.get(name, []), name
 
 
-INSET = ["fgsm", "pgd", "apgd", "fab", "bpda", "eot", "descent", "regions"]
+INSET = ["fgsm", "pgd", "apgd", "fab", "bpda", "eot", "descent", "quantized", "regions"]
 KNOWN_ADDITIONS: dict[str, list[str]] = {name: ["inset"] for name in INSET}
