@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from robustbench_local.attacks import PGD, Attack
@@ -44,8 +45,9 @@ MOST_PROBED = 32
 """Images that the checks measure where a doubt has been raised."""
 MOST_ADAPTED = 500
 """Robust samples that adaptive attacks run on where they do not run on all."""
-FEW = 0.05
-"""The share of the robust samples that adaptive attacks may fool without confirming a doubt."""
+SIGNIFICANCE, FEW = 0.05, 0.05
+"""A doubt is confirmed where the suite has missed significantly more than `probes.LIMIT` of all samples, or more than
+one and more than the share FEW of those that it left robust."""
 MOST_PLANTED_STEPS = 200
 """Steps of an adaptive attack that searches for planted adversarial examples."""
 FIRST_ADAPTIVE = 200
@@ -94,7 +96,7 @@ def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnosti
         problems.add(PROBED)
     if not problems:
         explanations = [_skipped(check.slug, NO_DOUBT) for check in outcome_checks() if not check.always]
-        return Diagnosis([*smells, *explanations, probe_finding(probing)], probing, everything=everything)
+        return Diagnosis([*smells, *explanations, probe_finding(probing, warns=False)], probing, everything=everything)
     known = bool(warned) or probing.suspicious
     return _resolve_doubt(
         cascade, preflight, _Doubt(problems, known, smells, probing, robust_before), everything=everything
@@ -128,11 +130,13 @@ def _resolve_doubt(cascade: Cascade, preflight: Preflight, doubt: _Doubt, *, eve
     remaining = 0
     if not outcome.everything and len(probing.asked) < probing.population:
         remaining = most_remaining(lost, probing.population, probing.share, probes.ALPHA)
-    confirmed = remaining > limit or lost > max(1, limit)
-    confirmed |= lost > 1 and lost > FEW * doubt.robust_before
+    significant = stats.binomtest(lost, probing.n, probes.LIMIT, alternative="greater").pvalue < SIGNIFICANCE
+    many_of_few = lost > 1 and lost > FEW * doubt.robust_before
+    confirmed = remaining > limit or bool(significant) or many_of_few
     findings = _recheck(cascade, positions, findings, confirmed=confirmed)
     summary = _adaptive_summary(cascade, doubt.robust_before, remaining, confirmed=confirmed)
-    return Diagnosis([*findings, probe_finding(probing), summary], probing, stages, outcome.everything)
+    warns = probing.remaining > limit or (confirmed and probing.found > 0)
+    return Diagnosis([*findings, probe_finding(probing, warns=warns), summary], probing, stages, outcome.everything)
 
 
 class _Attacked(NamedTuple):
@@ -202,7 +206,8 @@ def over_blocks(findings: Sequence[Diagnostic], probings: Sequence[Probing]) -> 
     """
     if not probings:
         return list(findings)
-    finding = probe_finding(probes.pooled(probings))
+    together = probes.pooled(probings)
+    finding = probe_finding(together, warns=together.suspicious)
     return [
         finding.model_copy(update={"status": "fail"} if finding.status == "warn" and each.status == "pass" else {})
         if each.slug == PROBED

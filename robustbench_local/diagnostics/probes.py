@@ -176,8 +176,8 @@ def pooled(parts: Sequence[Probing]) -> Probing:
     return Probing(drawn, asked, share, found, remaining, sum(part.n for part in parts))
 
 
-def probe_finding(probing: Probing) -> Diagnostic:
-    """The finding about what the probes may still take."""
+def probe_finding(probing: Probing, *, warns: bool) -> Diagnostic:
+    """The finding about what the probes have taken and may still take."""
     share = (probing.found + probing.remaining) / probing.n
     more = (
         f"; with 97.5 % confidence they would fool at most {probing.remaining} of the others: run --suite standard"
@@ -186,12 +186,12 @@ def probe_finding(probing: Probing) -> Diagnostic:
     )
     return Diagnostic(
         slug=PROBED,
-        status="warn" if probing.suspicious else "pass",
+        status="warn" if warns else "pass",
         value=share,
         threshold=LIMIT,
         n=len(probing.asked),
         advice=f"probes fooled {probing.found} of {len(probing.asked)} robust images that were asked, of "
         f"{probing.population}{more}"
-        if probing.suspicious
+        if warns
         else "",
     )

@@ -191,6 +191,7 @@ def batch_independent(model: Metered, images: Tensor, logits: Tensor, strangers:
     try:
         by_itself = difference(torch.cat([model(image) for image in images[alone].split(1)]), logits[alone])
     except ModelFailure:
+        model.model.refuses_one = True
         by_itself = 1.0  # batch norm in train mode refuses a single image
     if by_itself >= value:
         where, value = "alone", by_itself

@@ -24,7 +24,8 @@ class ClassifierInfo:
     resize: how image files are brought to its input size. probabilities: the module ends in a softmax. weights: the
     key in the checkpoint file that the weights were read from; "" for the top level, None without a file. output: which
     of several tensors that the module returns are the logits, such as `1` or `heads.0`; None for the conventional one.
-    notes: decisions made while loading that a reader of the result should know, one sentence each.
+    notes: decisions made while loading that a reader of the result should know, one sentence each. refuses_one: the
+    module raises for a single image, so that it is asked about a pair of the same.
     """
 
     resize: Resize | None = None
@@ -32,6 +33,7 @@ class ClassifierInfo:
     weights: str | None = None
     output: str | None = None
     notes: tuple[str, ...] = ()
+    refuses_one: bool = False
 
 
 class Classifier(nn.Module):
@@ -76,6 +78,7 @@ class Classifier(nn.Module):
         self.notes = info.notes
         self.probabilities = info.probabilities
         self.output = info.output
+        self.refuses_one = info.refuses_one
         self.candidates: tuple[str, ...] = ()
         self.convention = ""
         self.single_output = False
@@ -102,6 +105,7 @@ class Classifier(nn.Module):
             weights=self.weights,
             output=self.output,
             notes=self.notes,
+            refuses_one=self.refuses_one,
         )
 
     def train(self, mode: bool = True) -> Classifier:  # noqa: ARG002 - the signature is torch's

@@ -53,10 +53,22 @@ class Metered(nn.Module):
         except (Exception, SystemExit) as error:
             if is_out_of_memory(error):
                 raise
-            raise _model_failure(self.model.name, images, error) from error
+            if len(images) != 1 or not self.model.refuses_one:
+                raise _model_failure(self.model.name, images, error) from error
+            logits = self._beside_itself(images, error)
         self.passes.forward += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
+        return logits
+
+    def _beside_itself(self, image: Tensor, error: BaseException) -> Tensor:
+        """The logits of a single image that the model refused alone, from a batch that holds it twice."""
+        try:
+            logits: Tensor = self.model(image.repeat(2, *[1] * (image.dim() - 1)))[:1]
+        except Exception as again:
+            if is_out_of_memory(again):
+                raise
+            raise _model_failure(self.model.name, image, error) from error
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:

@@ -218,7 +218,6 @@ BAD = {
     "normalize": (["f.py:net", *GOOD, "--normalize", "imagnet"], "imagenet"),
     "factory that exits": (["f.py:exits", *GOOD], "SystemExit"),
     "model that fails": (["f.py:Late", *GOOD], "late failure"),
-    "model for many images only": (["f.py:Alone", *GOOD], "Expected more than 1 value"),
     "output is a pipe": (["--output", "pipe"], "pipe"),
     "far too many steps": (["--attack", "pgd:steps=99999999999999999999"], "steps"),
     "device without memory": (["--device", "meta"], "--device"),
@@ -289,6 +288,14 @@ def test_a_softmax_model_is_warned_of_and_attacked(robust, files):
     assert outcome.code == 0
     assert "softmax" in outcome.err
     assert read_result(files / "r.json").verdict.status == "doubtful"
+
+
+def test_a_model_for_many_images_only_is_asked_about_pairs_and_not_trusted(robust, files):
+    outcome = robust("attack", "f.py:Alone", *GOOD, "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert result["verdict"]["status"] != "trusted"
+    assert next(each for each in result["diagnostics"] if each["slug"] == "batch-independent")["status"] == "warn"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
