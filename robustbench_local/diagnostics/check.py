@@ -23,9 +23,8 @@ PLANTED_ATTACK = PGD(steps=20, loss="margin", schedule="cosine", momentum=0.25, 
 """The attack that has to find planted adversarial examples."""
 WIDEST = 1e6
 """A multiple of eps with which the ball contains the whole box."""
-MOST_IN_WIDE_BALLS, MOST_PLANTED = 8, 4
-"""Images that are attacked in wider balls, and images for which an adversarial example is planted; where a doubt has
-been raised, twice as many."""
+MOST_IN_WIDE_BALLS, MOST_PLANTED = 16, 8
+"""Images that are attacked in wider balls, and images for which an adversarial example is planted."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Outcome:
     attack: Attack = GRADIENT_ATTACK
     planted_attack: Attack = PLANTED_ATTACK
     ball_factors: tuple[float, ...] = (2.0, 4.0, WIDEST)
-    planted: int = 2 * MOST_PLANTED
-    most_in_wide_balls: int = 2 * MOST_IN_WIDE_BALLS
+    planted: int = MOST_PLANTED
+    most_in_wide_balls: int = MOST_IN_WIDE_BALLS
 
     @functools.cached_property
     def robust_images(self) -> ProbeSet:

@@ -50,7 +50,7 @@ SIGNIFICANCE, FEW = 0.05, 0.05
 one and more than the share FEW of those that it left robust."""
 MOST_PLANTED_STEPS = 200
 """Steps of an adaptive attack that searches for planted adversarial examples."""
-FIRST_ADAPTIVE = 200
+FIRST_ADAPTIVE = 500
 """Number of the first adaptive attack's stage, after those of the probes."""
 NOTHING_ROBUST = "no image is robust, so the robust accuracy cannot be an overestimate"
 NO_DOUBT = "explains a doubt, and none was raised"
@@ -243,7 +243,7 @@ def _outcome(cascade: Cascade, positions: Tensor) -> Outcome:
 def _first_look(cascade: Cascade, preflight: Preflight) -> list[Diagnostic]:
     """The checks that follow every suite: on a few robust images of all strata, and on a few that are fooled."""
     robust = probes.draw(cascade).in_turn()
-    count = min(MOST_IN_WIDE_BALLS, max(2, len(robust) // 8))
+    count = min(MOST_IN_WIDE_BALLS // 2, max(2, len(robust) // 8))
     fooled = _spread(cascade, len(cascade.positions))
     fooled = fooled[~cascade.context.states.robust[fooled]]
     fooled = fooled[:: max(1, len(fooled) // preflight.fits)]
@@ -251,7 +251,7 @@ def _first_look(cascade: Cascade, preflight: Preflight) -> list[Diagnostic]:
         _outcome(cascade, torch.cat([robust[: preflight.fits], fooled[: preflight.fits]])),
         attack=replace(GRADIENT_ATTACK, steps=10),
         ball_factors=(WIDEST,),
-        planted=min(MOST_PLANTED, math.ceil(count / 2)),
+        planted=min(MOST_PLANTED // 2, math.ceil(count / 2)),
         most_in_wide_balls=count,
     )
     return broadcast([check.finding(outcome) for check in outcome_checks() if check.always] if _first_rank() else [])
@@ -293,7 +293,8 @@ def _run_adaptive(cascade: Cascade, stages: Sequence[tuple[int, Step, str]], ask
 
 def _strongest(cascade: Cascade) -> Attack:
     """The attack along the model's own gradients that fooled the most of what the suite had left robust."""
-    strongest, most_fooled = GRADIENT_ATTACK, 0
+    strongest: Attack = GRADIENT_ATTACK
+    most_fooled = 0
     for run in cascade.stage_runs:
         attack = run.step.attack
         after_suite = run.step.stage.role in ("diagnostic", "adaptive")

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustbench_local.attacks import FGSM
 from robustbench_local.attacks.attack import spec_text
 from robustbench_local.diagnostics import indicators
-from robustbench_local.diagnostics.active_test import active_test
+from robustbench_local.diagnostics.active_test import ActiveTestResult, active_test
 from robustbench_local.diagnostics.check import MOST_PLANTED, Check, Measurement, Outcome, Skipped
 from robustbench_local.results import checks
 from robustbench_local.statistics.intervals import mcnemar
@@ -141,27 +141,29 @@ PLANTED_RATE = 0.5
 """The share of planted adversarial examples that an attack has to find."""
 
 
+def _plant(outcome: Outcome, count: int) -> ActiveTestResult:
+    probe = outcome.probe.first(count)
+    return active_test(
+        probe.model, probe.threat_model, probe.images, outcome.planted_attack, seed=probe.seed, batch_size=len(probe)
+    )
+
+
 def planted(outcome: Outcome) -> Measurement | Skipped:
     """The share of planted adversarial examples that the attack finds."""
     if not outcome.robust.any():
         return NO_ROBUST_IMAGE
-    probe = outcome.probe.first(outcome.planted)
-    result = active_test(
-        probe.model, probe.threat_model, probe.images, outcome.planted_attack, seed=probe.seed, batch_size=len(probe)
-    )
+    result = _plant(outcome, outcome.planted)
+    if result.successes < PLANTED_RATE * result.images:  # too few images to tell
+        result = _plant(outcome, MOST_PLANTED)
     if not result.images:
         return Skipped("no planted adversarial example can be separated from random points")
     rarely = stats.binomtest(result.successes, result.images, PLANTED_RATE, alternative="less").pvalue < 0.05
-    # Few images raise a doubt where most are missed. In small L2 and L1 balls random points are close to the boundary
-    # and may find all of them.
-    if result.images < MOST_PLANTED + 1:
-        rarely, no_better_than_random = result.successes < PLANTED_RATE * result.images, False
-    else:
-        no_better_than_random = result.successes < result.images and result.successes <= result.random_successes
+    # In small L2 and L1 balls random points are close to the boundary and may find all of them.
+    no_better_than_random = result.successes <= min(result.random_successes, result.images - 1)
     return Measurement(
         result.successes / result.images,
         result.images,
-        bool(rarely or no_better_than_random),
+        bool(rarely or (no_better_than_random and result.images >= MOST_PLANTED // 2)),
         {"found": result.successes, "random": result.random_successes, "attack": spec_text(outcome.planted_attack)},
     )
 

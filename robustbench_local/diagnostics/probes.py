@@ -32,8 +32,8 @@ NEARLY_ALL = 0.8
 """Where a larger share than this would be asked, all are: that leaves nothing to a bound."""
 STRATA, STALLED, LOOKS = 4, 8, 4
 """Strata by margin; images whose margin the suite has lowered least, always asked; looks, each at twice as many."""
-FIRST_PROBE = DIAGNOSTIC_STAGES
-"""Number of the first look's first stage."""
+FIRST_PROBE = DIAGNOSTIC_STAGES + 300
+"""Number of the first look's first stage; journals of earlier versions hold other attacks under the numbers before."""
 
 
 @dataclass(frozen=True)
