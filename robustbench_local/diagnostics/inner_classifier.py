@@ -30,9 +30,9 @@ def inner_classifier(model: Metered, images: Tensor) -> Metered | None:
         logits = model(images)
     best: tuple[float, Metered] | None = None
     for module in _called_with_images(model, images, logits):
-        scaling = whole.normalization or {"mean": None, "std": None}
+        scaling = whole.normalization or {}
         name = f"a part of {whole.name}"
-        inside = Classifier(module, name=name, mean=scaling["mean"], std=scaling["std"], copy=False)
+        inside = Classifier(module, name=name, mean=scaling.get("mean"), std=scaling.get("std"), copy=False)
         inside.probabilities, counted = whole.probabilities, Metered(inside, model.passes)
         with contextlib.suppress(ModelFailure), torch.no_grad():
             answers = counted(images)
