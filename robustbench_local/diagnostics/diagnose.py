@@ -41,6 +41,8 @@ from robustbench_local.statistics.sampling import most_remaining
 
 CHECK_FILES = ("outcome_checks",)
 """Modules of this package whose `CHECKS` are run. A new check is one file and its name here."""
+SAMPLED = ("fast", "custom")
+"""Protocols after which adaptive attacks run on the samples that the probes asked, not on all robust ones."""
 MOST_PROBED = 32
 """Images that the checks measure where a doubt has been raised."""
 MOST_ADAPTED = 500
@@ -75,11 +77,11 @@ def outcome_checks() -> list[Check]:
     return [check for module in modules for check in module.CHECKS]
 
 
-def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnostic], *, everything: bool) -> Diagnosis:
+def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnostic], protocol: str) -> Diagnosis:
     """Check an outcome, and run adaptive attacks where a doubt is raised.
 
-    cascade: a block of samples that has gone through its suite. earlier: the findings so far. everything: adaptive
-    attacks run on all robust samples; otherwise on those that the probes asked.
+    cascade: a block of samples that has gone through its suite. earlier: the findings so far. protocol: the name of the
+    suite, or "custom".
     """
     if cascade.context.threat_model.eps == 0 or not bool(cascade.context.states.correct.any()):
         return Diagnosis([])
@@ -91,7 +93,8 @@ def diagnose(cascade: Cascade, preflight: Preflight, earlier: Sequence[Diagnosti
     smells = _first_look(cascade, preflight)
     warned = {finding.slug for finding in earlier if finding.status in ("warn", "fail")} & REASONS
     problems = warned | set(preflight.doubts) | {finding.slug for finding in smells if finding.status == "warn"}
-    probing = probes.run_probes(cascade)
+    everything = protocol not in SAMPLED
+    probing = probes.run_probes(cascade, probes.OWN_PROBES if protocol == "custom" else probes.PROBES)
     if probing.suspicious:
         problems.add(PROBED)
     if not problems:
@@ -190,7 +193,7 @@ def continue_diagnosis(cascade: Cascade, diagnosis: Diagnosis) -> Probing | None
     if diagnosis.probing is None or not len(cascade.robust_positions):
         return None
     cascade.use_full_precision()
-    probing = probes.probe_block(cascade, diagnosis.probing.share)
+    probing = probes.probe_block(cascade, diagnosis.probing)
     if diagnosis.adaptive and diagnosis.everything:
         probing = probes.ask_rest(cascade, probing)
     if diagnosis.adaptive:

@@ -163,7 +163,7 @@ def planted(outcome: Outcome) -> Measurement | Skipped:
     return Measurement(
         result.successes / result.images,
         result.images,
-        bool(rarely or (no_better_than_random and result.images >= MOST_PLANTED // 2)),
+        bool(rarely or (no_better_than_random and result.images > MOST_PLANTED // 2)),
         {"found": result.successes, "random": result.random_successes, "attack": spec_text(outcome.planted_attack)},
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustbench_local.attacks.randomness import hash_indices
-from robustbench_local.attacks.suites import INSET, Stage
+from robustbench_local.attacks.suites import INSET, SUITES, Stage
 from robustbench_local.engine.cascade import Cascade, StageRun
 from robustbench_local.engine.events import DIAGNOSTIC_STAGES
 from robustbench_local.engine.protocol import Step, resolve_attack
@@ -28,6 +28,8 @@ LIMIT = 0.01
 """How much of all images the probes may still take before the reported number cannot be trusted."""
 ALPHA = 0.025
 """The probability with which a bound may be wrong, over all looks: half of 5 %; the other is the adaptive attacks'."""
+OWN_PROBES = (*PROBES, *(stage.attack for stage in SUITES["fast"][2][1:]))
+"""Where attacks of the user's choice ran instead of a suite, also those of a suite."""
 NEARLY_ALL = 0.8
 """Where a larger share than this would be asked, all are: that leaves nothing to a bound."""
 STRATA, STALLED, LOOKS = 4, 8, 4
@@ -41,10 +43,11 @@ class Draw:
     """The robust samples of a block in strata, each in a random order.
 
     strata: positions, int64 [samples] each. The first stratum, of the images whose margin the suite has lowered least,
-    is always asked whole.
+    is always asked whole. attacks: the probes that ask them.
     """
 
     strata: tuple[Tensor, ...]
+    attacks: tuple[str, ...] = PROBES
 
     @property
     def population(self) -> int:
@@ -61,7 +64,7 @@ class Draw:
         return torch.cat(self.strata)[ranks.argsort(stable=True)]
 
 
-def draw(cascade: Cascade) -> Draw:
+def draw(cascade: Cascade, attacks: tuple[str, ...] = PROBES) -> Draw:
     """Divide the robust samples of a block into strata by margin."""
     context, states, robust = cascade.context, cascade.context.states, cascade.robust_positions
     left = states.margin[robust] / states.clean_margin[robust].clamp_min(1e-30)
@@ -73,7 +76,7 @@ def draw(cascade: Cascade) -> Draw:
         hashes = hash_indices(context.seed, context.dataset.indices[positions])
         return positions[hashes.argsort(stable=True)]
 
-    return Draw((stalled, *map(in_random_order, others.tensor_split(STRATA))))
+    return Draw((stalled, *map(in_random_order, others.tensor_split(STRATA))), attacks)
 
 
 @dataclass(frozen=True)
@@ -105,16 +108,16 @@ class Probing:
         return self.remaining > self.limit or self.found > max(1, self.limit)
 
 
-def run_probes(cascade: Cascade) -> Probing:
-    """Ask a random sample, and more of it while the bound is undecided."""
-    drawn, n = draw(cascade), len(cascade.positions)
+def run_probes(cascade: Cascade, attacks: tuple[str, ...]) -> Probing:
+    """Ask a random sample by attacks such as `PROBES`, and more of it while the bound is undecided."""
+    drawn, n = draw(cascade, attacks), len(cascade.positions)
     population, limit = drawn.population, math.floor(LIMIT * n)
     share = share_for(limit, population, ALPHA / 2)
     asked, found, remaining = torch.zeros(0, dtype=torch.int64), 0, population
     for look in range(LOOKS):
         share = share if share < NEARLY_ALL else 1.0
         now = drawn.asked(share)
-        found += _fooled(_ask(cascade, now[~torch.isin(now, asked)], look))
+        found += _fooled(_ask(cascade, drawn, now[~torch.isin(now, asked)], look))
         asked = now
         remaining = 0 if len(asked) == population else most_remaining(found, population, share, ALPHA / 2 ** (look + 1))
         if remaining <= limit or found > max(1, limit):
@@ -130,7 +133,7 @@ def ask_more(cascade: Cascade, probing: Probing, least: int) -> Probing:
         return probing
     share = min(1.0, least / population)
     asked = probing.drawn.asked(share)
-    found = probing.found + _fooled(_ask(cascade, asked[~torch.isin(asked, probing.asked)], LOOKS))
+    found = probing.found + _fooled(_ask(cascade, probing.drawn, asked[~torch.isin(asked, probing.asked)], LOOKS))
     remaining = 0 if len(asked) == population else most_remaining(found, population, share, ALPHA / 2**LOOKS)
     return replace(probing, asked=asked, share=share, found=found, remaining=remaining)
 
@@ -139,26 +142,26 @@ def ask_rest(cascade: Cascade, probing: Probing) -> Probing:
     """Run the probes on the robust samples that were not asked."""
     rest = cascade.robust_positions
     rest = rest[~torch.isin(rest, probing.asked)]
-    found = _fooled(_ask(cascade, rest, LOOKS))
+    found = _fooled(_ask(cascade, probing.drawn, rest, LOOKS))
     return replace(probing, asked=torch.cat([probing.asked, rest]), share=1.0, found=probing.found + found, remaining=0)
 
 
-def probe_block(cascade: Cascade, share: float) -> Probing:
-    """Ask the same share of a further block of samples."""
-    drawn, n = draw(cascade), len(cascade.positions)
+def probe_block(cascade: Cascade, first: Probing) -> Probing:
+    """Ask the same share of a further block of samples as of the first."""
+    drawn, n, share = draw(cascade, first.drawn.attacks), len(cascade.positions), first.share
     asked = drawn.asked(share)
-    found = _fooled(_ask(cascade, asked, 0))
+    found = _fooled(_ask(cascade, drawn, asked, 0))
     return Probing(drawn, asked, share, found, most_remaining(found, drawn.population, share, ALPHA), n)
 
 
-def _ask(cascade: Cascade, positions: Tensor, look: int) -> list[StageRun]:
+def _ask(cascade: Cascade, drawn: Draw, positions: Tensor, look: int) -> list[StageRun]:
     """Run every probe on those of the positions that are robust, as a look of that number."""
     runs = []
-    for number, attack in enumerate(PROBES):
+    for number, attack in enumerate(drawn.attacks):
         step = Step(resolve_attack(attack), Stage(attack=attack, role="diagnostic"))
         standing = positions[cascade.context.states.robust[positions]]
         if len(standing):
-            runs.append(cascade.run_stage(step, FIRST_PROBE + look * len(PROBES) + number, PROBED, standing))
+            runs.append(cascade.run_stage(step, FIRST_PROBE + look * len(drawn.attacks) + number, PROBED, standing))
     return runs
 
 

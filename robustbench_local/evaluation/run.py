@@ -45,8 +45,6 @@ from robustbench_local.runtime.distributed import broadcast, gather, rank_and_wo
 from robustbench_local.runtime.precision import full_precision
 from robustbench_local.runtime.resources import forget_peak_memory, seconds_since
 
-SAMPLED = ("fast", "custom")
-"""Protocols after which adaptive attacks run on a sample."""
 MOST_TARGETS = 9
 """Classes to steer to that are recorded for every sample: as many as any adaptive attack uses."""
 
@@ -235,7 +233,7 @@ def _first_block(
     findings = [*findings, *inputs, *cascade.run_suite(plan.steps, gradients)]
     if not plan.settings.diagnostics:
         return findings, Diagnosis([])
-    diagnosis = diagnose(cascade, run.checked, findings, everything=plan.protocol.name not in SAMPLED)
+    diagnosis = diagnose(cascade, run.checked, findings, plan.protocol.name)
     return [*as_warnings(findings, run.checked.doubts, diagnosis), *diagnosis.findings], diagnosis
 
 

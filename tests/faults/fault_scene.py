@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fault_commands import COMMAND, Command, begun, ended, require_refusal, require_same, require_tidy, told
+from fault_commands import COMMAND, Command, begun, ended, require_refusal, require_same_outcome, require_tidy, told
 
 from robustbench_local.engine.journal import journal_path
 
@@ -67,7 +67,7 @@ class Scene:
 
     def require_whole(self) -> None:
         """The undisturbed outcome, and nothing besides."""
-        require_same(told(self.output), self.expected)
+        require_same_outcome(told(self.output), self.expected)
         assert sorted(path.name for path in self.folder.iterdir()) == FILES
 
     def require_resumed(self, *more: object, **options) -> None:

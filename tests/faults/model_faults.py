@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from fault_commands import TRAINING, ended, require_same, told, trained
+from fault_commands import TRAINING, ended, require_same, require_same_outcome, told, trained
 from fault_injections import jumping_clocks
 from fault_scene import Scene
 from torch import nn
@@ -116,7 +116,9 @@ def no_memory_for_one_image(scene: Scene) -> None:
     with pytest.raises(UserError, match="memory"):
         evaluated(scene, fail)
     result, record = told(scene.folder / "whole.json")
-    require_same(evaluated(scene, healthy, resume=True), ({**result, "samples_file": "r.samples.jsonl"}, record))
+    require_same_outcome(
+        evaluated(scene, healthy, resume=True), ({**result, "samples_file": "r.samples.jsonl"}, record)
+    )
 
 
 def nan_on_an_image(scene: Scene) -> None:
