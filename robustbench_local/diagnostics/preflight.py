@@ -93,6 +93,8 @@ def _check(model: Metered, dataset: Dataset, threat_model: ThreatModel, device: 
     fresh = fresh_copy(model)
     several = probe_images(dataset)[:fits]
     output = choose_output(model, dataset.images(several).to(device), dataset.labels[several].to(device), dataset)
+    if fits > 1:
+        refusals.first_logits(model, dataset.images(several).to(device), dataset)  # so many must fit the device
     first = refusals.first_logits(model, images, dataset)
     refusals.require_finite_logits(model.model, first, dataset, positions)
     classes = refusals.require_classes(first, dataset, threat_model)
@@ -142,10 +144,12 @@ def _repeatability(model: Metered, fresh: Metered | None, asked: _Asked, threat_
     images, first, points, measured = asked
     with torch.no_grad():
         without_gradients = model(points)
-    half, strangers = (len(images) + 1) // 2, blends(images)
-    in_batch = batch_independent(model, images, first, strangers[:half])
-    gradient = torch.cat([measured.margin_gradient[:half], (images - images.roll(1, 0))[:half]])
-    near = near_duplicates(torch.cat([points[:half], strangers[:half]]), gradient, threat_model)
+    half = (len(images) + 1) // 2
+    beside = half if len(images) > 1 else 0  # no more than one image may fit the device
+    strangers = blends(images)[:beside]
+    in_batch = batch_independent(model, images, first, strangers)
+    gradient = torch.cat([measured.margin_gradient[:half], (images - images.roll(1, 0))[:beside]])
+    near = near_duplicates(torch.cat([points[:half], strangers]), gradient, threat_model)
     answers = Answers.of(model, fresh, images, first)
     memory = ask_fresh_copies(model, fresh, near, images, answers)
     if answers.random or memory.random:

@@ -125,16 +125,17 @@ def _data_info(plan: EvaluationPlan, context: RunContext) -> DataInfo:
 
 
 def _cost(run: CompletedRun) -> Cost:
-    passes, n = run.passes, len(run.context.dataset)
+    passes, n, parts = run.passes, len(run.context.dataset), _cost_parts(run)
+    seconds = max(run.seconds, sum(part.seconds for part in parts))  # a clock that was set back adds up to less
     return Cost(
         forward_passes=passes.forward,
         backward_passes=passes.backward,
         forward_passes_per_image=passes.forward / n,
         backward_passes_per_image=passes.backward / n,
-        seconds=run.seconds,
-        image_steps_per_second=passes.backward / run.seconds,
+        seconds=seconds,
+        image_steps_per_second=passes.backward / seconds,
         peak_memory_bytes=peak_memory(run.context.device),
-        parts=_cost_parts(run),
+        parts=parts,
     )
 
 
