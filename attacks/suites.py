@@ -5,7 +5,7 @@ A published version of a suite never changes; a better suite gets the next versi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Role = Literal["search", "follow-up", "probe", "tail", "solver", "diagnostic", "adaptive"]
@@ -16,7 +16,7 @@ class Stage:
     """One attack of a suite, and the samples it runs on.
 
     attack: as the command line writes it. share: the fraction of samples not yet fooled to attack, those with the
-    smallest margins. least, most: bounds on their number. role: a "search" always runs. A "follow-up" runs only if the
+    smallest margins. least: at least so many. role: a "search" always runs. A "follow-up" runs only if the
     stage before it fooled more than `MOVING` of its samples. A "probe" that fools more than `MASKED` of its samples,
     where gradient attacks failed, shows gradient masking; a "tail" runs only then. A "solver" runs only on networks
     that it supports. No suite contains a "diagnostic", which checks for gradient masking after every suite, or an
@@ -26,7 +26,6 @@ class Stage:
     attack: str
     share: float = 1.0
     least: int = 1
-    most: int | None = field(default=None, metadata={"since": 2})
     role: Role = "search"
 
 

@@ -32,6 +32,7 @@ from robustbench_local.diagnostics.indicators import ProbeSet
 from robustbench_local.diagnostics.preflight import Preflight
 from robustbench_local.diagnostics.probes import Probing, probe_finding
 from robustbench_local.diagnostics.transfer_attack import Transfer
+from robustbench_local.diagnostics.verdict import finding_of
 from robustbench_local.engine.cascade import Cascade
 from robustbench_local.engine.protocol import Step
 from robustbench_local.results.checks import ADAPTED, PROBED
@@ -210,13 +211,11 @@ def over_blocks(findings: Sequence[Diagnostic], probings: Sequence[Probing]) -> 
     if not probings:
         return list(findings)
     together = probes.pooled(probings)
-    finding = probe_finding(together, warns=together.suspicious)
-    return [
-        finding.model_copy(update={"status": "fail"} if finding.status == "warn" and each.status == "pass" else {})
-        if each.slug == PROBED
-        else each
-        for each in findings
-    ]
+    first = finding_of(findings, PROBED)
+    pooled = probe_finding(together, warns=together.suspicious or first.status == "warn")
+    if pooled.status == "warn" and first.status == "pass":
+        pooled = pooled.model_copy(update={"status": "fail"})
+    return [pooled if each.slug == PROBED else each for each in findings]
 
 
 def _skipped(slug: str, reason: str) -> Diagnostic:
@@ -362,7 +361,7 @@ def _adaptive_summary(cascade: Cascade, robust_before: int, remaining: int, *, c
     return Diagnostic(
         slug=ADAPTED,
         status="warn" if confirmed else "pass",
-        value=float(lost),
+        value=(lost + remaining) / len(cascade.positions),
         threshold=probes.LIMIT,
         n=robust_before,
         advice=found + more if confirmed else "",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_local.models.metered import ModelFailure
+from robustbench_local.models.metered import Metered
 
 ALIKE = 1e-3
 """Difference of features, relative to the largest, that another batch may explain."""
@@ -19,26 +19,12 @@ class FeaturesMissing(Exception):
 
 
 class Logits:
-    """A model's logits, float [rows, classes].
-
-    A model that does not take a batch of one is asked about a pair of the same image.
-    """
+    """A model's logits, float [rows, classes]."""
 
     def __init__(self, model: nn.Module):
-        self._model, self._alone = model, True
+        self._model = model
 
     def __call__(self, points: Tensor) -> Tensor:
-        if len(points) == 1 and not self._alone:
-            return self._ask(points.repeat(2, *[1] * (points.dim() - 1)))[:1]
-        try:
-            return self._ask(points)
-        except ModelFailure:
-            if len(points) > 1:
-                raise
-        self._alone = False
-        return self(points)
-
-    def _ask(self, points: Tensor) -> Tensor:
         logits: Tensor = self._model(points)
         return logits
 
@@ -58,9 +44,11 @@ class Features(Logits):
         layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         self._last = layers[-1] if layers else None
 
-    def _ask(self, points: Tensor) -> Tensor:
+    def __call__(self, points: Tensor) -> Tensor:
         if self._last is None:
-            return super()._ask(points)
+            return super().__call__(points)
+        if len(points) == 1 and isinstance(self._model, Metered) and self._model.model.refuses_one:
+            return self(points.repeat(2, *[1] * (points.dim() - 1)))[:1]
         inputs: list[Tensor] = []
         thread = threading.get_ident()
 
@@ -70,7 +58,7 @@ class Features(Logits):
 
         handle = self._last.register_forward_pre_hook(record)
         try:
-            super()._ask(points)
+            super().__call__(points)
         finally:
             handle.remove()
         if len(inputs) != 1 or inputs[0].dim() != 2 or len(inputs[0]) != len(points):

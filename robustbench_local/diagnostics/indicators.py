@@ -125,7 +125,7 @@ def jumps_on_gray_levels(probe: ProbeSet, draws: int = 2) -> Tensor:
     return found
 
 
-def gradient_mismatch(probe: ProbeSet, share: float = 0.1) -> Tensor:
+def gradient_mismatch(probe: ProbeSet, share: float = 0.03) -> Tensor:
     """How badly the gradient predicts the loss after a small step, for every image: float [rows].
 
     share: the length of the step along the gradient, in multiples of eps. 0 where the loss changes exactly as

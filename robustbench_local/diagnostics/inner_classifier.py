@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustbench_local.errors import UserError
 from robustbench_local.models.classifier import Classifier
-from robustbench_local.models.metered import Metered, ModelFailure
+from robustbench_local.models.metered import Metered
 
 AGREEMENT = 0.5
 """The share of images on which an inner classifier must predict what the whole model predicts."""
@@ -34,10 +35,12 @@ def inner_classifier(model: Metered, images: Tensor) -> Metered | None:
         name = f"a part of {whole.name}"
         inside = Classifier(module, name=name, mean=scaling.get("mean"), std=scaling.get("std"), copy=False)
         inside.probabilities, counted = whole.probabilities, Metered(inside, model.passes)
-        with contextlib.suppress(ModelFailure), torch.no_grad():
+        with contextlib.suppress(UserError), torch.no_grad():
             answers = counted(images)
+            if answers.shape != logits.shape:
+                continue
             agreement = float((answers.argmax(1) == logits.argmax(1)).float().mean())
-            if answers.shape == logits.shape and agreement >= AGREEMENT and (best is None or agreement > best[0]):
+            if agreement >= AGREEMENT and (best is None or agreement > best[0]):
                 best = agreement, counted
     return best[1] if best else None
 

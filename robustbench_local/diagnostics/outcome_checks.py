@@ -77,8 +77,9 @@ def stability(outcome: Outcome) -> Measurement:
     return Measurement(indicators.margin_instability(outcome.probe), len(outcome.probe))
 
 
-MISMATCH = 0.5
-"""From this on a gradient says little; honest networks stay below 0.3 at every image."""
+MISMATCH = 0.6
+"""The relative error above which a gradient misleads. Networks without masking reached 0.54 at one of 228 images of the
+published MNIST network with eps 0.3, and 0.44 elsewhere; behind a ripple it is above 0.9."""
 
 
 def gradient_prediction(outcome: Outcome) -> Measurement | Skipped:
@@ -205,8 +206,8 @@ CHECKS = (
         checks.GRADIENT_PREDICTS_LOSS,
         gradient_prediction,
         0.0,
-        "at {value:.0%} of {n} images a step of eps/10 along the gradient changes the margin otherwise than predicted, "
-        "by half and more: gradients are shattered, wrong, or too small to be exact there",
+        "at {value:.0%} of {n} images a step of 3 % of eps along the gradient changes the margin otherwise than "
+        "predicted, by more than 60 %: gradients are shattered, wrong, or too small to be exact there",
         always=True,
     ),
     Check(

@@ -38,8 +38,7 @@ E = TypeVar("E", CleanEvent, SearchEvent)
 class StageRun:
     """A finished stage.
 
-    robust_before: how many samples were robust before it. because: the check that failed and caused it. passes: forward
-    and backward, of all processes.
+    robust_before: how many samples were robust before it. because: the check that failed and caused it.
     """
 
     step: Step
@@ -49,7 +48,6 @@ class StageRun:
     fooled: int
     seconds: float
     because: str | None = None
-    passes: int = 0
 
 
 class Cascade:
@@ -156,11 +154,9 @@ class Cascade:
         done = sum(len(event.positions) for event in restored)
         self._observer.begin(spec_text(step.attack), len(positions) * total, done)
         self._receive(self._search(step, number, positions, finished, apply), apply)
-        events = self._journal.of_stage(number)
-        fooled = sum(len(event.breaks) for event in events)
-        passes = sum(event.forward + event.backward for event in events)
+        fooled = sum(len(event.breaks) for event in self._journal.of_stage(number))
         seconds = seconds_since(started) + seconds_of(restored)
-        stage_run = StageRun(step, number, len(robust), len(positions), fooled, seconds, because, passes)
+        stage_run = StageRun(step, number, len(robust), len(positions), fooled, seconds, because)
         self.stage_runs.append(stage_run)
         return stage_run
 
@@ -268,8 +264,7 @@ def _share_of_this_rank(positions: Tensor) -> Tensor:
 
 def _smallest_margin_first(robust: Tensor, stage: Stage) -> Tensor:
     """The robust positions, ordered by margin, that a stage runs on."""
-    count = max(stage.least, math.ceil(stage.share * len(robust)))
-    return robust[: count if stage.most is None else min(count, stage.most)]
+    return robust[: max(stage.least, math.ceil(stage.share * len(robust)))]
 
 
 def _probe_diagnostic(probes: list[StageRun], gradients: Diagnostic) -> Diagnostic:

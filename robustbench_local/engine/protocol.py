@@ -123,10 +123,7 @@ def settings_hash(steps: Sequence[Step]) -> str:
 
 def _hashed_step(step: Step) -> list[Any]:
     original, added = _by_age(step.attack)
-    stage_added = _by_age(step.stage)[1]
     content: list[Any] = [step.attack.name, {**original, **added}, step.stage.share, step.stage.least, step.stage.role]
-    if stage_added:
-        content.append(stage_added)
     code = getattr(step.attack, "code_sha256", None)
     if code is not None:
         content.append({"code": code})

@@ -213,8 +213,8 @@ DESCRIPTIONS: dict[str, Description] = {
     ),
     checks.GRADIENT_PREDICTS_LOSS: Description(
         AFTER,
-        "At which share of robust images does a step of eps / 10 change the margin otherwise than the gradient says, "
-        "by half and more?",
+        "At which share of robust images does a step of 3 % of eps change the margin otherwise than the gradient "
+        "says, by more than 60 %?",
         "{limit:.0%}",
         0.0,
         DOUBT,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fronts import Front
 from torch import nn
 from torch.nn import functional
 
@@ -121,15 +122,6 @@ def test_where_as_a_method_is_where_as_a_function(points):
 def digits_images():
     dataset = load_dataset("digits")
     return dataset.images(torch.arange(80)), dataset.labels[:80]
-
-
-class Front(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, images):
-        return self.function(images)
 
 
 def standing(model, points, labels):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import fronts
 import numpy as np
 import pytest
 import torch
@@ -17,15 +18,7 @@ from robustbench_local.attacks.norms import NORMS
 
 INSET = 1e-6
 MEAN, STD = 0.4816, 0.0039
-FRONTS = {
-    "clamp": lambda x: x.clamp(0, 1),
-    "hardtanh": nn.Hardtanh(0, 1),
-    "relus": lambda x: 1 - torch.relu(1 - torch.relu(x)),
-    "normalized": lambda x: ((x - MEAN) / STD).clamp((0 - MEAN) / STD, (1 - MEAN) / STD) * STD + MEAN,
-    "gray-levels": lambda x: (x * 255).clamp(0, 255) / 255,
-    "signed": lambda x: (functional.hardtanh(2 * x - 1) + 1) / 2,
-    "bright": lambda x: (x + 3).clamp(3, 4) - 3,
-}
+FRONTS = {**fronts.FRONTS, "normalized": fronts.normalized(MEAN, STD), "bright": lambda x: (x + 3).clamp(3, 4) - 3}
 SLACK = 1e-7
 """Perturbations of length at most 1 are rounded to float32."""
 THREATS = [("linf", 0.1), ("l2", 0.5), ("l1", 2.0)]

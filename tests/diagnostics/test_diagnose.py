@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+import torch
 from short_attacks import shorten_adaptive_attacks
 from torch import nn
 
@@ -16,7 +17,7 @@ from robustbench_local.attacks.attack import spec_text
 from robustbench_local.diagnostics import diagnose, probes
 from robustbench_local.diagnostics.adaptive_attacks import REASONS
 from robustbench_local.diagnostics.check import Check, Measurement
-from robustbench_local.diagnostics.probes import PROBES
+from robustbench_local.diagnostics.probes import PROBES, Draw, Probing
 from robustbench_local.diagnostics.verdict import verdict_of
 from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.protocol import custom, resolve_attack
@@ -184,6 +185,21 @@ def test_the_verdict_is_the_gravest_finding(statuses, assessed, expected):
     verdict = verdict_of(findings, assessed=assessed)
     assert verdict.status == expected
     assert verdict.reasons == [f"c{n}: a" for n, status in enumerate(statuses) if status in ("warn", "fail")]
+
+
+def probing(found, remaining, n=100):
+    asked = torch.arange(n)
+    return Probing(Draw((asked[:0], asked)), asked, 0.5, found, remaining, n)
+
+
+@pytest.mark.parametrize(
+    ("first", "found", "expected"),
+    [("pass", 0, "pass"), ("pass", 40, "fail"), ("warn", 0, "warn"), ("warn", 40, "warn")],
+)
+def test_probes_over_blocks_never_take_a_warning_back(first, found, expected):
+    findings = [Diagnostic(slug=checks.PROBED, status=first), Diagnostic(slug=checks.GROWTH, status="pass")]
+    (pooled, other) = diagnose.over_blocks(findings, [probing(0, 0), probing(found, 0)])
+    assert (pooled.status, other) == (expected, findings[1])
 
 
 def brightness(outcome):

@@ -9,7 +9,7 @@ from robustbench_local.attacks import PGD
 from robustbench_local.diagnostics.active_test import INNER_POINTS, active_test
 from robustbench_local.diagnostics.features import Features, FeaturesMissing, Logits
 from robustbench_local.diagnostics.transfer_attack import refitted
-from robustbench_local.models.metered import Metered
+from robustbench_local.models.metered import Metered, ModelFailure
 
 DIGITS = load_dataset("digits", split="test")
 FEW = DIGITS.subset(range(30))
@@ -47,6 +47,9 @@ def test_rows_in_another_order_are_noticed():
 
 def test_a_model_that_refuses_a_batch_of_one_is_asked_about_a_pair():
     model = Metered(unusual("never alone"))
+    with pytest.raises(ModelFailure):
+        model(IMAGES[:1])
+    model.model.refuses_one = True  # as the preflight has found
     for read in (Features(model), Logits(model)):
         assert torch.allclose(torch.cat([read(image) for image in IMAGES.split(1)]), read(IMAGES), atol=1e-4)
 
@@ -54,6 +57,7 @@ def test_a_model_that_refuses_a_batch_of_one_is_asked_about_a_pair():
 @pytest.mark.parametrize("name", [*HONEST, *DEPENDENT, *SAME_ANSWER])
 def test_planting_and_refitting_take_any_forward(name):
     model = Metered(unusual(name))
+    model.model.refuses_one = name == "never alone"
     found = active_test(model, THREAT, IMAGES[:3], PGD(steps=10, loss="margin"))
     assert 0 <= found.successes <= found.images <= 3
     surrogate = refitted(model, DIGITS, THREAT, torch.device("cpu"))

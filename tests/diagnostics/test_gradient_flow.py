@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fronts import Front
 from torch import nn
 
 from robustbench_local import Classifier
@@ -9,15 +10,6 @@ from robustbench_local.diagnostics.gradient_flow import trace_gradients
 from robustbench_local.models.metered import Metered
 
 IMAGES = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-
-
-class Front(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, images):
-        return self.function(images)
 
 
 def traced(function, wrap=lambda net: net):

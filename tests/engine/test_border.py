@@ -2,8 +2,8 @@
 
 import functools
 
+import fronts
 import pytest
-import torch
 from torch import nn
 from torch.nn import functional
 
@@ -14,12 +14,8 @@ from robustbench_local.models.metered import Metered
 evaluate = functools.partial(evaluate, diagnostics=False, device="cpu")
 MEAN, STD = 0.485, 0.229
 FRONTS = {
-    "clamp": lambda x: x.clamp(0, 1),
-    "hardtanh": nn.Hardtanh(0, 1),
-    "relus": lambda x: 1 - torch.relu(1 - torch.relu(x)),
-    "normalized": lambda x: ((x - MEAN) / STD).clamp((0 - MEAN) / STD, (1 - MEAN) / STD) * STD + MEAN,
-    "gray-levels": lambda x: (x * 255).clamp(0, 255) / 255,
-    "signed": lambda x: (functional.hardtanh(2 * x - 1) + 1) / 2,
+    **fronts.FRONTS,
+    "normalized": fronts.normalized(MEAN, STD),
     "relu6": lambda x: functional.relu6(6 * x) / 6,
     "hardsigmoid": lambda x: functional.hardsigmoid(6 * x - 3),
     "wide": lambda x: x.clamp(-0.5, 1.0).clamp(0.0, 1.5),

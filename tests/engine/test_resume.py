@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from fault_commands import Command, ended, workers
+from interrupting import StopAfter
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import APGD, PGD
@@ -32,18 +33,6 @@ def digits():
 @pytest.fixture(scope="module")
 def model():
     return load_classifier("digits-cnn-robust")
-
-
-class StopAfter(Observer):
-    """Interrupts when so many batches have been finished."""
-
-    def __init__(self, batches):
-        self.left = batches
-
-    def advance(self, finished, robust):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 def told(output):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from interrupting import StopAfter
 
 from robustbench_local import Classifier, ThreatModel, evaluate, load_classifier, load_dataset
 from robustbench_local.attacks import PGD
 from robustbench_local.diagnostics import adaptive_attacks
 from robustbench_local.engine.journal import journal_path
-from robustbench_local.engine.observer import Observer
 from robustbench_local.engine.protocol import resolve_attack
 
 BALL = ThreatModel("linf", "0.1")
@@ -75,24 +75,12 @@ def test_without_diagnostics_the_preflight_is_left(digits, eps):
     assert require_sums(result) == ["clean pass", "suite", "checks"]
 
 
-class Interrupt(Observer):
-    """Stops the run when so many batches have been finished."""
-
-    def __init__(self, batches):
-        self.left = batches
-
-    def advance(self, finished, robust):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("batches", [2, 7])
 def test_a_resumed_run_has_the_parts_of_both_sessions(digits, tmp_path, batches):
     model, output = load_classifier("digits-cnn-robust"), tmp_path / "r.json"
     options = {"suite": "fast", "batch_size": 8, "output": output}
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, digits, BALL, observer=Interrupt(batches), **options)
+        evaluate(model, digits, BALL, observer=StopAfter(batches), **options)
     assert journal_path(output).exists()
     resumed = evaluate(model, digits, BALL, resume=True, **options).result
     assert require_sums(resumed) == ["clean pass", "suite", "checks", "probes"]

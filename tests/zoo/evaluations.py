@@ -26,6 +26,16 @@ def evaluated(one: members.Member | honest.Honest, samples=None, suite="fast"):
     return evaluate(one.build(), part, one.threat_model, suite=suite, device="cpu"), part
 
 
+def require_seen(name, suite):
+    """A broken defense is not trusted and, under `standard`, its number is near that of the best adaptive attack."""
+    member = members.member(name)
+    evaluation, part = evaluated(member, suite=suite)
+    assert evaluation.result.verdict.status != "trusted"
+    if suite == "standard" and name not in members.UNBOUNDED:
+        left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
+        assert evaluation.robust_accuracy.value <= accuracy(left) + 0.02
+
+
 def troubled(result):
     """Slugs of the checks that warn or fail."""
     return {finding.slug for finding in result.diagnostics if finding.status in ("warn", "fail")}

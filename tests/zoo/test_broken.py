@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from adaptive import Hunt
-from evaluations import accuracy, evaluated, some, troubled
+from evaluations import accuracy, evaluated, require_seen, some, troubled
 from short_attacks import shorten_adaptive_attacks
 from tasks import task
 
@@ -178,10 +178,4 @@ def test_a_broken_defense_is_flagged_and_its_number_lowered(name, monkeypatch):
 @pytest.mark.parametrize("suite", ["fast", "standard"])
 @pytest.mark.parametrize("name", members.EARLIER)
 def test_a_broken_defense_is_never_trusted(name, suite):
-    """And under `standard` its number is within two points of the best adaptive attack."""
-    member = members.member(name)
-    evaluation, part = evaluated(member, suite=suite)
-    assert evaluation.result.verdict.status != "trusted"
-    if suite == "standard":
-        left = member.adaptive(member.build(), part.images(range(len(part))), part.labels, member.threat_model)
-        assert evaluation.robust_accuracy.value <= accuracy(left) + 0.02
+    require_seen(name, suite)
